@@ -1,0 +1,7 @@
+"""Token pruning for audio transformers on JAX: AST and AudioMAE with TopK pruning of a size fixed at trace time."""
+
+from jaxprune.config import Card, ModelConfig
+from jaxprune.models import AST, AudioMAE, Output, build, compiled, masked_topk, topk
+from jaxprune.prune import Policy
+
+__all__ = ["AST", "AudioMAE", "Card", "ModelConfig", "Output", "Policy", "build", "compiled", "masked_topk", "topk"]

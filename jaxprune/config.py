@@ -1,0 +1,137 @@
+"""What a model is: its geometry, and the card that travels with its weights.
+
+`ModelConfig` is everything that decides the shapes and numerics of an AST or AudioMAE classifier. `Card` adds what a
+user needs to give it sound and read its answer: feature statistics, label names, and how logits become probabilities.
+Both are frozen, validated when built, and written as JSON beside every checkpoint. Nothing here touches arrays.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Family = Literal["ast", "audiomae"]
+Activation = Literal["sigmoid", "softmax"]
+
+# (width, heads, depth); AST: Gong et al. 2021, AudioMAE: Huang et al. 2022.
+SIZES = {"tiny": (192, 3, 12), "small": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 16, 24)}
+FAMILY_SIZES = {"ast": ("tiny", "small", "base"), "audiomae": ("small", "base", "large")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shapes and numerics of one classifier.
+
+    `frames` (t) and `mels` (f) are the spectrogram's size; patches are `patch` x `patch` pixels taken every
+    `time_stride` frames and `freq_stride` bins. `norm_eps` belongs to the blocks' LayerNorms, `head_norm_eps` to the
+    one before the classifier. Raises `ValueError` for sizes that do not fit together.
+    """
+
+    family: Family
+    width: int
+    depth: int
+    heads: int
+    classes: int
+    frames: int = 1024
+    mels: int = 128
+    patch: int = 16
+    time_stride: int = 16
+    freq_stride: int = 16
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    head_norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        if self.family not in FAMILY_SIZES:
+            raise ValueError(f"family is {self.family!r}; it must be one of {', '.join(FAMILY_SIZES)}")
+        for name in ("width", "depth", "heads", "classes", "frames", "mels", "patch", "time_stride", "freq_stride"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} cannot be split over {self.heads} heads; choose heads that divide the width"
+            )
+        if self.frames < self.patch or self.mels < self.patch:
+            raise ValueError(
+                f"a spectrogram of {self.frames} frames x {self.mels} mel bins is smaller than one patch of "
+                f"{self.patch} x {self.patch}"
+            )
+        for name in ("norm_eps", "head_norm_eps", "mlp_ratio"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value <= 0:
+                raise ValueError(f"{name} is {value!r}; it must be positive")
+
+    @classmethod
+    def of_size(cls, family: Family, size: str, **changes: Any) -> "ModelConfig":
+        """The published geometry of a named size, e.g. `of_size("ast", "base", classes=50, frames=512)`."""
+        if size not in FAMILY_SIZES.get(family, ()):
+            raise ValueError(f"there is no {family} of size {size!r}; published sizes are {FAMILY_SIZES}")
+        width, heads, depth = SIZES[size]
+        head_norm_eps = {"ast": 1e-5, "audiomae": 1e-6}[family]
+        return cls(
+            **{"family": family, "width": width, "heads": heads, "depth": depth, "head_norm_eps": head_norm_eps}
+            | changes
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along (time, frequency)."""
+        return (self.frames - self.patch) // self.time_stride + 1, (self.mels - self.patch) // self.freq_stride + 1
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens n, before any pruning."""
+        time, freq = self.grid
+        return time * freq
+
+    @property
+    def extra_tokens(self) -> int:
+        """Prefix tokens p that are never pruned: CLS and distillation for AST, CLS for AudioMAE."""
+        return {"ast": 2, "audiomae": 1}[self.family]
+
+    @property
+    def mlp_width(self) -> int:
+        return int(self.width * self.mlp_ratio)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+    """A model's configuration with what is needed to use it.
+
+    `mean` and `std` normalise log-mel features as (x - mean) / (2 std). `labels` is empty when unknown, else one name
+    per class in the head's order. `source` says in words where the weights came from.
+    """
+
+    model: ModelConfig
+    mean: float
+    std: float
+    activation: Activation
+    labels: tuple[str, ...] = ()
+    source: str = ""
+
+    def __post_init__(self):
+        if self.labels and len(self.labels) != self.model.classes:
+            raise ValueError(
+                f"{len(self.labels)} labels were given for a head of {self.model.classes} classes; give one per class"
+            )
+        if self.activation not in ("sigmoid", "softmax"):
+            raise ValueError(
+                f"activation is {self.activation!r}; it must be 'sigmoid' (multi-label) or 'softmax' (single label)"
+            )
+        if not math.isfinite(self.mean) or not math.isfinite(self.std) or self.std <= 0:
+            raise ValueError(f"feature mean {self.mean} and std {self.std} must be finite and std positive")
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Card":
+        """The inverse of `to_json`. Raises `ValueError` on missing or unknown fields."""
+        try:
+            fields = dict(data)
+            fields["model"] = ModelConfig(**fields["model"])
+            fields["labels"] = tuple(fields.get("labels", ()))
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a jaxprune model card: {error}") from error

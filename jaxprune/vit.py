@@ -1,0 +1,177 @@
+"""The transformer both models share: attention, MLP, block, and the encoder that prunes between a block's two halves.
+
+It knows tokens `(b, s, d)` whose first p are extra tokens, and a policy; patches, position tables, pooling and heads
+are `jaxprune.models`' matter. Parameters are float32; products run in the compute dtype, while norms, softmax and
+scores are float32 whatever that is.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxprune.config import ModelConfig
+from jaxprune.prune import Evidence, Policy, Selection
+
+
+@struct.dataclass
+class BlockTrace:
+    """What one block saw and kept.
+
+    `score` `(b, n)` float32 is for the patches entering the block, `scored_ids` `(b, n)` says which original patches
+    those are; `patch_ids` `(b, k)` are the original positions kept, in token order, and `alive` `(b, k)` which of them
+    are real (all, unless a masked stage left surplus). `tokens` `(b, p + k, d)` leave the block, extra tokens first.
+    """
+
+    score: Float[Array, "b n"]
+    scored_ids: Int[Array, "b n"]
+    patch_ids: Int[Array, "b k"]
+    alive: Bool[Array, "b k"]
+    tokens: Float[Array, "b pk d"]
+
+
+class Encoder(nnx.Module):
+    """Pre-norm blocks, pruned between attention and MLP as the policy says."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.extra_tokens = config.extra_tokens
+        self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
+
+    def __call__(
+        self,
+        tokens: Float[Array, "b s d"],
+        policy: Policy,
+        *,
+        patch_mean: Float[Array, "b n"],
+        patch_std: Float[Array, "b n"],
+    ) -> tuple[Float[Array, "b pk d"], Bool[Array, "b k"] | None, tuple[BlockTrace, ...]]:
+        """Tokens after the last block, which of their patches are alive (None: all), and one trace a block.
+
+        Order inside a pruning block: attention with its residual, then selection, then the MLP on the kept tokens.
+        Raises `ValueError` if the policy names a block the encoder does not have.
+        """
+        if beyond := sorted(set(policy.stages) - set(range(len(self.blocks)))):
+            raise ValueError(
+                f"the policy prunes at blocks {beyond}, but the model has blocks 0 to {len(self.blocks) - 1}"
+            )
+        p = self.extra_tokens
+        patch_ids = jnp.broadcast_to(jnp.arange(patch_mean.shape[1], dtype=jnp.int32), patch_mean.shape)
+        alive, trace = None, []
+        for i, block in enumerate(self.blocks):
+            queries = policy.score.queries(p)
+            tokens, received = block.attend(tokens, queries=queries, mask=token_mask(alive, p))
+            scored_ids = patch_ids
+            score = policy.score(Evidence(received[:, p:], patch_ids, patch_mean, patch_std, i))
+            selection = policy.stages[i](score, alive) if i in policy.stages else None
+            if selection is not None:
+                tokens, patch_ids, alive = select(tokens, patch_ids, selection, extra_tokens=p)
+            tokens = block.feed_forward(tokens)
+            is_alive = jnp.ones(patch_ids.shape, bool) if alive is None else alive
+            trace.append(BlockTrace(score, scored_ids, patch_ids, is_alive, tokens))
+        return tokens, alive, tuple(trace)
+
+
+class Block(nnx.Module):
+    """One pre-norm transformer block, offered as its two halves so that tokens can leave in between."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(config.width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(config.width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
+
+    def attend(
+        self, tokens: Float[Array, "b s d"], *, queries: slice, mask: Bool[Array, "b s"] | None
+    ) -> tuple[Float[Array, "b s d"], Float[Array, "b s"]]:
+        """First half: tokens after attention and residual, and the attention each token received from `queries`."""
+        update, received = self.attention(self.norm1(tokens), queries=queries, mask=mask)
+        return tokens + update, received
+
+    def feed_forward(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        """Second half: tokens after the MLP and its residual."""
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with biased qkv, scale c ** -0.5."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.qkv = linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
+        self.out = linear(config.width, config.width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, tokens: Float[Array, "b s d"], *, queries: slice, mask: Bool[Array, "b s"] | None
+    ) -> tuple[Float[Array, "b s d"], Float[Array, "b s"]]:
+        qkv = self.qkv(tokens)
+        q, k, v = rearrange(qkv, "b s (three h c) -> three b h s c", three=3, h=self.heads)
+        mixed, received = attend(q, k, v, queries=queries, mask=mask)
+        return self.out(rearrange(mixed, "b h s c -> b s (h c)")), received
+
+
+class Mlp(nnx.Module):
+    """Two linear layers around the exact (erf) GELU."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.fc1 = linear(config.width, config.mlp_width, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        return self.fc2(jax.nn.gelu(self.fc1(tokens), approximate=False))
+
+
+def attend(
+    q: Float[Array, "b h s c"],
+    k: Float[Array, "b h s c"],
+    v: Float[Array, "b h s c"],
+    *,
+    queries: slice,
+    mask: Bool[Array, "b s"] | None,
+) -> tuple[Float[Array, "b h s c"], Float[Array, "b s"]]:
+    """Softmax attention, and what each token received: float32, mean over heads and over the unmasked `queries`.
+
+    A token where `mask` is False gets weight 0 as a key and is left out of the mean as a query; its own output row
+    is finite and means nothing.
+    """
+    logits = jnp.einsum("bhqc,bhkc->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    scale = 1 / weights.sum(axis=-1)  # b h q; divided after the product with v: s * c divisions, not s * s
+    mixed = jnp.einsum("bhqk,bhkc->bhqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    share = scale[:, :, queries]
+    if mask is not None:
+        share = share * mask[:, None, queries]
+        asked = mask[:, queries].sum(axis=1)[:, None]
+    else:
+        asked = share.shape[2]
+    received = jnp.einsum("bhqk,bhq->bk", weights[:, :, queries], share) / (q.shape[1] * jnp.maximum(asked, 1))
+    return (mixed * scale[..., None]).astype(v.dtype), received
+
+
+def select(
+    tokens: Float[Array, "b s d"], patch_ids: Int[Array, "b n"], selection: Selection, *, extra_tokens: int
+) -> tuple[Float[Array, "b pk d"], Int[Array, "b k"], Bool[Array, "b k"] | None]:
+    """Tokens and original positions of the selected patches, in the selection's order, extra tokens kept in front."""
+    patches = jnp.take_along_axis(tokens[:, extra_tokens:], selection.index[:, :, None], axis=1)
+    tokens = jnp.concatenate([tokens[:, :extra_tokens], patches], axis=1)
+    return tokens, jnp.take_along_axis(patch_ids, selection.index, axis=1), selection.alive
+
+
+def token_mask(alive: Bool[Array, "b n"] | None, extra_tokens: int) -> Bool[Array, "b s"] | None:
+    """The patches' mask with the always-alive extra tokens in front."""
+    return None if alive is None else jnp.pad(alive, ((0, 0), (extra_tokens, 0)), constant_values=True)
+
+
+def linear(features_in: int, features_out: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
+    """A biased linear layer with ViT's usual start: truncated normal of std 0.02, zero bias."""
+    init = nnx.initializers.truncated_normal(0.02)
+    return nnx.Linear(features_in, features_out, dtype=dtype, kernel_init=init, rngs=rngs)
+
+
+def layer_norm(width: int, *, eps: float, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with float32 statistics; the two-pass variance, because the one-pass form cancels."""
+    return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
