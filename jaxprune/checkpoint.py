@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from jaxprune.config import Card
-from jaxprune.models import FAMILIES, Classifier
+from jaxprune.models import Classifier, abstract
 from jaxprune.positions import adapt_positions
 
 CARD, WEIGHTS = "card.json", "weights"
@@ -41,8 +41,7 @@ def load(checkpoint_dir: str | os.PathLike, *, dtype: Any = jnp.float32, frames:
     if frames is not None and frames != config.frames:
         saved["positions"] = adapt_positions(saved["positions"], config, frames=frames)
         config = dataclasses.replace(config, frames=frames)
-    model = nnx.eval_shape(lambda: FAMILIES[config.family](config, dtype=dtype, rngs=nnx.Rngs(0)))
-    return fill(model, saved, source=str(directory))
+    return fill(abstract(config, dtype=dtype), saved, source=str(directory))
 
 
 def load_card(checkpoint_dir: str | os.PathLike) -> Card:

@@ -1,7 +1,7 @@
 """AST and AudioMAE, side by side: how a spectrogram becomes tokens and how tokens become logits.
 
-The blocks between are `jaxprune.vit`'s, the pruning `jaxprune.prune`'s. All that separates the two models is here: patch
-order, extra tokens, position table, what is pooled, and the score each family's published pruning uses.
+The blocks between are `jaxprune.vit`'s, the pruning `jaxprune.prune`'s. All that separates the two models is here:
+patch order, extra tokens, position table, what is pooled, and the score each family's published pruning uses.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,6 +47,7 @@ class Classifier(nnx.Module):
     """What AST and AudioMAE have in common. `config` and the compute dtype are fixed at construction."""
 
     score: ClassVar[Score]
+    head_std: ClassVar[float] = 0.02
 
     def __init__(self, config: ModelConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config = config
@@ -54,7 +55,7 @@ class Classifier(nnx.Module):
         self.patch_embed = linear(config.patch**2, config.width, dtype=dtype, rngs=rngs)
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
         self.head_norm = layer_norm(config.width, eps=config.head_norm_eps, dtype=jnp.float32, rngs=rngs)
-        self.head = linear(config.width, config.classes, dtype=jnp.float32, rngs=rngs)
+        self.head = linear(config.width, config.classes, std=self.head_std, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, mel: Float[Array, "b t f"], policy: Policy | None = None) -> Output:
         """Logits and trace for a normalised spectrogram; no policy means no pruning, with the family's own score
@@ -108,7 +109,7 @@ class AST(Classifier):
 
     def embed(self, patches):
         extra = repeat(self.extra_tokens[...].astype(self.dtype), "p d -> b p d", b=len(patches))
-        return jnp.concatenate([extra, patches], axis=1) + self.positions[...].astype(self.dtype)
+        return jnp.concatenate([extra, patches], axis=1) + self.positions[...].astype(self.dtype)[None]
 
     def pool(self, tokens, alive):
         return self.norm(tokens[:, : self.config.extra_tokens]).mean(axis=1)
@@ -118,6 +119,7 @@ class AudioMAE(Classifier):
     """AudioMAE's fine-tuned encoder (Huang et al. 2022): patches time-major, CLS token, mean-pooled patches."""
 
     score = ReceivedAttention()
+    head_std = 2e-5  # a new classifier starts all but silent (the fine-tuning recipe)
 
     def __init__(self, config: ModelConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs)
@@ -132,7 +134,7 @@ class AudioMAE(Classifier):
         positions = self.positions[...].astype(self.dtype)
         p = self.config.extra_tokens
         extra = repeat(self.extra_tokens[...].astype(self.dtype) + positions[:p], "p d -> b p d", b=len(patches))
-        return jnp.concatenate([extra, patches + positions[p:]], axis=1)
+        return jnp.concatenate([extra, patches + positions[None, p:]], axis=1)
 
     def pool(self, tokens, alive):
         patches = tokens[:, self.config.extra_tokens :].astype(jnp.float32)
@@ -149,6 +151,11 @@ FAMILIES = {"ast": AST, "audiomae": AudioMAE}
 def build(config: ModelConfig, *, dtype: Any = jnp.float32, seed: int = 0) -> Classifier:
     """A freshly initialised model of the configuration's family."""
     return FAMILIES[config.family](config, dtype=dtype, rngs=nnx.Rngs(seed))
+
+
+def abstract(config: ModelConfig, *, dtype: Any = jnp.float32) -> Classifier:
+    """The same model with shapes in place of arrays, to be filled from a checkpoint."""
+    return nnx.eval_shape(lambda: build(config, dtype=dtype))
 
 
 def topk(model: Classifier, keep_rate: float | Mapping[int, float], *, score: Score | None = None) -> Policy:

@@ -128,6 +128,10 @@ class Stage(abc.ABC):
     def __call__(self, score: Float[Array, "b n"], alive: Bool[Array, "b n"] | None) -> Selection | None:
         """The selection, or None to leave the tokens as they are."""
 
+    @abc.abstractmethod
+    def size(self, patches: int) -> int:
+        """Patches that the following layers compute on, of `patches` entering: what the stage makes of the cost."""
+
 
 @struct.dataclass
 class TopK(Stage):
@@ -141,8 +145,11 @@ class TopK(Stage):
     def __call__(self, score: Float[Array, "b n"], alive: Bool[Array, "b n"] | None) -> Selection | None:
         if self.rate == 1:
             return None
-        index = best(score, alive, keep_count(self.rate, score.shape[1]))
+        index = best(score, alive, self.size(score.shape[1]))
         return Selection(index, None if alive is None else jnp.take_along_axis(alive, index, axis=1))
+
+    def size(self, patches: int) -> int:
+        return keep_count(self.rate, patches)
 
 
 @struct.dataclass
@@ -158,8 +165,11 @@ class MaskedTopK(Stage):
 
     def __call__(self, score: Float[Array, "b n"], alive: Bool[Array, "b n"] | None) -> Selection:
         index = best(score, alive, self.capacity)
-        chosen = jnp.broadcast_to(jnp.arange(self.capacity) < jnp.reshape(self.count, (-1, 1)), index.shape)
+        chosen = jnp.broadcast_to(jnp.arange(self.capacity)[None] < jnp.reshape(self.count, (-1, 1)), index.shape)
         return Selection(index, chosen if alive is None else chosen & jnp.take_along_axis(alive, index, axis=1))
+
+    def size(self, patches: int) -> int:
+        return self.capacity
 
 
 @struct.dataclass
@@ -177,6 +187,9 @@ class Within(Stage):
         inside = (score > self.low) & (score < self.high)
         index = jnp.broadcast_to(jnp.arange(score.shape[1]), score.shape)
         return Selection(index, inside if alive is None else inside & alive)
+
+    def size(self, patches: int) -> int:
+        return patches
 
 
 @struct.dataclass
@@ -197,7 +210,7 @@ def best(score: Float[Array, "b n"], alive: Bool[Array, "b n"] | None, k: int) -
 
 
 def keep_count(rate: float, patches: int) -> int:
-    """Patches kept, `ceil(rate * patches)` in Python floats: 0.3 of 100 gives 31, as the original's does.
+    """Patches kept, `ceil(rate * patches)` in Python floats, as the original counts: 0.55 of 100 gives 56.
 
     Raises `ValueError` for a rate outside (0, 1].
     """

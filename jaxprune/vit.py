@@ -166,9 +166,9 @@ def token_mask(alive: Bool[Array, "b n"] | None, extra_tokens: int) -> Bool[Arra
     return None if alive is None else jnp.pad(alive, ((0, 0), (extra_tokens, 0)), constant_values=True)
 
 
-def linear(features_in: int, features_out: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
-    """A biased linear layer with ViT's usual start: truncated normal of std 0.02, zero bias."""
-    init = nnx.initializers.truncated_normal(0.02)
+def linear(features_in: int, features_out: int, *, dtype: Any, rngs: nnx.Rngs, std: float = 0.02) -> nnx.Linear:
+    """A biased linear layer with ViT's usual start: truncated normal, zero bias."""
+    init = nnx.initializers.truncated_normal(std)
     return nnx.Linear(features_in, features_out, dtype=dtype, kernel_init=init, rngs=rngs)
 
 

@@ -1,0 +1,17 @@
+"""From a PyTorch checkpoint to a JAX model in memory."""
+
+import os
+from typing import Any
+
+from convert.checkpoints import read_torch
+from convert.mapping import to_flax
+from jaxprune.models import Classifier
+
+
+def load_torch(path: str | os.PathLike, *, num_heads: int | None = None, **settings: Any) -> Classifier:
+    """The model in a PyTorch checkpoint of any format that `convert.checkpoints.read_torch` knows, float32.
+
+    `num_heads` defaults to width / 64; `settings` are `read_torch`'s. Raises `ValueError` as that does.
+    """
+    checkpoint = read_torch(path, num_heads=num_heads, **settings)
+    return to_flax(checkpoint.state, checkpoint.card.model)

@@ -1,0 +1,296 @@
+"""Writes checkpoints of random weights in the formats that AST and AudioMAE are published in.
+
+For the tests and the demo, which need files like the real ones without downloading any: same containers, same keys,
+same company beside the weights. A model of random weights classifies nothing; what it can show is parity, cost and
+speed. So every parameter is drawn, biases and norms too, such that a mistake in any of them reaches the logits.
+Reading checkpoints is left to the rest of `convert`.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convert.huggingface import Layout, config_json, preprocessor_json, to_huggingface
+from convert.torch_reference import build
+from jaxprune.config import ModelConfig
+
+IMAGENET_CLASSES = 1000
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
+PRETRAINING_GRID = (8, 64)  # (rows, columns) of AudioMAE's table for 1024 frames: see `audiomae_positions`
+
+
+def write_ast_official(path: str | os.PathLike, config: ModelConfig, *, seed: int) -> None:
+    """A raw state dict as AST's training code saves it: DataParallel's `module.` and the two idle ImageNet heads."""
+    state = random_state(_of_family(config, "ast"), seed=seed)
+    for name in ("v.head", "v.head_dist"):
+        shapes = {f"{name}.weight": (IMAGENET_CLASSES, config.width), f"{name}.bias": (IMAGENET_CLASSES,)}
+        state |= draw(shapes, seed=seed + 1)
+    save(path, {f"module.{key}": value for key, value in state.items()})
+
+
+def write_huggingface(
+    directory: str | os.PathLike,
+    config: ModelConfig,
+    *,
+    seed: int,
+    layout: Layout = "v5",
+    container: Literal["safetensors", "bin"] = "safetensors",
+    labels: Sequence[str] = (),
+    mean: float = AUDIOSET_MEAN,
+    std: float = AUDIOSET_STD,
+) -> None:
+    """A directory that `ASTForAudioClassification.from_pretrained` loads: weights, config and preprocessor config.
+
+    Hugging Face knows one LayerNorm eps, so `config` must have `norm_eps` and `head_norm_eps` equal (1e-12 in published
+    files), else `ValueError`. Without `labels` the classes are called LABEL_0 and so on, as transformers calls them.
+    """
+    state = to_huggingface(random_state(_of_family(config, "ast"), seed=seed), layout=layout).state
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {
+        "config.json": config_json(config, layout=layout, labels=labels),
+        "preprocessor_config.json": preprocessor_json(config, mean=mean, std=std),
+    }
+    for name, content in files.items():
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        replace(directory / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+    if container == "safetensors":
+        from safetensors.torch import save as to_bytes  # the one writer that needs it
+
+        content = to_bytes(state, metadata={"format": "pt"})
+        replace(directory / "model.safetensors", lambda temporary: temporary.write_bytes(content))
+    elif container == "bin":
+        save(directory / "pytorch_model.bin", state)
+    else:
+        raise ValueError(f"container is {container!r}; it must be 'safetensors' or 'bin'")
+
+
+def write_audiomae_pretrained(
+    path: str | os.PathLike,
+    config: ModelConfig,
+    *,
+    seed: int,
+    decoder_width: int = 32,
+    decoder_heads: int = 4,
+    decoder_depth: int = 2,
+) -> None:
+    """A pre-training checkpoint: encoder with `norm`, decoder and mask token, no `fc_norm` and no `head`.
+
+    The decoder has the released one's keys (a Swin of 16 blocks, width 512, 16 heads), smaller unless told otherwise,
+    since a classifier ignores it.
+    """
+    state = random_state(_of_family(config, "audiomae"), seed=seed)
+    state = {key: value for key, value in state.items() if not key.startswith(("fc_norm.", "head."))}
+    shapes: dict[str, tuple[int, ...]] = {"mask_token": (1, 1, decoder_width)}
+    shapes |= norm("norm", config.width)
+    shapes |= linear("decoder_embed", config.width, decoder_width)
+    for i in range(decoder_depth):
+        block = f"decoder_blocks.{i}"
+        shapes[f"{block}.attn.tau"] = (decoder_heads,)
+        shapes |= linear(f"{block}.attn.qkv", decoder_width, 3 * decoder_width)
+        shapes |= linear(f"{block}.attn.proj", decoder_width, decoder_width)
+        shapes |= linear(f"{block}.attn.meta_mlp.fc1", 2, 384) | linear(
+            f"{block}.attn.meta_mlp.fc2", 384, decoder_heads
+        )
+        shapes |= norm(f"{block}.norm1", decoder_width) | norm(f"{block}.norm2", decoder_width)
+        shapes |= linear(f"{block}.mlp.fc1", decoder_width, 4 * decoder_width)
+        shapes |= linear(f"{block}.mlp.fc2", 4 * decoder_width, decoder_width)
+    shapes |= norm("decoder_norm", decoder_width) | linear("decoder_pred", decoder_width, config.patch**2)
+    state |= draw(shapes, seed=seed + 1)
+    state["decoder_pos_embed"] = audiomae_positions(dataclasses.replace(config, width=decoder_width, heads=1))
+    arguments = {"model": "mae_vit_base_patch16", "mask_ratio": 0.8, "norm_pix_loss": True, "decoder_mode": 1}
+    save(path, training_state(state, arguments=arguments))
+
+
+def write_audiomae_finetuned(path: str | os.PathLike, config: ModelConfig, *, seed: int) -> None:
+    """A fine-tuning checkpoint: `{'model', 'optimizer', 'epoch', 'scaler', 'args'}`, the last a pickled Namespace."""
+    state = random_state(_of_family(config, "audiomae"), seed=seed)
+    arguments = {"model": "vit_base_patch16", "nb_classes": config.classes, "global_pool": True, "drop_path": 0.1}
+    save(path, training_state(state, arguments=arguments))
+
+
+def random_state(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
+    """Random float32 parameters for `config` under the official names without `module.`; AudioMAE's positions are real.
+
+    The same seed gives the same weights on every machine that runs the same PyTorch.
+    """
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in build(config).state_dict().items()}
+    state = draw(shapes, seed=seed)
+    if config.family == "audiomae":
+        state["pos_embed"] = audiomae_positions(config)
+    return state
+
+
+def draw(shapes: Mapping[str, tuple[int, ...]], *, seed: int) -> dict[str, Tensor]:
+    """Normal draws, in the order of `shapes`, of a size that keeps activations near 1 and attention away from uniform.
+
+    Weights N(0, 1 / fan-in), those of qkv 1.5 times that deviation; LayerNorm gains about 1; every bias, token and
+    table far enough from zero to be seen.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        key: torch.randn(shape, generator=generator) * _spread(key, shape) + _centre(key)
+        for key, shape in shapes.items()
+    }
+
+
+def _spread(key: str, shape: tuple[int, ...]) -> float:
+    if key.endswith("weight") and len(shape) > 1:
+        return (1.5 if ".qkv." in key else 1.0) / math.sqrt(math.prod(shape[1:]))
+    return 0.2 if "norm" in key or key.startswith("mlp_head.0") else 0.4
+
+
+def _centre(key: str) -> float:
+    gain = key.endswith("weight") and ("norm" in key or key.startswith("mlp_head.0"))
+    return 1.0 if gain or key.endswith("tau") else 0.0
+
+
+def audiomae_positions(config: ModelConfig) -> Tensor:
+    """AudioMAE's fixed position table (1, n + 1, d), as its code builds and its pre-trained checkpoints carry it.
+
+    Not the table one would expect. At stride 16 the original gives `sincos_table` the grid's sides swapped: 8 rows of
+    64 columns for 1024 x 128 (`PatchEmbed_org.patch_hw`), while the patches it is added to are 64 rows (time) of 8
+    (frequency). Patch (time i, frequency j), the r-th with r = 8 i + j, gets the code of row r // 64, column r % 64,
+    and the weights were trained so. Here a shorter clip takes the first rows, so that a patch keeps its code, and a
+    longer one a swapped grid of its own. Overlapping patches are not swapped, as in the original's `PatchEmbed_new`.
+    """
+    rows, columns = config.grid
+    if config.time_stride == config.freq_stride == config.patch:
+        pretraining = math.prod(PRETRAINING_GRID)
+        rows, columns = PRETRAINING_GRID if config.patches <= pretraining else (columns, rows)
+    table = sincos_table((rows, columns), config.width)[: config.patches]
+    return torch.from_numpy(np.concatenate([np.zeros((1, config.width)), table])).float()[None]
+
+
+def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
+    """MAE's 2-d sin-cos table (rows * columns, width) float64, row-major; a fourth of `width` each, in this order:
+
+    sin of the column, cos of the column, sin of the row, cos of the row, at angles index / 10000 ** (4 i / width) for
+    i = 0 .. width / 4 - 1. (Source: `get_2d_sincos_pos_embed_flexible`, whose `emb_h` is really the column's half.)
+    """
+    if width % 4:
+        raise ValueError(f"width {width} cannot hold a sin-cos table; it must be a multiple of 4")
+    row, column = (axis.reshape(-1, 1) for axis in np.meshgrid(*map(np.arange, grid), indexing="ij"))
+    frequency = 10000.0 ** (-4 * np.arange(width // 4) / width)
+    return np.concatenate([wave(axis * frequency) for axis in (column, row) for wave in (np.sin, np.cos)], axis=1)
+
+
+def training_state(model: dict[str, Tensor], *, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What MAE's training loop saves around a model: optimiser, epoch, loss scaler and the parsed command line."""
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-3, betas=(0.9, 0.95))
+    parameter.sum().backward()
+    optimizer.step()
+    scaler = {
+        "scale": 65536.0,
+        "growth_factor": 2.0,
+        "backoff_factor": 0.5,
+        "growth_interval": 2000,
+        "_growth_tracker": 7,
+    }
+    command = {
+        "batch_size": 8,
+        "epochs": 60,
+        "blr": 1e-3,
+        "dataset": "audioset",
+        "device": "cuda",
+        "output_dir": "./out",
+    }
+    return {
+        "model": model,
+        "optimizer": optimizer.state_dict(),
+        "epoch": 59,
+        "scaler": scaler,
+        "args": argparse.Namespace(**command, **arguments),
+    }
+
+
+def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def save(path: str | os.PathLike, content: Any) -> None:
+    replace(Path(path), lambda temporary: torch.save(content, temporary))
+
+
+def replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a file under a temporary name and moves it into place, so that no reader meets half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _of_family(config: ModelConfig, family: str) -> ModelConfig:
+    if config.family != family:
+        raise ValueError(f"this format is for {family} models, but the configuration is of family {config.family!r}")
+    return config
+
+
+FORMATS: dict[tuple[str, str], Callable[..., None]] = {
+    ("ast", "official"): write_ast_official,
+    ("ast", "huggingface"): write_huggingface,
+    ("audiomae", "pretrained"): write_audiomae_pretrained,
+    ("audiomae", "finetuned"): write_audiomae_finetuned,
+}
+
+
+def main(
+    what: str,
+    out: Path,
+    /,
+    *,
+    classes: int = 527,
+    frames: int = 1024,
+    stride: int = 16,
+    seed: int = 0,
+) -> None:
+    """Write a checkpoint of random weights.
+
+    Args:
+        what: family-size-format, such as ast-base-official, ast-small-huggingface, audiomae-base-pretrained or
+            audiomae-base-finetuned.
+        out: the file to write, or for huggingface the directory.
+        classes: outputs of the classifier.
+        frames: spectrogram frames, 10 ms each.
+        stride: patch stride in time and frequency.
+        seed: of the random weights.
+    """
+    family, _, rest = what.partition("-")
+    size, _, form = rest.partition("-")
+    if (family, form) not in FORMATS:
+        known = ", ".join(f"{a}-SIZE-{b}" for a, b in FORMATS)
+        raise SystemExit(f"error: {what!r} is not a kind of checkpoint; choose one of {known}")
+    eps = {"norm_eps": 1e-12, "head_norm_eps": 1e-12} if form == "huggingface" else {}
+    try:
+        config = ModelConfig.of_size(
+            family, size, classes=classes, frames=frames, time_stride=stride, freq_stride=stride, **eps
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        FORMATS[family, form](out, config, seed=seed)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"Wrote {out}: {what}, {config.patches} patches, {classes} classes.")
+    print(f"Its weights are RANDOM (seed {seed}): it classifies nothing and serves to check parity, cost and speed.")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

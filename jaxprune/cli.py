@@ -1,0 +1,54 @@
+"""What every command line shares: options from a function's signature, one-sentence errors, tables.
+
+A `ValueError` or `OSError` is the user's to mend, so it is one sentence on stderr and exit code 2 without a traceback
+(`JAXPRUNE_TRACEBACK=1` shows it). Anything else is our mistake and shows itself whole.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+
+def run(main: Callable[..., int | None]) -> None:
+    """Parses the command line into `main`'s arguments, calls it, and exits with the code it returns (None: 0)."""
+    try:
+        sys.exit(tyro.cli(main))
+    except (ValueError, OSError) as error:
+        if os.environ.get("JAXPRUNE_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, notes: Sequence[str] = ()
+) -> None:
+    """A table on stdout. Columns after the first align right where the first row holds a number; nothing is cut off."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and rows[0][i].lstrip("-+").replace(".", "", 1)[:1].isdigit()
+        table.add_column(column, justify="right" if numeric and i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+    for note in notes:
+        console().print(note, highlight=False, markup=False)
+
+
+def console() -> Console:
+    """The terminal; a file or pipe is given room enough that tables do not wrap."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=160)
+
+
+def notice(message: str) -> None:
+    """A remark that is not a result: stderr, so that piped output stays clean."""
+    print(f"note: {message}", file=sys.stderr)

@@ -1,0 +1,34 @@
+"""What a forward pass costs: multiply-accumulates of the matrix products and the patch embedding, by formula.
+
+Norms, softmax, GELU and selection are left out, as is usual; measured time is `scripts/benchmark.py`'s matter.
+"""
+
+from jaxprune.config import ModelConfig
+from jaxprune.models import Classifier
+from jaxprune.prune import Policy
+
+
+def macs(model: Classifier, policy: Policy) -> int:
+    """Multiply-accumulates for one clip under a policy; divide by 1e9 for GMACs.
+
+    A masked stage counts its capacity, which is what the device computes.
+    """
+    config = model.config
+    patches = config.patches
+    total = patches * config.patch**2 * config.width
+    for block in range(config.depth):
+        total += attention_macs(config, config.extra_tokens + patches)
+        if block in policy.stages:
+            patches = policy.stages[block].size(patches)
+        total += mlp_macs(config, config.extra_tokens + patches)
+    return total + config.width * config.classes
+
+
+def attention_macs(config: ModelConfig, tokens: int) -> int:
+    """qkv and output projections, logits, and the weighted sum of values."""
+    return 4 * tokens * config.width**2 + 2 * tokens**2 * config.width
+
+
+def mlp_macs(config: ModelConfig, tokens: int) -> int:
+    """Both linear layers."""
+    return 2 * tokens * config.width * config.mlp_width

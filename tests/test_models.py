@@ -1,0 +1,202 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import MIXED, STAGES, random_mel, small
+
+import jaxprune
+from jaxprune.prune import Given, PatchMean, Policy, Random, Within
+
+FAMILIES = ("ast", "audiomae")
+MODELS = {family: jaxprune.build(small(family)) for family in FAMILIES}
+MEL = jnp.asarray(random_mel(small("ast"), clips=3))
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    return MODELS[request.param]
+
+
+def alive_sets(trace_entry):
+    return [
+        set(np.asarray(ids)[np.asarray(real)].tolist())
+        for ids, real in zip(trace_entry.patch_ids, trace_entry.alive, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("family", "frequency_major"), [("ast", True), ("audiomae", False)])
+@pytest.mark.parametrize("stride", [16, 10])
+def test_patches_are_cut_in_the_familys_order(family, frequency_major, stride):
+    config = small(family, time_stride=stride, freq_stride=stride, depth=1)
+    patches = jaxprune.build(config).patches(MEL)
+    (nt, nf), index = config.grid, 0
+    order = (
+        ((t, f) for f in range(nf) for t in range(nt))
+        if frequency_major
+        else ((t, f) for t in range(nt) for f in range(nf))
+    )
+    for t, f in order:
+        expected = MEL[:, t * stride : t * stride + 16, f * stride : f * stride + 16].reshape(3, -1)
+        assert (patches[:, index] == expected).all()
+        index += 1
+    assert index == patches.shape[1] == config.patches
+
+
+def test_the_original_ast_has_1212_overlapping_patches():
+    assert small("ast", frames=1024, time_stride=10, freq_stride=10).grid == (101, 12)
+
+
+def test_rate_one_changes_nothing(model):
+    plain, whole = model(MEL), model(MEL, jaxprune.topk(model, 1.0))
+    assert (plain.logits == whole.logits).all()
+    assert (whole.trace[-1].patch_ids == jnp.arange(64)[None, :].repeat(3, axis=0)).all()
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.5, MIXED])
+def test_kept_patches_are_unique_in_range_and_nested(model, keep):
+    trace = model(MEL, jaxprune.topk(model, keep)).trace
+    before = [set(range(64))] * 3
+    for entry in trace:
+        kept = alive_sets(entry)
+        assert all(len(ids) == entry.patch_ids.shape[1] for ids in kept)
+        assert all(now <= past for now, past in zip(kept, before, strict=True))
+        assert entry.tokens.shape[1] == model.config.extra_tokens + entry.patch_ids.shape[1]
+        before = kept
+
+
+def test_kept_patches_are_those_of_highest_score_in_falling_order(model):
+    trace = model(MEL, jaxprune.topk(model, 0.7)).trace
+    for block in STAGES:
+        entry = trace[block]
+        for score, ids, kept in zip(entry.score, entry.scored_ids, entry.patch_ids, strict=True):
+            order = sorted(range(len(ids)), key=lambda i: (-float(score[i]), i))
+            assert kept.tolist() == [int(ids[i]) for i in order[: len(kept)]]
+
+
+@pytest.mark.parametrize("multiple", [None, 16])
+@pytest.mark.parametrize("keep", [0.9, 0.5, MIXED])
+def test_masked_mode_equals_gathering(model, keep, multiple):
+    gathered = model(MEL, jaxprune.topk(model, keep))
+    masked = model(MEL, jaxprune.masked_topk(model, keep, multiple=multiple))
+    np.testing.assert_allclose(masked.logits, gathered.logits, atol=1e-5)
+    for a, b in zip(gathered.trace, masked.trace, strict=True):
+        assert alive_sets(a) == alive_sets(b)
+
+
+def test_masked_gradients_equal_those_of_gathering(model):
+    def gradient(policy):
+        return nnx.grad(lambda m: (m(MEL, policy).logits ** 2).sum())(model)
+
+    exact, masked = gradient(jaxprune.topk(model, 0.7)), gradient(jaxprune.masked_topk(model, 0.7))
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(masked), strict=True):
+        np.testing.assert_allclose(b, a, atol=3e-6 * max(1.0, float(jnp.abs(a).max())))
+
+
+def test_forty_keep_rates_cost_one_compilation_in_masked_mode(model):
+    traces = 0
+
+    def read(output):
+        nonlocal traces
+        traces += 1
+        return output.logits
+
+    forward = jaxprune.compiled(model, read)
+    logits = [forward(MEL, jaxprune.masked_topk(model, rate)) for rate in np.linspace(0.25, 1.0, 40).tolist()]
+    assert traces == 1
+    assert len({np.asarray(values).tobytes() for values in logits}) > 35
+
+
+def test_static_rates_retrace_once_each_and_new_values_never():
+    model, traces = MODELS["ast"], 0
+
+    def read(output):
+        nonlocal traces
+        traces += 1
+        return output.logits
+
+    forward = jaxprune.compiled(model, read)
+    for _ in range(2):
+        forward(MEL, jaxprune.topk(model, 0.7))
+        forward(MEL, jaxprune.topk(model, 0.5))
+    assert traces == 2
+    for seed in range(3):
+        forward(MEL, jaxprune.topk(model, 0.5, score=Given(jax.random.uniform(jax.random.key(seed), (3, 64)))))
+        forward(MEL, jaxprune.topk(model, 0.5, score=Random(jax.random.key(seed))))
+    assert traces == 4
+
+
+def test_forcing_a_models_own_choice_gives_its_logits_back(model):
+    free = model(MEL, jaxprune.topk(model, 0.5))
+    ranks = jnp.zeros((12, 3, 64))
+    for block in STAGES:
+        kept = free.trace[block].patch_ids
+        ranks = ranks.at[block, jnp.arange(3)[:, None], kept].set(jnp.arange(kept.shape[1], 0, -1.0)[None, :])
+    forced = model(MEL, jaxprune.topk(model, 0.5, score=Given(ranks)))
+    np.testing.assert_allclose(forced.logits, free.logits, atol=1e-6)
+
+
+def test_an_intensity_range_equals_dropping_the_patches_clip_by_clip(model):
+    low, high = -0.05, 0.08
+    masked = model(MEL, Policy(PatchMean(), {4: Within(low, high)}))
+    for clip in range(3):
+        pixels = np.asarray(model.patches(MEL[clip : clip + 1]))[0].astype(np.float64).mean(axis=1)
+        inside = (pixels > low) & (pixels < high)
+        assert alive_sets(masked.trace[-1])[clip] == set(np.flatnonzero(inside).tolist())
+        keep = jaxprune.topk(model, {4: inside.sum() / 64}, score=Given(jnp.asarray(inside[None], jnp.float32)))
+        alone = model(MEL[clip : clip + 1], keep)
+        np.testing.assert_allclose(masked.logits[clip], alone.logits[0], atol=1e-5)
+
+
+def test_a_clip_that_loses_every_patch_still_has_finite_logits(model):
+    output = model(MEL, Policy(PatchMean(), {3: Within(50.0, 51.0)}))
+    assert not output.trace[-1].alive.any()
+    assert jnp.isfinite(output.logits).all()
+
+
+def test_patch_statistics_use_the_unbiased_deviation(model):
+    from jaxprune.prune import PatchStd
+
+    for score, reduce in ((PatchMean(), lambda x: x.mean(-1)), (PatchStd(), lambda x: x.std(-1, ddof=1))):
+        trace = model(MEL, jaxprune.topk(model, {}, score=score)).trace
+        np.testing.assert_allclose(trace[0].score, reduce(np.asarray(model.patches(MEL), np.float64)), atol=1e-6)
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters_scores_and_logits(model):
+    half = jaxprune.build(model.config, dtype=jnp.bfloat16)
+    nnx.update(half, nnx.state(model))
+    output, full = half(MEL, jaxprune.topk(model, 1.0)), model(MEL)
+    assert output.trace[0].tokens.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
+    assert output.logits.dtype == output.trace[0].score.dtype == jnp.float32
+    np.testing.assert_allclose(output.logits, full.logits, atol=0.05 * float(jnp.abs(full.logits).max()))
+
+
+def test_jit_computes_what_eager_computes(model):
+    policy = jaxprune.topk(model, 0.7)
+    np.testing.assert_allclose(jaxprune.compiled(model)(MEL, policy).logits, model(MEL, policy).logits, atol=1e-6)
+
+
+def test_the_position_table_of_audiomae_is_not_a_parameter():
+    assert "positions" not in nnx.to_pure_dict(nnx.state(MODELS["audiomae"], nnx.Param))
+    assert "positions" in nnx.to_pure_dict(nnx.state(MODELS["ast"], nnx.Param))
+
+
+@pytest.mark.parametrize("shape", [(3, 127, 128), (3, 128, 64)])
+def test_a_spectrogram_of_another_size_is_refused(model, shape):
+    with pytest.raises(ValueError, match="this model reads"):
+        model(jnp.zeros(shape))
+
+
+def test_a_policy_for_a_deeper_model_is_refused(model):
+    with pytest.raises(ValueError, match=r"blocks \[12\]"):
+        model(MEL, Policy(PatchMean(), {12: Within(0.0, 1.0)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [({"heads": 5}, "cannot be split"), ({"frames": 8}, "smaller than one patch"), ({"depth": 0}, "at least 1")],
+)
+def test_a_geometry_that_does_not_fit_is_refused(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        small("ast", **change)
