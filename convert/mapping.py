@@ -128,5 +128,5 @@ def reshaped(official: str, leaf: str, pattern: str, **axes: int) -> Pair:
         (official,),
         leaf,
         lambda tensor: rearrange(tensor, there, **axes),
-        lambda array: (rearrange(array, back, **axes),),
+        lambda array: (np.ascontiguousarray(rearrange(array, back, **axes)),),
     )

@@ -8,7 +8,6 @@ Reading checkpoints is left to the rest of `convert`.
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.huggingface import Layout, config_json, preprocessor_json, to_huggingface
+from convert import export
+from convert.export import save_pickle
+from convert.huggingface import Layout
 from convert.torch_reference import build
+from jaxprune.cli import run
 from jaxprune.config import ModelConfig
 
 IMAGENET_CLASSES = 1000
@@ -34,7 +36,7 @@ def write_ast_official(path: str | os.PathLike, config: ModelConfig, *, seed: in
     for name in ("v.head", "v.head_dist"):
         shapes = {f"{name}.weight": (IMAGENET_CLASSES, config.width), f"{name}.bias": (IMAGENET_CLASSES,)}
         state |= draw(shapes, seed=seed + 1)
-    save(path, {f"module.{key}": value for key, value in state.items()})
+    save_pickle(path, {f"module.{key}": value for key, value in state.items()})
 
 
 def write_huggingface(
@@ -53,25 +55,10 @@ def write_huggingface(
     Hugging Face knows one LayerNorm eps, so `config` must have `norm_eps` and `head_norm_eps` equal (1e-12 in published
     files), else `ValueError`. Without `labels` the classes are called LABEL_0 and so on, as transformers calls them.
     """
-    state = to_huggingface(random_state(_of_family(config, "ast"), seed=seed), layout=layout).state
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    files = {
-        "config.json": config_json(config, layout=layout, labels=labels),
-        "preprocessor_config.json": preprocessor_json(config, mean=mean, std=std),
-    }
-    for name, content in files.items():
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        replace(directory / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
-    if container == "safetensors":
-        from safetensors.torch import save as to_bytes  # the one writer that needs it
-
-        content = to_bytes(state, metadata={"format": "pt"})
-        replace(directory / "model.safetensors", lambda temporary: temporary.write_bytes(content))
-    elif container == "bin":
-        save(directory / "pytorch_model.bin", state)
-    else:
-        raise ValueError(f"container is {container!r}; it must be 'safetensors' or 'bin'")
+    state = random_state(_of_family(config, "ast"), seed=seed)
+    export.write_huggingface(
+        directory, state, config, layout=layout, container=container, labels=labels, mean=mean, std=std
+    )
 
 
 def write_audiomae_pretrained(
@@ -108,14 +95,14 @@ def write_audiomae_pretrained(
     state |= draw(shapes, seed=seed + 1)
     state["decoder_pos_embed"] = audiomae_positions(dataclasses.replace(config, width=decoder_width, heads=1))
     arguments = {"model": "mae_vit_base_patch16", "mask_ratio": 0.8, "norm_pix_loss": True, "decoder_mode": 1}
-    save(path, training_state(state, arguments=arguments))
+    save_pickle(path, training_state(state, arguments=arguments))
 
 
 def write_audiomae_finetuned(path: str | os.PathLike, config: ModelConfig, *, seed: int) -> None:
     """A fine-tuning checkpoint: `{'model', 'optimizer', 'epoch', 'scaler', 'args'}`, the last a pickled Namespace."""
     state = random_state(_of_family(config, "audiomae"), seed=seed)
     arguments = {"model": "vit_base_patch16", "nb_classes": config.classes, "global_pool": True, "drop_path": 0.1}
-    save(path, training_state(state, arguments=arguments))
+    save_pickle(path, training_state(state, arguments=arguments))
 
 
 def random_state(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
@@ -223,20 +210,6 @@ def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def save(path: str | os.PathLike, content: Any) -> None:
-    replace(Path(path), lambda temporary: torch.save(content, temporary))
-
-
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file under a temporary name and moves it into place, so that no reader meets half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _of_family(config: ModelConfig, family: str) -> ModelConfig:
     if config.family != family:
         raise ValueError(f"this format is for {family} models, but the configuration is of family {config.family!r}")
@@ -276,21 +249,15 @@ def main(
     size, _, form = rest.partition("-")
     if (family, form) not in FORMATS:
         known = ", ".join(f"{a}-SIZE-{b}" for a, b in FORMATS)
-        raise SystemExit(f"error: {what!r} is not a kind of checkpoint; choose one of {known}")
+        raise ValueError(f"{what!r} is not a kind of checkpoint; choose one of {known}")
     eps = {"norm_eps": 1e-12, "head_norm_eps": 1e-12} if form == "huggingface" else {}
-    try:
-        config = ModelConfig.of_size(
-            family, size, classes=classes, frames=frames, time_stride=stride, freq_stride=stride, **eps
-        )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        FORMATS[family, form](out, config, seed=seed)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    config = ModelConfig.of_size(
+        family, size, classes=classes, frames=frames, time_stride=stride, freq_stride=stride, **eps
+    )
+    FORMATS[family, form](out, config, seed=seed)
     print(f"Wrote {out}: {what}, {config.patches} patches, {classes} classes.")
     print(f"Its weights are RANDOM (seed {seed}): it classifies nothing and serves to check parity, cost and speed.")
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+    run(main)

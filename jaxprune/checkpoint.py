@@ -10,7 +10,6 @@ state is not kept here.
 import dataclasses
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from jaxprune.config import Card
+from jaxprune.files import whole_directory
 from jaxprune.models import Classifier, abstract
 from jaxprune.positions import adapt_positions
 
@@ -64,24 +64,14 @@ def save(checkpoint_dir: str | os.PathLike, model: Classifier, *, card: Card, ov
 
     Raises `ValueError` when the directory exists and is not to be overwritten, or the card is of another model.
     """
-    directory = Path(checkpoint_dir)
     if card.model != model.config:
         raise ValueError(f"the card describes {card.model}, but the model is {model.config}")
-    if directory.exists() and not overwrite:
-        raise ValueError(f"{directory} already exists; choose another name or ask to overwrite it")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir()
+    arrays = {name: leaf[...] for name, leaf in leaves(model).items()}
+    with whole_directory(checkpoint_dir, overwrite=overwrite) as directory:
         with ocp.StandardCheckpointer() as checkpointer:
-            arrays = {name: leaf[...] for name, leaf in leaves(model).items()}
-            checkpointer.save(unfinished.absolute() / WEIGHTS, arrays)
-        (unfinished / CARD).write_text(json.dumps(card.to_json(), indent=1) + "\n")
-        replace_directory(unfinished, directory)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return directory
+            checkpointer.save(directory.absolute() / WEIGHTS, arrays)
+        (directory / CARD).write_text(json.dumps(card.to_json(), indent=1) + "\n")
+    return Path(checkpoint_dir)
 
 
 def leaves(model: Classifier) -> dict[str, nnx.Variable]:
@@ -131,12 +121,3 @@ def read_weights(directory: Path) -> dict[str, np.ndarray]:
         summary = str(error).strip().split("\n")[0]
         message = f"the weights in {directory} are missing or damaged ({summary}); convert or copy them again"
         raise ValueError(message) from error
-
-
-def replace_directory(new: Path, old: Path) -> None:
-    """Moves a complete directory into place; where one stood before, that one is removed only afterwards."""
-    retired = old.with_name(f".{old.name}.retired-{os.getpid()}")
-    if old.exists():
-        old.rename(retired)
-    new.rename(old)
-    shutil.rmtree(retired, ignore_errors=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 def run(main: Callable[..., int | None]) -> None:
     """Parses the command line into `main`'s arguments, calls it, and exits with the code it returns (None: 0)."""
     try:
-        sys.exit(tyro.cli(main))
+        sys.exit(tyro.cli(main) or 0)
     except (ValueError, OSError) as error:
         if os.environ.get("JAXPRUNE_TRACEBACK"):
             raise

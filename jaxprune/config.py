@@ -7,7 +7,6 @@ Both are frozen, validated when built, and written as JSON beside every checkpoi
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 Family = Literal["ast", "audiomae"]
@@ -126,12 +125,12 @@ class Card:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Card":
+    def from_json(cls, data: Any) -> "Card":
         """The inverse of `to_json`. Raises `ValueError` on missing or unknown fields."""
         try:
             fields = dict(data)
             fields["model"] = ModelConfig(**fields["model"])
             fields["labels"] = tuple(fields.get("labels", ()))
             return cls(**fields)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a jaxprune model card: {error}") from error

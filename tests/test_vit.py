@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 from helpers import small
 
-from jaxprune.vit import Mlp, attend, select, token_mask
 from jaxprune.prune import Selection
+from jaxprune.vit import Mlp, attend, select, token_mask
 
 B, H, S, C = 2, 3, 9, 4
 Q, K, V = (jnp.asarray(np.random.default_rng(i).standard_normal((B, H, S, C)), jnp.float32) for i in range(3))

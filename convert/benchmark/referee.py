@@ -1,0 +1,218 @@
+"""The parent process: starts a worker per framework, lets them take turns, and throws away disturbed samples.
+
+Turns are single calls, one after the other on the same cores (`torch-eager`, `jax`, `torch-eager`, ...) over all keep
+rates, so that whatever the machine does, it does to both, and to the pruned and the unpruned model alike. What the
+samples mean is `report`'s matter.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from convert.benchmark import machine
+from convert.benchmark.worker import TORCH, Job
+from jaxprune.cost import macs
+from jaxprune.models import abstract, topk
+
+CLASSES = 527  # AudioSet's
+PATIENCE = 30.0  # seconds that each retry waits for quiet, at most
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every combination is measured. `keep_rates` is sorted falling and gains 1.0, which speed-ups are relative to.
+
+    A sample lasts `min_seconds` at least (several calls where one is shorter), long enough for the kernel's accounting
+    to tell whether others used the cores. Raises `ValueError` for what no model or policy allows.
+    """
+
+    families: Sequence[str]
+    sizes: Sequence[str]
+    frames: Sequence[int]
+    batches: Sequence[int]
+    keep_rates: Sequence[float]
+    dtypes: Sequence[str]
+    torch: Sequence[str] = ("eager",)
+    repeats: int = 7
+    threads: int | None = None
+    min_seconds: float = 0.25
+    retries: int = 10
+
+    def __post_init__(self):
+        for name in ("families", "sizes", "frames", "batches", "keep_rates", "dtypes", "torch"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; name at least one")
+        if unknown := sorted(set(self.torch) - set(TORCH)):
+            raise ValueError(f"there is no PyTorch variant {unknown[0]!r}; choose from {', '.join(TORCH)}")
+        if self.repeats < 1:
+            raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
+        if wrong := [batch for batch in self.batches if batch < 1]:
+            raise ValueError(f"batch is {wrong[0]}; it must be at least 1")
+        object.__setattr__(self, "keep_rates", tuple(sorted({1.0, *self.keep_rates}, reverse=True)))
+        for job in self.jobs():
+            model = abstract(job.config())
+            for keep_rate in self.keep_rates:
+                topk(model, keep_rate)
+
+    def jobs(self) -> list[Job]:
+        """One a group that is measured together, for JAX; other contestants replace the name."""
+        cores = machine.usable_cores(self.threads)
+        groups = itertools.product(self.families, self.sizes, self.frames, self.batches, self.dtypes)
+        return [
+            Job(
+                contestant="jax",
+                family=family,
+                size=size,
+                frames=frames,
+                batch=batch,
+                dtype=dtype,
+                classes=CLASSES,
+                cores=cores,
+                min_seconds=self.min_seconds,
+            )
+            for family, size, frames, batch, dtype in groups
+        ]
+
+
+def run(plan: Plan, *, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """One raw result for each group and keep rate, in order: what was measured and every contestant's samples.
+
+    `tell` receives a line of progress now and then. Raises `RuntimeError` when a worker fails.
+    """
+    for job in plan.jobs():
+        tell(f"{job.family}-{job.size}, {job.frames} frames, batch {job.batch}, {job.dtype}: loading and compiling")
+        yield from measure(job, plan, tell=tell)
+
+
+def measure(job: Job, plan: Plan, *, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """All keep rates of one group, interleaved."""
+    names = [*(f"torch-{variant}" for variant in plan.torch), "jax"]
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(started(dataclasses.replace(job, contestant=name))) for name in names}
+        for worker in workers.values():
+            worker.reply()  # loaded
+        facts = {
+            (keep, name): worker.ask("prepare", keep_rate=keep)
+            for keep in plan.keep_rates
+            for name, worker in workers.items()
+        }
+        samples: dict[tuple[float, str], list[Sample]] = {key: [] for key in facts}
+        ours = [os.getpid(), *(worker.process.pid for worker in workers.values())]
+        for turn in range(plan.repeats):
+            for key in samples:
+                keep, name = key
+                order = {"keep_rate": keep, "calls": facts[key]["calls"]}
+                take = lambda worker=workers[name], order=order: worker.ask("sample", **order)["seconds"]  # noqa: E731
+                samples[key].append(undisturbed(take, cores=job.cores, ours=ours, retries=plan.retries))
+            dropped = sum(len(sample.dropped) for taken in samples.values() for sample in taken)
+            tell(f"  round {turn + 1} of {plan.repeats}, {dropped} samples dropped so far")
+    return [result(job, keep, names, facts, samples) for keep in plan.keep_rates]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Seconds of one call, what share of the cores others used meanwhile (None: not measured), whether that spoils it,
+    and the seconds of the tries thrown away before it."""
+
+    seconds: float
+    others: float | None
+    contended: bool
+    dropped: tuple[float, ...]
+
+
+def undisturbed(take: Callable[[], float], *, cores: Sequence[int], ours: Sequence[int], retries: int) -> Sample:
+    """A sample in which nobody else used the cores; when all `retries` were disturbed too, the last one, marked
+    contended."""
+    dropped: list[float] = []
+    while True:
+        seconds, window = machine.watched(take, cores=cores, ours=ours)
+        if not window.contended or len(dropped) == retries:
+            return Sample(seconds, window.share, window.contended, tuple(dropped))
+        dropped.append(seconds)
+        machine.await_quiet(cores=cores, ours=ours, patience=PATIENCE)
+
+
+def result(
+    job: Job,
+    keep: float,
+    names: Sequence[str],
+    facts: Mapping[tuple[float, str], Mapping[str, Any]],
+    samples: Mapping[tuple[float, str], Sequence[Sample]],
+) -> dict[str, Any]:
+    """One keep rate's raw result, ready for JSON."""
+    import numpy as np
+
+    model = abstract(job.config())
+    outputs = {name: np.array(facts[keep, name]["logits"]) for name in names}
+    contestants = {}
+    for name in names:
+        known = {key: value for key, value in facts[keep, name].items() if key != "logits"}
+        taken = samples[keep, name]
+        contestants[name] = known | {
+            "seconds": [sample.seconds for sample in taken],
+            "others_share": [sample.others for sample in taken],
+            "dropped": sum(len(sample.dropped) for sample in taken),
+            "contended": sum(sample.contended for sample in taken),
+            "logits_difference": float(np.abs(outputs[name] - outputs["jax"]).max()),
+        }
+    fields = ("family", "size", "frames", "batch", "dtype")
+    return {field: getattr(job, field) for field in fields} | {
+        "work": "forward",
+        "keep_rate": keep,
+        "gmacs": macs(model, topk(model, keep)) / 1e9,
+        "contestants": contestants,
+    }
+
+
+class Worker:
+    """A running `convert.benchmark.worker` and the pipe to it."""
+
+    def __init__(self, job: Job):
+        command = [sys.executable, "-m", "convert.benchmark.worker", json.dumps(dataclasses.asdict(job))]
+        self.name = job.contestant
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # where PyTorch runs here, also on a host that has more
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, what: str, **order: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        print(json.dumps({"do": what} | order), file=self.process.stdin, flush=True)
+        return self.reply()
+
+    def reply(self) -> dict[str, Any]:
+        """The next answer. Raises `RuntimeError` if the worker reports an error or has died."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the {self.name} worker ended early (exit code {self.process.wait()})")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"the {self.name} worker failed: {answer['error']}")
+        return answer
+
+
+@contextmanager
+def started(job: Job) -> Iterator[Worker]:
+    worker = Worker(job)
+    try:
+        yield worker
+    finally:
+        worker.process.kill()
+        worker.process.communicate()
+
+
+def smallest(families: Sequence[str]) -> str:
+    """A size all families are published in, the smallest."""
+    from jaxprune.config import FAMILY_SIZES, SIZES
+
+    shared = [size for size in SIZES if all(size in FAMILY_SIZES.get(family, ()) for family in families)]
+    if not shared:
+        raise ValueError(f"no size is shared by {', '.join(families)}; name one with --size")
+    return shared[0]

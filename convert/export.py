@@ -1,0 +1,64 @@
+"""Writes official tensors to the files PyTorch users expect: the authors' `.pth`, or a Hugging Face directory."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from convert.huggingface import Layout, config_json, preprocessor_json, to_huggingface
+from jaxprune.config import ModelConfig
+from jaxprune.files import replace_file, whole_directory
+
+
+def write_official(path: str | os.PathLike, state: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """One file in the layout the model's authors save: AST with DataParallel's `module.`, AudioMAE under `model`."""
+    wrap = {
+        "ast": lambda tensors: {f"module.{key}": value for key, value in tensors.items()},
+        "audiomae": lambda tensors: {"model": dict(tensors)},
+    }
+    save_pickle(path, wrap[config.family](state))
+
+
+def write_huggingface(
+    directory: str | os.PathLike,
+    state: Mapping[str, Tensor],
+    config: ModelConfig,
+    *,
+    mean: float,
+    std: float,
+    labels: Sequence[str] = (),
+    layout: Layout = "legacy",
+    container: Literal["safetensors", "bin"] = "safetensors",
+    overwrite: bool = False,
+) -> None:
+    """A directory that `ASTForAudioClassification.from_pretrained` loads: weights, config and preprocessor config.
+
+    Raises `ValueError` for a model that is not an AST, one whose two LayerNorm eps differ (Hugging Face knows one), and
+    where `directory` exists and is not to be overwritten.
+    """
+    if config.family != "ast":
+        raise ValueError(f"Hugging Face's transformers has no {config.family} classifier; write it as official instead")
+    renamed = to_huggingface(state, layout=layout).state
+    files = {
+        "config.json": config_json(config, layout=layout, labels=labels),
+        "preprocessor_config.json": preprocessor_json(config, mean=mean, std=std),
+    }
+    with whole_directory(directory, overwrite=overwrite) as unfinished:
+        for name, content in files.items():
+            (unfinished / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if container == "safetensors":
+            from safetensors.torch import save_file  # the one writer that needs it
+
+            save_file(renamed, unfinished / "model.safetensors", metadata={"format": "pt"})
+        elif container == "bin":
+            torch.save(renamed, unfinished / "pytorch_model.bin")
+        else:
+            raise ValueError(f"container is {container!r}; it must be 'safetensors' or 'bin'")
+
+
+def save_pickle(path: str | os.PathLike, content: Any) -> None:
+    """`torch.save`, whole or not at all."""
+    replace_file(path, lambda unfinished: torch.save(content, unfinished))

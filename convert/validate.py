@@ -1,0 +1,328 @@
+"""`python -m convert.validate SOURCE [audio...]`: proof on your own checkpoint that JAX computes what PyTorch does.
+
+It climbs from features to logits and compares at every rung: log-mel, patch embedding, block 0, the unpruned
+encoder; then at each keep rate every pruning stage, first with the reference's kept patches forced on the JAX model,
+so that a tie cannot hide or fake an error, then running free. The reference is `convert.torch_reference`, and for a
+Hugging Face checkpoint `transformers` as well.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import tyro
+
+from convert import torch_features, torch_reference
+from convert.checkpoints import TorchCheckpoint, read_torch
+from convert.mapping import to_flax
+from jaxprune.audio import load_audio, pad_batch
+from jaxprune.cli import notice, print_table, run
+from jaxprune.features import SAMPLE_RATE, log_mel, model_input, sample_count
+from jaxprune.files import write_text
+from jaxprune.models import Output, compiled, topk
+from jaxprune.prune import DEFAULT_BLOCKS, Given
+
+GAP = 1e-6  # between the last kept and the first dropped score; below it a different choice is a tie, not an error
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One comparison. `overlap` is the smallest share of kept patches in common over the clips, `gap` the smallest
+    distance between the last kept and the first dropped score, None where nothing is dropped."""
+
+    stage: str
+    keep_rate: float
+    max_difference: float
+    mean_difference: float
+    tolerance: float
+    passed: bool
+    overlap: float | None = None
+    gap: float | None = None
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """What is validated on: names, waveforms, and whether they are somebody's recordings."""
+
+    names: tuple[str, ...]
+    waveforms: tuple[np.ndarray, ...]
+
+
+def main(
+    source: Annotated[Path, tyro.conf.Positional],
+    audio: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
+    *,
+    keep_rates: tuple[float, ...] = (1.0, 0.9, 0.7, 0.5),
+    blocks: tuple[int, ...] = DEFAULT_BLOCKS,
+    tolerance: float = 1e-4,
+    num_heads: int | None = None,
+    dataset: str | None = None,
+    source_frames: int | None = None,
+    out: Path | None = None,
+) -> int:
+    """Compare a PyTorch checkpoint in PyTorch and in JAX, stage by stage; exit code 1 when out of tolerance.
+
+    Args:
+        source: the PyTorch checkpoint, as for python -m convert.
+        audio: recordings to compare on (their first window); synthetic sounds if none are given.
+        keep_rates: keep rates to compare at.
+        blocks: 0-based blocks that prune.
+        tolerance: largest difference allowed in logits; in tokens it grows with the largest value, if that exceeds 1;
+            log-mel has its own.
+        num_heads: attention heads, if not width / 64.
+        dataset: whose feature statistics to use, if the checkpoint does not tell.
+        source_frames: frames the position table was made for, if its size fits several.
+        out: write the comparison as JSON here.
+    """
+    checkpoint = read_torch(source, num_heads=num_heads, dataset=dataset, frames=source_frames)
+    if checkpoint.missing:
+        raise ValueError(
+            f"{source} has no classifier ({', '.join(checkpoint.missing)}), so it has no logits to compare"
+        )
+    sounds = recordings(audio) if audio else synthetic(checkpoint.card.model.frames)
+    with jax.default_matmul_precision("highest"):
+        rungs = validate(checkpoint, sounds, source=source, keep_rates=keep_rates, blocks=blocks, tolerance=tolerance)
+    passed = all(rung.passed for rung in rungs)
+    show(rungs, checkpoint, sounds)
+    print(f"{'agrees' if passed else 'DOES NOT AGREE'}: {source} on {len(sounds.names)} clips")
+    if out is not None:
+        result = {
+            "source": str(source),
+            "layout": checkpoint.layout,
+            "model": asdict(checkpoint.card.model),
+            "clips": sounds.names,
+            "blocks": blocks,
+            "passed": passed,
+            "rungs": [asdict(rung) for rung in rungs],
+        }
+        write_text(out, json.dumps(result, indent=1) + "\n")
+    return 0 if passed else 1
+
+
+def validate(
+    checkpoint: TorchCheckpoint,
+    sounds: Sounds,
+    *,
+    source: Path,
+    keep_rates: Sequence[float],
+    blocks: Sequence[int] = DEFAULT_BLOCKS,
+    tolerance: float = 1e-4,
+) -> list[Rung]:
+    """Every rung for one checkpoint, in the order it is climbed. `source` is read again by `transformers` alone."""
+    card = checkpoint.card
+    model = to_flax(checkpoint.state, card.model)
+    policies = {rate: topk(model, dict.fromkeys(blocks, rate)) for rate in keep_rates}  # refuses what cannot be
+    reference = torch_reference.build(card.model)
+    reference.load_state_dict({key: torch.tensor(value) for key, value in checkpoint.state.items()})
+    waveforms, lengths = pad_batch([wave[: sample_count(card.model.frames)] for wave in sounds.waveforms])
+    mel = model_input(waveforms, lengths, frames=card.model.frames, mean=card.mean, std=card.std)
+    forward = compiled(model)
+
+    rungs = feature_rungs(sounds)
+    theirs = run_reference(reference, mel, {})
+    ours = forward(mel, topk(model, {}))
+    pairs = {
+        "patch embedding": (theirs.embedded, ours.embedded),
+        "block 0": (theirs.blocks[0], ours.trace[0].tokens),
+        "encoder, unpruned": (theirs.blocks[-1], ours.trace[-1].tokens),
+    }
+    rungs += [compare(name, *pair, keep_rate=1.0, tolerance=tolerance) for name, pair in pairs.items()]
+    rungs.append(compare_logits("logits, unpruned", theirs.logits, ours.logits, keep_rate=1.0, tolerance=tolerance))
+    if checkpoint.layout.startswith("AST, Hugging Face"):
+        logits = transformers_logits(source, mel)
+        rungs.append(
+            compare_logits("logits, unpruned, transformers", logits, ours.logits, keep_rate=1.0, tolerance=tolerance)
+        )
+    for rate, policy in policies.items():
+        if rate == 1:
+            continue  # nothing is selected: the rungs above are it
+        theirs = run_reference(reference, mel, dict.fromkeys(blocks, rate))
+        forced = forward(mel, topk(model, dict.fromkeys(blocks, rate), score=Given(ranks(theirs, card.model.patches))))
+        rungs += forced_rungs(theirs, forced, blocks=blocks, keep_rate=rate, tolerance=tolerance)
+        rungs += free_rungs(theirs, forward(mel, policy), blocks=blocks, keep_rate=rate, tolerance=tolerance)
+    return rungs
+
+
+def feature_rungs(sounds: Sounds) -> list[Rung]:
+    """log-mel of every clip against float64, everywhere and where it is not near the floor."""
+    pairs = [
+        (torch_features.log_mel(torch.tensor(wave)).numpy(), np.asarray(log_mel(jnp.asarray(wave))))
+        for wave in sounds.waveforms
+    ]
+    theirs, ours = (np.concatenate(values) for values in zip(*pairs, strict=True))
+    loud = theirs > -10
+    rungs = [compare("log-mel", theirs, ours, keep_rate=1.0, tolerance=2e-3, relative=False)]
+    if loud.any():
+        name = "log-mel where above -10"
+        rungs.append(compare(name, theirs[loud], ours[loud], keep_rate=1.0, tolerance=6e-4, relative=False))
+    return rungs
+
+
+def forced_rungs(
+    theirs: torch_reference.Reference, ours: Output, *, blocks: Sequence[int], keep_rate: float, tolerance: float
+) -> Iterator[Rung]:
+    """Tokens leaving each pruning block, and logits, where JAX was made to keep the reference's patches."""
+    for block in sorted(blocks):
+        pair = theirs.blocks[block], ours.trace[block].tokens
+        yield compare(f"block {block}, forced", *pair, keep_rate=keep_rate, tolerance=tolerance)
+    yield compare_logits("logits, forced", theirs.logits, ours.logits, keep_rate=keep_rate, tolerance=tolerance)
+
+
+def free_rungs(
+    theirs: torch_reference.Reference, ours: Output, *, blocks: Sequence[int], keep_rate: float, tolerance: float
+) -> Iterator[Rung]:
+    """Scores and kept sets where both chose for themselves, then logits of the clips that kept the same.
+
+    A clip that chose otherwise within `GAP` is a tie: from there on it is another sequence, so it is left out.
+    """
+    same = np.ones(len(theirs.logits), bool)
+    for block in sorted(blocks):
+        reference, trace = theirs.patch_ids[block].numpy(), ours.trace[block]
+        gaps = score_gaps(theirs.scores[block].numpy(), reference.shape[1])
+        overlaps = np.array([share(a, b) for a, b in zip(reference, np.asarray(trace.patch_ids), strict=True)])
+        wrong = same & (overlaps < 1) & (gaps > GAP)
+        tied = same & (overlaps < 1) & (gaps <= GAP)
+        rung = compare(
+            f"scores and choice at block {block}, free",
+            by_patch(theirs.scores[block].numpy(), before(theirs, block))[same],
+            by_patch(np.asarray(trace.score), np.asarray(trace.scored_ids))[same],
+            keep_rate=keep_rate,
+            tolerance=tolerance * float(theirs.scores[block].max()),
+            relative=False,
+        )
+        remark = (
+            f"{tied.sum()} clips tied" if tied.any() else f"{wrong.sum()} clips chose otherwise" if wrong.any() else ""
+        )
+        yield Rung(
+            **asdict(rung)
+            | {
+                "passed": rung.passed and not wrong.any(),
+                "overlap": float(overlaps[same].min(initial=1)),
+                "gap": smallest if np.isfinite(smallest := float(gaps[same].min(initial=np.inf))) else None,
+                "remark": remark,
+            }
+        )
+        same &= overlaps == 1
+    logits = theirs.logits.numpy()[same], np.asarray(ours.logits)[same]
+    yield compare_logits("logits, free", *logits, keep_rate=keep_rate, tolerance=tolerance)
+
+
+def compare(stage: str, theirs, ours, *, keep_rate: float, tolerance: float, relative: bool = True) -> Rung:
+    """Largest and mean absolute difference of two arrays; with `relative`, the tolerance grows with values above 1."""
+    theirs, ours = np.asarray(theirs, np.float64), np.asarray(ours, np.float64)
+    if theirs.size == 0:
+        return Rung(stage, keep_rate, 0.0, 0.0, tolerance, passed=True, remark="every clip had a tie")
+    difference = np.abs(theirs - ours)
+    allowed = tolerance * max(1.0, float(np.abs(theirs).max())) if relative else tolerance
+    return Rung(
+        stage, keep_rate, float(difference.max()), float(difference.mean()), allowed, bool(difference.max() <= allowed)
+    )
+
+
+def compare_logits(stage: str, theirs, ours, *, keep_rate: float, tolerance: float) -> Rung:
+    """`compare`, held to the tolerance as it stands however large the logits are."""
+    return compare(stage, theirs, ours, keep_rate=keep_rate, tolerance=tolerance, relative=False)
+
+
+def ranks(reference: torch_reference.Reference, patches: int) -> jax.Array:
+    """Scores by original position, `(blocks, b, n0)`, that make a policy keep what the reference kept, in its order."""
+    values = np.zeros((len(reference.patch_ids), len(reference.logits), patches), np.float32)
+    for block, ids in enumerate(reference.patch_ids):
+        k = ids.shape[1]
+        np.put_along_axis(values[block], ids.numpy(), np.arange(k, 0, -1, dtype=np.float32)[None], axis=1)
+    return jnp.asarray(values)
+
+
+def before(reference: torch_reference.Reference, block: int) -> np.ndarray:
+    """Original positions of the patches entering a block, `(b, n)`."""
+    if block:
+        return reference.patch_ids[block - 1].numpy()
+    scores = reference.scores[0]
+    return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+
+
+def by_patch(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Scores in rising order of original position, so that a swap before does not misalign what follows."""
+    return np.take_along_axis(scores, np.argsort(ids, axis=1), axis=1)
+
+
+def score_gaps(scores: np.ndarray, kept: int) -> np.ndarray:
+    """Per clip, the last kept score minus the first dropped one; infinite where nothing is dropped."""
+    if kept == scores.shape[1]:
+        return np.full(len(scores), np.inf)
+    falling = -np.sort(-scores, axis=1)
+    return falling[:, kept - 1] - falling[:, kept]
+
+
+def share(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of kept patches that both sets have."""
+    return len(np.intersect1d(a, b)) / len(a)
+
+
+def run_reference(model: torch.nn.Module, mel: jax.Array, keep: dict[int, float]) -> torch_reference.Reference:
+    with torch.inference_mode():
+        return model(torch.tensor(np.asarray(mel)), keep)
+
+
+def transformers_logits(source: Path, mel: jax.Array) -> np.ndarray:
+    """What `transformers` itself makes of a Hugging Face checkpoint, unpruned.
+
+    Raises `ValueError` if it is not installed.
+    """
+    try:
+        from transformers import ASTForAudioClassification
+    except ImportError as error:
+        raise ValueError("comparing a Hugging Face checkpoint needs transformers: pip install transformers") from error
+    folder = source if source.is_dir() else source.parent
+    model = ASTForAudioClassification.from_pretrained(folder, local_files_only=True).eval()
+    with torch.inference_mode():
+        return model(torch.tensor(np.asarray(mel))).logits.numpy()
+
+
+def recordings(paths: Sequence[Path]) -> Sounds:
+    """The recordings, with a notice for each thing that was changed on the way."""
+    clips = [load_audio(path) for path in paths]
+    for clip in clips:
+        for text in clip.notices:
+            notice(text)
+    return Sounds(tuple(str(clip.path) for clip in clips), tuple(clip.waveform for clip in clips))
+
+
+def synthetic(frames: int) -> Sounds:
+    """Two seeded sounds of a model's length: noise that swells, and a chirp that ends early."""
+    samples = sample_count(frames)
+    rng, time = np.random.default_rng(0), np.arange(samples) / SAMPLE_RATE
+    swell = rng.standard_normal(samples) * np.linspace(0.001, 0.3, samples)
+    chirp = np.sin(2 * np.pi * (100 + 150 * time) * time)[: max(400, samples * 2 // 3)]
+    waves = (swell, 0.5 * chirp + 0.001 * rng.standard_normal(len(chirp)))
+    return Sounds(("synthetic: swelling noise", "synthetic: chirp"), tuple(wave.astype(np.float32) for wave in waves))
+
+
+def show(rungs: Sequence[Rung], checkpoint: TorchCheckpoint, sounds: Sounds) -> None:
+    """The comparison as a table."""
+    rows = [
+        [
+            rung.stage,
+            f"{rung.keep_rate:g}",
+            f"{rung.max_difference:.1e}",
+            f"{rung.mean_difference:.1e}",
+            f"{rung.tolerance:.1e}",
+            "" if rung.overlap is None else f"{100 * rung.overlap:.1f} %",
+            "" if rung.gap is None else f"{rung.gap:.1e}",
+            ("ok" if rung.passed else "FAILED") + (f" ({rung.remark})" if rung.remark else ""),
+        ]
+        for rung in rungs
+    ]
+    columns = ["stage", "keep rate", "max diff", "mean diff", "tolerance", "same patches", "score gap", ""]
+    print_table(f"{checkpoint.layout}: PyTorch against JAX on {len(sounds.names)} clips", columns, rows)
+
+
+if __name__ == "__main__":
+    run(main)

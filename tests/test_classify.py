@@ -1,0 +1,312 @@
+"""Clips to labels: windows, batches, one compilation; and the command line, its output and its refusals."""
+
+import dataclasses
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from flax import nnx
+from helpers import small
+
+import jaxprune
+from convert.mapping import to_flax
+from convert.random_checkpoint import random_state
+from jaxprune.audio import Clip, load_audio
+from jaxprune.classify import classify, load_clips
+from jaxprune.config import Card
+from jaxprune.features import fit_frames, log_mel, normalize, sample_count
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "classify.py"
+FOLDER = Path(__file__).parent / "recordings"
+SHORT = [FOLDER / name for name in ("crow.wav", "choir.flac", "vinyl.wav")]
+LABELS = tuple(f"sound {y}" for y in range(10))
+KEEP = {0: 0.7, 1: 0.5}
+
+
+def make(family: str, **changes):
+    """A model of spread-out random weights, pruned well before its end, and its card."""
+    config = small(family, **{"depth": 2} | changes)
+    activation = {"ast": "sigmoid", "audiomae": "softmax"}[family]
+    card = Card(model=config, mean=-4.3, std=4.6, activation=activation, labels=LABELS, source="random weights, seed 0")
+    return to_flax(random_state(config, seed=0), config), card
+
+
+@pytest.fixture(scope="module")
+def ast():
+    return make("ast")
+
+
+def agree(results, others):
+    """The same labels, probabilities and kept patches, whatever batch they were computed in."""
+    for one, other in zip(results, others, strict=True):
+        assert [label for label, _ in one.top] == [label for label, _ in other.top]
+        np.testing.assert_allclose([p for _, p in one.top], [p for _, p in other.top], rtol=0, atol=2e-6)
+        assert one.kept.keys() == other.kept.keys()
+        for block in one.kept:
+            np.testing.assert_array_equal(np.sort(one.kept[block]), np.sort(other.kept[block]))
+
+
+@pytest.mark.parametrize("family", ["ast", "audiomae"])
+def test_a_batch_gives_what_each_clip_gives_alone(family):
+    model, card = make(family)
+    clips = load_clips(SHORT)
+    together = classify(clips, model, card=card, keep_rate=KEEP, batch=4)
+    assert len(together.results) == 7  # 0.5, 1.6 and 5 s in windows of 1.3 s: a full batch and one with a padding row
+    agree(together.results, classify(clips, model, card=card, keep_rate=KEEP, batch=1).results)
+    assert len({result.top for result in together.results}) == 7
+
+
+@pytest.mark.parametrize("family", ["ast", "audiomae"])
+def test_results_are_the_models_under_the_cards_statistics_and_activation(family):
+    model, card = make(family)
+    clip = load_audio(FOLDER / "crow.wav")
+    (result,) = classify([clip], model, card=card, keep_rate=KEEP, top=99, mels=1).results
+    mel = normalize(fit_frames(log_mel(clip.waveform)[None], frames=128), mean=card.mean, std=card.std)
+    np.testing.assert_allclose(result.mel, mel[0], rtol=0, atol=1e-4)  # log-mel's own rounding in quiet bins
+    output = jaxprune.compiled(model)(mel, jaxprune.topk(model, KEEP))
+    odds = np.exp(np.asarray(output.logits[0], np.float64))
+    expected = odds / (1 + odds) if card.activation == "sigmoid" else odds / odds.sum()
+    assert [label for label, _ in result.top] == [LABELS[y] for y in np.argsort(-expected)]
+    np.testing.assert_allclose([p for _, p in result.top], np.sort(expected)[::-1], rtol=0, atol=1e-5)
+    assert {block: len(patch_ids) for block, patch_ids in result.kept.items()} == {0: 45, 1: 23}  # of 64
+    for block, patch_ids in result.kept.items():
+        assert set(patch_ids) == set(np.asarray(output.trace[block].patch_ids[0]))
+
+
+def test_a_long_file_is_cut_into_consecutive_windows(ast):
+    model, card = ast
+    clip = load_audio(FOLDER / "tabla.ogg")
+    samples = sample_count(128)
+    pieces = [
+        Clip(path=clip.path, waveform=clip.waveform[first : first + samples])
+        for first in range(0, len(clip.waveform), samples)
+    ]
+    together = classify([clip, *pieces], model, card=card, keep_rate=KEEP, batch=4, mels=5).results
+    results, alone = together[: len(pieces)], together[len(pieces) :]
+    assert [result.start for result in results] == [i * samples / 16000 for i in range(len(pieces))]
+    assert [result.seconds for result in results] == [piece.seconds for piece in pieces]
+    assert [result.frames for result in results] == [128] * (len(pieces) - 1) + [len(log_mel(pieces[-1].waveform))]
+    agree(results, alone)
+    assert [result.start for result in alone] == [0] * len(pieces)
+    assert [result.mel is not None for result in together] == [True] * 5 + [False] * (len(together) - 5)
+
+
+def test_many_files_compile_once():
+    traces = []
+
+    class Counted(jaxprune.AudioMAE):
+        def patches(self, mel):
+            traces.append(mel.shape)
+            return super().patches(mel)
+
+    config = small("audiomae", depth=2)
+    model = Counted(config, rngs=nnx.Rngs(0))
+    card = Card(model=config, mean=-4.3, std=4.6, activation="softmax")
+    report = classify(load_clips(SHORT), model, card=card, keep_rate={1: 0.5}, batch=2)
+    assert traces == [(2, 128, 128)]
+    assert len(report.results) == 7
+    assert report.timed_batches == 3  # of four; the first is the warm-up
+    assert report.batch == 2
+    assert report.results[0].top[0][0].isdigit()  # a card without labels
+
+
+def test_one_batch_is_no_larger_than_needed_and_timed_by_a_second_run(ast):
+    model, card = ast
+    report = classify(load_clips(SHORT[:2]), model, card=card, keep_rate=KEEP, batch=64)
+    assert (report.batch, report.timed_batches) == (3, 1)
+    assert report.milliseconds > 0
+    assert report.compile_seconds > 0
+    assert report.device == jax.devices()[0].device_kind
+    assert report.macs == jaxprune.macs(model, jaxprune.topk(model, KEEP))
+    assert report.unpruned_macs == jaxprune.macs(model, jaxprune.topk(model, {0: 1.0}))
+    assert report.patches == 64
+    assert report.saving == pytest.approx(1 - report.macs / report.unpruned_macs)
+
+
+def test_bfloat16_stays_near_float32(ast):
+    model, card = ast
+    half = jaxprune.models.FAMILIES["ast"](model.config, dtype="bfloat16", rngs=nnx.Rngs(0))
+    nnx.update(half, nnx.state(model))
+    clips = load_clips(SHORT[:1])
+    reports = [classify(clips, m, card=card, keep_rate={}, top=10) for m in (model, half)]
+    assert [report.dtype for report in reports] == ["float32", "bfloat16"]
+    full, rounded = (dict(report.results[0].top) for report in reports)
+    assert max(abs(full[label] - rounded[label]) for label in full) < 0.05  # 8 bits of mantissa
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top": 0}, {"batch": 0}, {"mels": -1}, {"keep_rate": 1.2}, {"keep_rate": {4: 0.5}}]
+)
+def test_bad_settings_are_refused(ast, settings):
+    model, card = ast
+    with pytest.raises(ValueError, match=r"must be|blocks are 0 to 1"):
+        classify(load_clips(SHORT[:1]), model, card=card, **{"keep_rate": KEEP} | settings)
+
+
+def test_no_clips_are_refused(ast):
+    model, card = ast
+    with pytest.raises(ValueError, match="at least one clip"):
+        classify([], model, card=card, keep_rate=KEEP)
+
+
+# The command line
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    model, card = make("ast", depth=10)
+    return jaxprune.save(tmp_path_factory.mktemp("checkpoints") / "ast", model, card=card)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the script in this process: `run(*arguments) -> (exit code, stdout, stderr)`."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def test_the_table_and_the_json_say_the_same(run, checkpoint):
+    options = [checkpoint, FOLDER / "drum_loop.mp3", FOLDER / "crow.wav", "--keep-rate", "0.5", "--top", "2"]
+    code, table, _ = run(*options)
+    assert code == 0
+    code, text, notices = run(*options, "--json")
+    assert code == 0
+    facts = json.loads(text)
+    assert len(facts["windows"]) == 7  # 6.9 s in windows of 1.3 s, and the crow
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
+    for row, window in zip(cells, facts["windows"], strict=False):
+        end = window["start"] + window["seconds"]
+        labels = ", ".join(f"{guess['label']} ({guess['probability']:.3f})" for guess in window["top"])
+        assert row == [window["path"], f"{window['start']:.2f}", f"{end:.2f}", labels]
+        assert [len(patch_ids) for patch_ids in window["kept"].values()] == [32, 16, 8]
+    cost = cells[-1]
+    assert cost[0] == "0.5 at blocks 3 6 9"
+    assert cost[1:3] == [f"{facts['gmacs']:.2f}", f"{facts['unpruned_gmacs']:.2f}"]
+    assert cost[3] == f"{100 * facts['saving']:.1f} %"
+    assert cost[6] == facts["device"]
+    assert facts["milliseconds_per_clip"] > 0
+    assert facts["compile_seconds"] > 0
+    assert facts["keep_rates"] == {"3": 0.5, "6": 0.5, "9": 0.5}
+    # Random weights are flagged and what was done to the sound is said, beside the results and never inside the JSON.
+    assert "random weights: the labels mean nothing" in table
+    assert facts["random_weights"] is True
+    assert "random weights" in notices
+    assert "drum_loop.mp3: averaged 2 channels into one" in notices
+    assert "drum_loop.mp3: resampled from 44100 Hz to 16000 Hz" in notices
+
+
+def test_trained_weights_are_not_called_random_and_nameless_classes_get_numbers(run, tmp_path):
+    model, card = make("ast", depth=2)
+    jaxprune.save(tmp_path / "x", model, card=dataclasses.replace(card, labels=(), source="audioset_0.4593.pth"))
+    code, out, err = run(tmp_path / "x", FOLDER / "crow.wav", "--blocks", "0", "1", "--rates", "0.8", "0.6")
+    assert code == 0
+    assert "random" not in out + err
+    assert re.search(r"class \d \(0\.\d{3}\), class \d", out)
+    assert "0.8 at block 0, 0.6 at block 1" in out
+
+
+def test_pictures_are_written_for_the_windows(run, checkpoint, tmp_path):
+    picture = tmp_path / "new" / "kept.svg"
+    code, _, notices = run(checkpoint, FOLDER / "crow.wav", "--keep-rate", "0.5", "--picture", picture)
+    assert code == 0
+    assert f"wrote {picture}" in notices
+    assert "after block 9: 8 of 64" in picture.read_text()
+    assert [path.name for path in picture.parent.iterdir()] == ["kept.svg"]
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    files = {name: folder / f"{name}.wav" for name in ("text", "empty", "short", "missing")}
+    files["text"].write_text("these are words, not sound\n")
+    files["empty"].write_bytes(b"")
+    soundfile.write(files["short"], 0.1 * np.sin(np.arange(160)), 16000)
+    return files
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("text", "is not recognised as sound"),
+        ("empty", "is an empty file"),
+        ("short", "lasts 10 ms, which is too short"),
+        ("missing", "cannot be opened"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(run, checkpoint, tmp_path, name, why):
+    bad = bad_files(tmp_path)[name]
+    code, out, err = run(checkpoint, FOLDER / "crow.wav", bad)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {bad}: {why}")
+    assert err.count("\n") == 1
+
+
+def test_all_bad_files_are_named_before_anything_is_computed(run, checkpoint, tmp_path):
+    bad = bad_files(tmp_path)
+    code, out, err = run(checkpoint, bad["text"], FOLDER / "crow.wav", bad["empty"], "--json")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: 2 of 3 files cannot be classified: ")
+    assert str(bad["text"]) in err
+    assert str(bad["empty"]) in err
+    assert "crow" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--keep-rate", "0"], "keep rate 0.0 is not allowed; it must be greater than 0 and at most 1"),
+        (["--keep-rate", "1.2"], "keep rate 1.2 is not allowed; it must be greater than 0 and at most 1"),
+        (["--blocks", "3", "10"], "block 10 cannot prune: the model's blocks are 0 to 9"),
+        (["--blocks", "-1"], "block -1 cannot prune"),
+        (["--blocks", "3", "3"], "name at least one block, and each once"),
+        (["--rates", "0.5"], "1 --rates were given for 3 --blocks"),
+        (["--rates", "0.5", "0.5", "0.5", "--keep-rate", "0.5"], "choose one of them"),
+        (["--picture", "kept.bmp"], "kept.bmp: pictures are written as .png, .svg, .pdf, not as .bmp"),
+        (["--picture", "kept"], "kept: pictures are written as .png, .svg, .pdf, not as a file without suffix"),
+        (["--top", "0"], "top is 0; it must be at least 1"),
+    ],
+    ids=" ".join,
+)
+def test_a_bad_option_is_one_sentence(run, checkpoint, options, why):
+    code, out, err = run(checkpoint, FOLDER / "crow.wav", *options)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert why in err
+    assert err.count("\n") == 1
+
+
+def test_what_is_not_a_checkpoint_is_one_sentence(run, checkpoint, tmp_path):
+    (tmp_path / "card.json").write_text((checkpoint / "card.json").read_text())
+    for path, why in [
+        (tmp_path / "none", "is not a jaxprune checkpoint"),
+        (FOLDER, "is not a jaxprune checkpoint"),
+        (FOLDER / "crow.wav", "cannot be read as a model card"),
+        (tmp_path, "are missing or damaged"),
+    ]:
+        code, out, err = run(path, FOLDER / "crow.wav")
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert why in err
+        assert err.count("\n") == 1
+
+
+def test_the_script_runs_from_anywhere(checkpoint, tmp_path):
+    command = [sys.executable, SCRIPT, checkpoint, FOLDER / "crow.wav", "--keep-rate", "0.7", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["windows"]) == 1
+    refused = subprocess.run([*command, "--keep-rate", "0"], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
