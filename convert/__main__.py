@@ -33,6 +33,7 @@ def main(
     source_frames: int | None = None,
     time_stride: int | None = None,
     freq_stride: int | None = None,
+    origin: str = "",
     overwrite: bool = False,
 ) -> None:
     """Convert a checkpoint between PyTorch and JAX; every number arrives, or nothing is written.
@@ -51,6 +52,7 @@ def main(
         source_frames: frames the source's position table was made for, if its size fits several.
         time_stride: the source's patch stride in frames, if it cannot be told from its size.
         freq_stride: the source's patch stride in mel bins, if it cannot be told from its size.
+        origin: a remark on where the weights come from, kept in the card beside the file name.
         overwrite: replace an existing output.
     """
     if out.exists() and not overwrite:
@@ -68,7 +70,9 @@ def main(
         labels=labels,
         classes=classes,
     )
-    card, state = read.card, dict(read.state)
+    remarks = [read.card.source, origin, "random weights in its new head" if read.missing else ""]
+    card = dataclasses.replace(read.card, source="; ".join(filter(None, remarks)))
+    state = dict(read.state)
     if frames is not None:
         card, state = adapted(card, state, frames=frames, positions=positions)
     model = mapping.to_flax(state, card.model)

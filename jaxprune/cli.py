@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def run(main: Callable[..., int | None]) -> None:
@@ -32,15 +33,25 @@ def print_table(
 ) -> None:
     """A table on stdout. Columns after the first align right where the first row holds a number; nothing is cut off."""
     rows = [[str(cell) for cell in row] for row in rows]
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for i, column in enumerate(columns):
-        numeric = bool(rows) and rows[0][i].lstrip("-+").replace(".", "", 1)[:1].isdigit()
-        table.add_column(column, justify="right" if numeric and i else "left", overflow="fold")
+        table.add_column(
+            Text(column), justify="right" if i and rows and is_number(rows[0][i]) else "left", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # plain: a file name may look like markup
     console().print(table)
     for note in notes:
         console().print(note, highlight=False, markup=False)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell begins with a number that stands alone, such as 12, 1.5e-3 or 35.7 %."""
+    try:
+        float(cell.split(" ")[0].replace(",", ""))
+    except ValueError:
+        return False
+    return True
 
 
 def console() -> Console:

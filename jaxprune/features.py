@@ -42,7 +42,7 @@ STATISTICS: Mapping[str, FeatureStats] = MappingProxyType(
     {
         "audioset": FeatureStats(frames=1024, mean=-4.2677393, std=4.5689974, classes=527, activation="sigmoid"),
         "esc50": FeatureStats(frames=512, mean=-6.6268077, std=5.358466, classes=50, activation="softmax"),
-        "speechcommands": FeatureStats(frames=128, mean=-6.845978, std=5.5654526, classes=35, activation="softmax"),
+        "speechcommands": FeatureStats(frames=128, mean=-6.845978, std=5.5654526, classes=35, activation="sigmoid"),
         "voxceleb1": FeatureStats(frames=1024, mean=-6.370, std=3.074, classes=1251, activation="softmax"),
     }
 )
@@ -178,13 +178,13 @@ def _spectrum_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @functools.cache
 def _mel_filters() -> Float[np.ndarray, "255 128"]:
     """Weights of FFT bins 1 to 255 in each mel bin: triangles of height 1, evenly spaced on Kaldi's mel scale."""
-    edges = np.linspace(*_mel(np.array([LOWEST_HZ, SAMPLE_RATE / 2])), MELS + 2)
-    bins = _mel(np.arange(1, FFT_SIZE // 2)[:, None] * SAMPLE_RATE / FFT_SIZE)
+    edges = np.linspace(*hertz_to_mel(np.array([LOWEST_HZ, SAMPLE_RATE / 2])), MELS + 2)
+    bins = hertz_to_mel(np.arange(1, FFT_SIZE // 2)[:, None] * SAMPLE_RATE / FFT_SIZE)
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     return np.maximum(0, np.minimum(rising, falling))
 
 
-def _mel(hertz: np.ndarray) -> np.ndarray:
+def hertz_to_mel(hertz: np.ndarray) -> np.ndarray:
     """Kaldi's mel scale (HTK's, in natural logarithms)."""
     return 1127 * np.log1p(hertz / 700)

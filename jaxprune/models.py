@@ -1,7 +1,8 @@
 """AST and AudioMAE, side by side: how a spectrogram becomes tokens and how tokens become logits.
 
-The blocks between are `jaxprune.vit`'s, the pruning `jaxprune.prune`'s. All that separates the two models is here:
-patch order, extra tokens, position table, what is pooled, and the score each family's published pruning uses.
+The blocks between are `jaxprune.vit`'s, the pruning `jaxprune.prune`'s. What separates the two models is here (extra
+tokens, position table, what is pooled, the score of the family's published pruning), but for the order of the patches,
+which `jaxprune.patches` knows.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float
 
 from jaxprune.config import ModelConfig
+from jaxprune.patches import patch_corners
 from jaxprune.positions import sincos_positions
 from jaxprune.prune import (
     ClsAttention,
@@ -70,7 +72,7 @@ class Classifier(nnx.Module):
                 f"{expected[1]} mel bins)"
             )
         policy = topk(self, {}) if policy is None else policy
-        patches = self.patches(mel)  # b n pixels
+        patches = cut_patches(mel, self.config)  # b n pixels
         embedded = self.embed(self.patch_embed(patches))
         pixels = patches.astype(jnp.float32)
         tokens, alive, trace = self.encoder(
@@ -78,10 +80,6 @@ class Classifier(nnx.Module):
         )
         features = self.pool(tokens, alive)
         return Output(self.head(self.head_norm(features)), features, embedded, trace)
-
-    def patches(self, mel: Float[Array, "b t f"]) -> Float[Array, "b n pixels"]:
-        """The model's patches in its own order, each with its pixels (time, frequency) flattened time-major."""
-        raise NotImplementedError
 
     def embed(self, patches: Float[Array, "b n d"]) -> Float[Array, "b s d"]:
         """Projected patches with position table and extra tokens."""
@@ -104,9 +102,6 @@ class AST(Classifier):
         self.positions = nnx.Param(init(rngs.params(), (config.extra_tokens + config.patches, config.width)))
         self.norm = layer_norm(config.width, eps=config.norm_eps, dtype=jnp.float32, rngs=rngs)
 
-    def patches(self, mel):
-        return rearrange(cut_patches(mel, self.config), "b nt nf pt pf -> b (nf nt) (pt pf)")
-
     def embed(self, patches):
         extra = repeat(self.extra_tokens[...].astype(self.dtype), "p d -> b p d", b=len(patches))
         return jnp.concatenate([extra, patches], axis=1) + self.positions[...].astype(self.dtype)[None]
@@ -126,9 +121,6 @@ class AudioMAE(Classifier):
         init = nnx.initializers.truncated_normal(0.02)
         self.extra_tokens = nnx.Param(init(rngs.params(), (config.extra_tokens, config.width)))
         self.positions = Table(jnp.asarray(sincos_positions(config), jnp.float32))
-
-    def patches(self, mel):
-        return rearrange(cut_patches(mel, self.config), "b nt nf pt pf -> b (nt nf) (pt pf)")
 
     def embed(self, patches):
         positions = self.positions[...].astype(self.dtype)
@@ -199,9 +191,8 @@ def compiled(model: Classifier, read: Callable[[Output], Any] = lambda output: o
     return lambda mel, policy: run(state, mel, policy)
 
 
-def cut_patches(mel: Float[Array, "b t f"], config: ModelConfig) -> Float[Array, "b nt nf pt pf"]:
-    """All patches on the (time, frequency) grid; they overlap where a stride is smaller than the patch."""
-    (nt, nf), size = config.grid, config.patch
-    frames = np.arange(nt)[:, None] * config.time_stride + np.arange(size)  # nt pt
-    bins = np.arange(nf)[:, None] * config.freq_stride + np.arange(size)  # nf pf
-    return mel[:, frames[:, None, :, None], bins[None, :, None, :]]
+def cut_patches(mel: Float[Array, "b t f"], config: ModelConfig) -> Float[Array, "b n pixels"]:
+    """Every patch in the family's order, its pixels flattened time-major; patches overlap where a stride is short."""
+    within = np.arange(config.patch)
+    frames, bins = (patch_corners(config)[:, axis, None] + within for axis in (0, 1))  # n pt, n pf
+    return rearrange(mel[:, frames[:, :, None], bins[:, None, :]], "b n pt pf -> b n (pt pf)")

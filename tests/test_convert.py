@@ -105,6 +105,7 @@ def test_a_pretrained_audiomae_gets_a_fresh_head_and_says_so(tmp_path, monkeypat
     arguments = (tmp_path / "mae.pth", tmp_path / "out", "--num-heads", 3, "--classes", 7)
     assert convert(*arguments, monkeypatch=monkeypatch) == 0
     assert "newly initialised for 7 classes" in capsys.readouterr().out
+    assert "random weights in its new head" in jaxprune.load_card(tmp_path / "out").source
     model = jaxprune.load(tmp_path / "out")
     state = read_torch(tmp_path / "mae.pth", num_heads=3, classes=7).state
     assert model.config.classes == 7
@@ -228,7 +229,18 @@ def test_the_library_loads_a_checkpoint_without_torch(official, tmp_path, monkey
 
 
 def test_the_card_is_readable_json(official, tmp_path, monkeypatch):
-    convert(official, tmp_path / "out", "--num-heads", 3, "--dataset", "esc50", monkeypatch=monkeypatch)
+    convert(
+        official,
+        tmp_path / "out",
+        "--num-heads",
+        3,
+        "--dataset",
+        "esc50",
+        "--origin",
+        "random weights",
+        monkeypatch=monkeypatch,
+    )
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["model"]["family"] == "ast"
+    assert card["source"] == "ast.pth (AST, official); random weights"
     assert (card["mean"], card["std"], card["activation"]) == (-6.6268077, 5.358466, "softmax")

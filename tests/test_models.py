@@ -6,11 +6,18 @@ from flax import nnx
 from helpers import MIXED, STAGES, random_mel, small
 
 import jaxprune
+from jaxprune.models import cut_patches
 from jaxprune.prune import Given, PatchMean, Policy, Random, Within
 
 FAMILIES = ("ast", "audiomae")
 MODELS = {family: jaxprune.build(small(family)) for family in FAMILIES}
+FORWARD = {family: jaxprune.compiled(model) for family, model in MODELS.items()}
 MEL = jnp.asarray(random_mel(small("ast"), clips=3))
+
+
+def run(model, policy):
+    """One jitted program for each kind of policy, shared by the tests."""
+    return FORWARD[model.config.family](MEL, policy)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -29,7 +36,7 @@ def alive_sets(trace_entry):
 @pytest.mark.parametrize("stride", [16, 10])
 def test_patches_are_cut_in_the_familys_order(family, frequency_major, stride):
     config = small(family, time_stride=stride, freq_stride=stride, depth=1)
-    patches = jaxprune.build(config).patches(MEL)
+    patches = cut_patches(MEL, config)
     (nt, nf), index = config.grid, 0
     order = (
         ((t, f) for f in range(nf) for t in range(nt))
@@ -48,14 +55,14 @@ def test_the_original_ast_has_1212_overlapping_patches():
 
 
 def test_rate_one_changes_nothing(model):
-    plain, whole = model(MEL), model(MEL, jaxprune.topk(model, 1.0))
+    plain, whole = run(model, jaxprune.topk(model, {})), run(model, jaxprune.topk(model, 1.0))
     assert (plain.logits == whole.logits).all()
     assert (whole.trace[-1].patch_ids == jnp.arange(64)[None, :].repeat(3, axis=0)).all()
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.5, MIXED])
 def test_kept_patches_are_unique_in_range_and_nested(model, keep):
-    trace = model(MEL, jaxprune.topk(model, keep)).trace
+    trace = run(model, jaxprune.topk(model, keep)).trace
     before = [set(range(64))] * 3
     for entry in trace:
         kept = alive_sets(entry)
@@ -66,7 +73,7 @@ def test_kept_patches_are_unique_in_range_and_nested(model, keep):
 
 
 def test_kept_patches_are_those_of_highest_score_in_falling_order(model):
-    trace = model(MEL, jaxprune.topk(model, 0.7)).trace
+    trace = run(model, jaxprune.topk(model, 0.7)).trace
     for block in STAGES:
         entry = trace[block]
         for score, ids, kept in zip(entry.score, entry.scored_ids, entry.patch_ids, strict=True):
@@ -77,18 +84,24 @@ def test_kept_patches_are_those_of_highest_score_in_falling_order(model):
 @pytest.mark.parametrize("multiple", [None, 16])
 @pytest.mark.parametrize("keep", [0.9, 0.5, MIXED])
 def test_masked_mode_equals_gathering(model, keep, multiple):
-    gathered = model(MEL, jaxprune.topk(model, keep))
-    masked = model(MEL, jaxprune.masked_topk(model, keep, multiple=multiple))
+    gathered = run(model, jaxprune.topk(model, keep))
+    masked = run(model, jaxprune.masked_topk(model, keep, multiple=multiple))
     np.testing.assert_allclose(masked.logits, gathered.logits, atol=1e-5)
     for a, b in zip(gathered.trace, masked.trace, strict=True):
         assert alive_sets(a) == alive_sets(b)
 
 
-def test_masked_gradients_equal_those_of_gathering(model):
-    def gradient(policy):
-        return nnx.grad(lambda m: (m(MEL, policy).logits ** 2).sum())(model)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masked_gradients_equal_those_of_gathering(family):
+    model = jaxprune.build(small(family, depth=3))
+    graph, state = nnx.split(model)
 
-    exact, masked = gradient(jaxprune.topk(model, 0.7)), gradient(jaxprune.masked_topk(model, 0.7))
+    @jax.jit
+    def gradient(policy):
+        return jax.grad(lambda state: (nnx.merge(graph, state)(MEL, policy).logits ** 2).sum())(state)
+
+    stages = {0: 0.7, 1: 0.6}
+    exact, masked = gradient(jaxprune.topk(model, stages)), gradient(jaxprune.masked_topk(model, stages))
     for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(masked), strict=True):
         np.testing.assert_allclose(b, a, atol=3e-6 * max(1.0, float(jnp.abs(a).max())))
 
@@ -108,7 +121,7 @@ def test_forty_keep_rates_cost_one_compilation_in_masked_mode(model):
 
 
 def test_static_rates_retrace_once_each_and_new_values_never():
-    model, traces = MODELS["ast"], 0
+    model, traces = jaxprune.build(small("ast", depth=2)), 0
 
     def read(output):
         nonlocal traces
@@ -117,39 +130,40 @@ def test_static_rates_retrace_once_each_and_new_values_never():
 
     forward = jaxprune.compiled(model, read)
     for _ in range(2):
-        forward(MEL, jaxprune.topk(model, 0.7))
-        forward(MEL, jaxprune.topk(model, 0.5))
+        forward(MEL, jaxprune.topk(model, {1: 0.7}))
+        forward(MEL, jaxprune.topk(model, {1: 0.5}))
     assert traces == 2
     for seed in range(3):
-        forward(MEL, jaxprune.topk(model, 0.5, score=Given(jax.random.uniform(jax.random.key(seed), (3, 64)))))
-        forward(MEL, jaxprune.topk(model, 0.5, score=Random(jax.random.key(seed))))
+        forward(MEL, jaxprune.topk(model, {1: 0.5}, score=Given(jax.random.uniform(jax.random.key(seed), (3, 64)))))
+        forward(MEL, jaxprune.topk(model, {1: 0.5}, score=Random(jax.random.key(seed))))
     assert traces == 4
 
 
 def test_forcing_a_models_own_choice_gives_its_logits_back(model):
-    free = model(MEL, jaxprune.topk(model, 0.5))
+    free = run(model, jaxprune.topk(model, 0.5))
     ranks = jnp.zeros((12, 3, 64))
     for block in STAGES:
         kept = free.trace[block].patch_ids
         ranks = ranks.at[block, jnp.arange(3)[:, None], kept].set(jnp.arange(kept.shape[1], 0, -1.0)[None, :])
-    forced = model(MEL, jaxprune.topk(model, 0.5, score=Given(ranks)))
+    forced = run(model, jaxprune.topk(model, 0.5, score=Given(ranks)))
     np.testing.assert_allclose(forced.logits, free.logits, atol=1e-6)
 
 
-def test_an_intensity_range_equals_dropping_the_patches_clip_by_clip(model):
-    low, high = -0.05, 0.08
-    masked = model(MEL, Policy(PatchMean(), {4: Within(low, high)}))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_intensity_range_equals_dropping_the_patches_clip_by_clip(family):
+    model, low, high = jaxprune.build(small(family, depth=3)), -0.05, 0.08
+    masked = model(MEL, Policy(PatchMean(), {1: Within(low, high)}))
     for clip in range(3):
-        pixels = np.asarray(model.patches(MEL[clip : clip + 1]))[0].astype(np.float64).mean(axis=1)
+        pixels = np.asarray(cut_patches(MEL[clip : clip + 1], model.config))[0].astype(np.float64).mean(axis=1)
         inside = (pixels > low) & (pixels < high)
         assert alive_sets(masked.trace[-1])[clip] == set(np.flatnonzero(inside).tolist())
-        keep = jaxprune.topk(model, {4: inside.sum() / 64}, score=Given(jnp.asarray(inside[None], jnp.float32)))
+        keep = jaxprune.topk(model, {1: inside.sum() / 64}, score=Given(jnp.asarray(inside[None], jnp.float32)))
         alone = model(MEL[clip : clip + 1], keep)
         np.testing.assert_allclose(masked.logits[clip], alone.logits[0], atol=1e-5)
 
 
 def test_a_clip_that_loses_every_patch_still_has_finite_logits(model):
-    output = model(MEL, Policy(PatchMean(), {3: Within(50.0, 51.0)}))
+    output = run(model, Policy(PatchMean(), {3: Within(50.0, 51.0)}))
     assert not output.trace[-1].alive.any()
     assert jnp.isfinite(output.logits).all()
 
@@ -159,13 +173,15 @@ def test_patch_statistics_use_the_unbiased_deviation(model):
 
     for score, reduce in ((PatchMean(), lambda x: x.mean(-1)), (PatchStd(), lambda x: x.std(-1, ddof=1))):
         trace = model(MEL, jaxprune.topk(model, {}, score=score)).trace
-        np.testing.assert_allclose(trace[0].score, reduce(np.asarray(model.patches(MEL), np.float64)), atol=1e-6)
+        np.testing.assert_allclose(
+            trace[0].score, reduce(np.asarray(cut_patches(MEL, model.config), np.float64)), atol=1e-6
+        )
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters_scores_and_logits(model):
     half = jaxprune.build(model.config, dtype=jnp.bfloat16)
     nnx.update(half, nnx.state(model))
-    output, full = half(MEL, jaxprune.topk(model, 1.0)), model(MEL)
+    output, full = half(MEL), run(model, jaxprune.topk(model, {}))
     assert output.trace[0].tokens.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
     assert output.logits.dtype == output.trace[0].score.dtype == jnp.float32
@@ -174,7 +190,7 @@ def test_bfloat16_computes_near_float32_with_float32_parameters_scores_and_logit
 
 def test_jit_computes_what_eager_computes(model):
     policy = jaxprune.topk(model, 0.7)
-    np.testing.assert_allclose(jaxprune.compiled(model)(MEL, policy).logits, model(MEL, policy).logits, atol=1e-6)
+    np.testing.assert_allclose(run(model, policy).logits, model(MEL, policy).logits, atol=1e-6)
 
 
 def test_the_position_table_of_audiomae_is_not_a_parameter():

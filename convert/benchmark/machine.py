@@ -90,7 +90,7 @@ def usable_cores(threads: int | None) -> list[int]:
 
 
 def pin(cores: Collection[int]) -> None:
-    """Keeps this process on `cores`. XLA sizes its thread pool by it, so it must come before JAX's first computation."""
+    """Keeps this process on `cores`. XLA sizes its thread pool by it, so call it before JAX's first computation."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
 
