@@ -8,14 +8,15 @@ from jaxprune.models import Classifier
 from jaxprune.prune import Policy
 
 
-def macs(model: Classifier, policy: Policy) -> int:
+def macs(model: Classifier, policy: Policy, *, visible: int | None = None) -> int:
     """Multiply-accumulates for one clip under a policy; divide by 1e9 for GMACs.
 
-    A masked stage counts its capacity, which is what the device computes.
+    A masked stage counts its capacity, which is what the device computes. `visible` patches enter block 0 (None: all);
+    the others are embedded all the same.
     """
     config = model.config
-    patches = config.patches
-    total = patches * config.patch**2 * config.width
+    patches = config.patches if visible is None else visible
+    total = config.patches * config.patch**2 * config.width
     for block in range(config.depth):
         total += attention_macs(config, config.extra_tokens + patches)
         if block in policy.stages:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from flax import nnx, struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune.config import ModelConfig
 from jaxprune.patches import patch_corners
@@ -23,11 +23,12 @@ from jaxprune.prune import (
     Policy,
     ReceivedAttention,
     Score,
+    Selection,
     masked_stages,
     stage_rates,
     top_k_stages,
 )
-from jaxprune.vit import BlockTrace, Encoder, layer_norm, linear
+from jaxprune.vit import BlockTrace, DropPath, Encoder, layer_norm, linear, select
 
 
 @struct.dataclass
@@ -59,11 +60,21 @@ class Classifier(nnx.Module):
         self.head_norm = layer_norm(config.width, eps=config.head_norm_eps, dtype=jnp.float32, rngs=rngs)
         self.head = linear(config.width, config.classes, std=self.head_std, dtype=jnp.float32, rngs=rngs)
 
-    def __call__(self, mel: Float[Array, "b t f"], policy: Policy | None = None) -> Output:
+    def __call__(
+        self,
+        mel: Float[Array, "b t f"],
+        policy: Policy | None = None,
+        *,
+        visible: Int[Array, "b n"] | None = None,
+        drop_path: DropPath | None = None,
+    ) -> Output:
         """Logits and trace for a normalised spectrogram; no policy means no pruning, with the family's own score
         traced.
 
-        Raises `ValueError` when the spectrogram's size is not the configuration's.
+        Training passes two values more: `visible`, the original positions of the patches that enter block 0 in their
+        order (None: all), from which every later count starts while traces keep naming original positions; and
+        `drop_path` (None: no branch is dropped). Raises `ValueError` when the spectrogram's size is not the
+        configuration's.
         """
         expected = (self.config.frames, self.config.mels)
         if mel.ndim != 3 or mel.shape[1:] != expected:
@@ -74,9 +85,18 @@ class Classifier(nnx.Module):
         policy = topk(self, {}) if policy is None else policy
         patches = cut_patches(mel, self.config)  # b n pixels
         embedded = self.embed(self.patch_embed(patches))
+        patch_ids = jnp.broadcast_to(jnp.arange(patches.shape[1], dtype=jnp.int32), patches.shape[:2])
+        if visible is not None:
+            extra_tokens = self.config.extra_tokens
+            embedded, patch_ids, _ = select(embedded, patch_ids, Selection(visible, None), extra_tokens=extra_tokens)
         pixels = patches.astype(jnp.float32)
         tokens, alive, trace = self.encoder(
-            embedded, policy, patch_mean=pixels.mean(axis=-1), patch_std=pixels.std(axis=-1, ddof=1)
+            embedded,
+            policy,
+            patch_ids=patch_ids,
+            patch_mean=pixels.mean(axis=-1),
+            patch_std=pixels.std(axis=-1, ddof=1),
+            drop_path=drop_path,
         )
         features = self.pool(tokens, alive)
         return Output(self.head(self.head_norm(features)), features, embedded, trace)
@@ -165,14 +185,17 @@ def masked_topk(
     keep_rate: float | Mapping[int, float],
     *,
     multiple: int | None = None,
+    patches: int | None = None,
     score: Score | None = None,
 ) -> Policy:
     """`topk` in masked mode: the same patches kept, counts traced, so that other rates reuse the compilation.
 
-    Capacities are the full length, or each count rounded up to a `multiple`. Raises as `topk`.
+    Capacities are the full length, or each count rounded up to a `multiple`. `patches` enter block 0: all of the
+    model's, or fewer where the call names `visible` ones. Raises as `topk`.
     """
     rates = stage_rates(keep_rate, depth=model.config.depth)
-    stages = masked_stages(rates, patches=model.config.patches, multiple=multiple)
+    entering = model.config.patches if patches is None else patches
+    stages = masked_stages(rates, patches=entering, multiple=multiple)
     return Policy(model.score if score is None else score, stages)
 
 

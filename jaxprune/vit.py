@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx, struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxprune.config import ModelConfig
 from jaxprune.prune import Evidence, Policy, Selection
@@ -33,6 +33,25 @@ class BlockTrace:
     tokens: Float[Array, "b pk d"]
 
 
+@struct.dataclass
+class DropPath:
+    """Stochastic depth: a clip skips a branch of a block, attention or MLP, at random (Huang et al. 2016).
+
+    Block i of L drops with probability rate * i / (L - 1), so the first never does; a branch that stays is divided by
+    the probability that it stays. Each clip and each branch is drawn on its own from `key`. A rate of 0, which may be
+    traced, changes nothing.
+    """
+
+    key: Key[Array, ""]
+    rate: Float[Array, ""] | float
+
+    def shares(self, block: int, *, depth: int, clips: int) -> Float[Array, "2 {clips}"]:
+        """What a block's attention and MLP updates are multiplied by: 0, or 1 / (probability of staying)."""
+        stay = 1 - self.rate * (block / max(depth - 1, 1))
+        drawn = jax.random.bernoulli(jax.random.fold_in(self.key, block), stay, (2, clips))
+        return drawn / jnp.float32(stay)
+
+
 class Encoder(nnx.Module):
     """Pre-norm blocks, pruned between attention and MLP as the policy says."""
 
@@ -45,30 +64,35 @@ class Encoder(nnx.Module):
         tokens: Float[Array, "b s d"],
         policy: Policy,
         *,
-        patch_mean: Float[Array, "b n"],
-        patch_std: Float[Array, "b n"],
+        patch_ids: Int[Array, "b n"],
+        patch_mean: Float[Array, "b n0"],
+        patch_std: Float[Array, "b n0"],
+        drop_path: DropPath | None = None,
     ) -> tuple[Float[Array, "b pk d"], Bool[Array, "b k"] | None, tuple[BlockTrace, ...]]:
         """Tokens after the last block, which of their patches are alive (None: all), and one trace a block.
 
-        Order inside a pruning block: attention with its residual, then selection, then the MLP on the kept tokens.
-        Raises `ValueError` if the policy names a block the encoder does not have.
+        `patch_ids` says which original patch each token after the extra ones is; means and deviations are by original
+        position. Order inside a pruning block: attention with its residual, then selection, then the MLP on the kept
+        tokens. Raises `ValueError` if the policy names a block the encoder does not have.
         """
         if beyond := sorted(set(policy.stages) - set(range(len(self.blocks)))):
             raise ValueError(
                 f"the policy prunes at blocks {beyond}, but the model has blocks 0 to {len(self.blocks) - 1}"
             )
         p = self.extra_tokens
-        patch_ids = jnp.broadcast_to(jnp.arange(patch_mean.shape[1], dtype=jnp.int32), patch_mean.shape)
         alive, trace = None, []
         for i, block in enumerate(self.blocks):
+            attention_share, mlp_share = (
+                (None, None) if drop_path is None else drop_path.shares(i, depth=len(self.blocks), clips=len(tokens))
+            )
             queries = policy.score.queries(p)
-            tokens, received = block.attend(tokens, queries=queries, mask=token_mask(alive, p))
+            tokens, received = block.attend(tokens, queries=queries, mask=token_mask(alive, p), share=attention_share)
             scored_ids = patch_ids
             score = policy.score(Evidence(received[:, p:], patch_ids, patch_mean, patch_std, i))
             selection = policy.stages[i](score, alive) if i in policy.stages else None
             if selection is not None:
                 tokens, patch_ids, alive = select(tokens, patch_ids, selection, extra_tokens=p)
-            tokens = block.feed_forward(tokens)
+            tokens = block.feed_forward(tokens, share=mlp_share)
             is_alive = jnp.ones(patch_ids.shape, bool) if alive is None else alive
             trace.append(BlockTrace(score, scored_ids, patch_ids, is_alive, tokens))
         return tokens, alive, tuple(trace)
@@ -84,15 +108,25 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
 
     def attend(
-        self, tokens: Float[Array, "b s d"], *, queries: slice, mask: Bool[Array, "b s"] | None
+        self,
+        tokens: Float[Array, "b s d"],
+        *,
+        queries: slice,
+        mask: Bool[Array, "b s"] | None,
+        share: Float[Array, "b"] | None = None,
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s"]]:
-        """First half: tokens after attention and residual, and the attention each token received from `queries`."""
-        update, received = self.attention(self.norm1(tokens), queries=queries, mask=mask)
-        return tokens + update, received
+        """First half: tokens after attention and residual, and the attention each token received from `queries`.
 
-    def feed_forward(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        """Second half: tokens after the MLP and its residual."""
-        return tokens + self.mlp(self.norm2(tokens))
+        `share` multiplies each clip's update (None: 1), as `DropPath` draws it.
+        """
+        update, received = self.attention(self.norm1(tokens), queries=queries, mask=mask)
+        return tokens + scaled(update, share), received
+
+    def feed_forward(
+        self, tokens: Float[Array, "b s d"], *, share: Float[Array, "b"] | None = None
+    ) -> Float[Array, "b s d"]:
+        """Second half: tokens after the MLP and its residual. `share` as in `attend`."""
+        return tokens + scaled(self.mlp(self.norm2(tokens)), share)
 
 
 class Attention(nnx.Module):
@@ -150,6 +184,11 @@ def attend(
         asked = share.shape[2]
     received = jnp.einsum("bhqk,bhq->bk", weights[:, :, queries], share) / (q.shape[1] * jnp.maximum(asked, 1))
     return (mixed * scale[..., None]).astype(v.dtype), received
+
+
+def scaled(update: Float[Array, "b s d"], share: Float[Array, "b"] | None) -> Float[Array, "b s d"]:
+    """Each clip's update times its share, multiplied in float32; None leaves it alone."""
+    return update if share is None else (update * share[:, None, None]).astype(update.dtype)
 
 
 def select(

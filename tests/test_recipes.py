@@ -6,8 +6,9 @@ import json
 import pytest
 import tyro
 
-from jaxprune import recipes
-from jaxprune.recipes import RECIPES, AdamL2, AdamW, Augment, Cosine, Data, Loop, Precision, Prune, Recipe, Start, StepDecay
+from jaxprune import recipes, settings
+from jaxprune.recipes import RECIPES
+from jaxprune.settings import AdamL2, AdamW, Augment, Cosine, Data, Loop, Precision, Prune, Recipe, Start, StepDecay
 
 # batch, epochs, shrink start and length, patch mask, time and frequency mask, mixup, noise, loss: the published tables
 AUDIOMAE = {
@@ -207,7 +208,7 @@ def test_every_field_has_a_comment_for_its_help():
     import ast
     import inspect
 
-    source = inspect.getsource(recipes)
+    source = inspect.getsource(settings)
     lines = source.splitlines()
     fields = [
         node

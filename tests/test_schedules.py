@@ -1,6 +1,7 @@
 import dataclasses
+import functools
+import itertools
 import math
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ from helpers import random_mel, small
 import jaxprune
 from jaxprune.config import ModelConfig
 from jaxprune.cost import macs
+from jaxprune.models import abstract
 from jaxprune.prune import ClsAttention, Policy, TopK, keep_count, top_k_stages
-from jaxprune.recipes import RECIPES, AdamW, Cosine, Loop, Prune, StepDecay
+from jaxprune.recipes import RECIPES
 from jaxprune.schedules import compilations, keep_rate, learning_rate, slice_end, stages_at
+from jaxprune.settings import AdamW, Cosine, Loop, Prune, StepDecay
 
 ESC50 = dataclasses.replace(RECIPES["audiomae-esc50"].prune, keep_rate=0.5)
 
@@ -57,7 +60,7 @@ def test_evit_moves_every_step_and_meets_the_released_values_at_the_epochs():
     released, every_step = epochs(ESC50, 120), epochs(dataclasses.replace(ESC50, update="step"), 120)
     assert [a[0] for a in released] == [a[0] for a in every_step]
     falling = [rate for epoch in every_step[20:60] for rate in epoch]
-    assert all(a > b for a, b in zip(falling, falling[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(falling))
 
 
 def test_masking_stops_when_the_shrinking_begins_and_only_if_there_is_any():
@@ -103,8 +106,8 @@ def test_no_count_exceeds_its_capacity_and_slices_are_as_few_as_asked(base):
     ends = {round(slice_end(rate, prune), 12) for rate in rates}
     assert len(ends) == 7
     assert all(slice_end(rate, prune) >= rate for rate in rates)
-    for patches in (25, 64, 110, 220, 256, 512):
-        for rate in rates[::50] + rates[-8:]:
+    for patches in (25, 110, 512):
+        for rate in rates[::100] + rates[-8:]:
             stages, left = stages_at(rate, prune, patches=patches), patches
             for block in (3, 6, 9):
                 left = keep_count(rate, left)
@@ -114,16 +117,19 @@ def test_no_count_exceeds_its_capacity_and_slices_are_as_few_as_asked(base):
 PATCHES = {"T=128": 64, "T=512": 256, "T=1024": 512, "T=128 masked": 25, "T=512 masked": 110, "T=1024 masked": 220}
 
 
+@functools.cache
+def vit_base(patches):
+    """With so many patches, whatever the picture they were cut from."""
+    return abstract(ModelConfig.of_size("audiomae", "base", classes=527, frames=16 * patches, mels=16))
+
+
 def gmacs(stages, *, patches):
-    """Of ViT-base with so many patches, whatever the picture they were cut from."""
-    config = ModelConfig.of_size("audiomae", "base", classes=527, frames=16 * patches, mels=16)
-    return macs(SimpleNamespace(config=config), Policy(ClsAttention(), stages)) / 1e9
+    return macs(vit_base(patches), Policy(ClsAttention(), stages)) / 1e9
 
 
 @pytest.mark.parametrize("patches", PATCHES.values(), ids=PATCHES)
 @pytest.mark.parametrize(("base", "allowed"), [(0.7, 1.032), (0.5, 1.052)])
-@pytest.mark.parametrize("length", [10, 15, 20, 30, 40])
-@pytest.mark.parametrize("update", ["epoch", "step"])
+@pytest.mark.parametrize(("length", "update"), [*((n, "epoch") for n in (10, 15, 20, 30, 40)), (15, "step")])
 def test_slices_cost_little(patches, base, allowed, length, update):
     """At most nine compilations (a tenth is left for patches masked out before the shrinking), and the shrinking alone
     computes at most `allowed` times what exact gathering would. A whole run is nearer to 1."""
@@ -139,11 +145,10 @@ def test_slices_cost_little(patches, base, allowed, length, update):
     assert 1 < spent / exact <= allowed
 
 
-@pytest.mark.parametrize("family", ["ast", "audiomae"])
-def test_a_run_down_the_schedule_equals_exact_gathering_and_compiles_as_counted(family):
-    model = jaxprune.build(small(family, mels=64))
-    mel = jnp.asarray(random_mel(model.config))
-    prune = Prune(keep_rate=0.5, shrink_start=1, shrink_epochs=12, buckets=3)
+def test_a_run_down_the_schedule_equals_exact_gathering_and_compiles_as_counted():
+    model = jaxprune.build(small("audiomae", mels=64, depth=2))
+    patches, mel = model.config.patches, jnp.asarray(random_mel(model.config))
+    prune = Prune(keep_rate=0.5, blocks=(0, 1), shrink_start=1, shrink_epochs=12, buckets=2)
     schedule = keep_rate(prune, steps_per_epoch=1)
     rates = [schedule(step) for step in range(15)]
     traces = 0
@@ -151,27 +156,20 @@ def test_a_run_down_the_schedule_equals_exact_gathering_and_compiles_as_counted(
     def read(output):
         nonlocal traces
         traces += 1
-        return output.logits
+        return output.logits, output.trace[-1].patch_ids
 
     forward = jaxprune.compiled(model, read)
-    logits = [
-        np.asarray(forward(mel, Policy(model.score, stages_at(rate, prune, patches=model.config.patches))))
-        for rate in rates
-    ]
-    assert traces == compilations(rates, prune, patches=model.config.patches) == 5
-    for rate, found in list(zip(rates, logits, strict=True))[2::4]:
-        np.testing.assert_allclose(found, forward(mel, jaxprune.topk(model, rate)), atol=1e-5)
+    logits = [forward(mel, Policy(model.score, stages_at(rate, prune, patches=patches)))[0] for rate in rates]
+    assert traces == compilations(rates, prune, patches=patches) == 4
+    for rate, found in list(zip(rates, logits, strict=True))[3::6]:
+        exact, _ = forward(mel, jaxprune.topk(model, dict.fromkeys(prune.blocks, rate)))
+        np.testing.assert_allclose(found, exact, atol=1e-6)
 
-
-def test_a_rate_just_under_one_keeps_all_patches_and_the_logits():
-    model = jaxprune.build(small("ast", mels=64))
-    mel = jnp.asarray(random_mel(model.config))
-    stages = stages_at(1 - 1e-9, Prune(keep_rate=0.7), patches=model.config.patches)
-    whole, almost = model(mel), model(mel, Policy(model.score, stages))
-    np.testing.assert_allclose(almost.logits, whole.logits, atol=1e-5)
-    order = np.asarray(almost.trace[-1].patch_ids)
-    assert (np.sort(order, axis=1) == np.arange(model.config.patches)).all()
-    assert (order != np.arange(model.config.patches)).any()
+    # A rate just under 1 keeps every patch, in another order, which changes nothing.
+    almost, order = forward(mel, Policy(model.score, stages_at(1 - 1e-9, prune, patches=patches)))
+    np.testing.assert_allclose(almost, logits[0], atol=1e-6)
+    assert (np.sort(order, axis=1) == np.arange(patches)).all()
+    assert (np.asarray(order) != np.arange(patches)).any()
 
 
 def of(name, **changes):
@@ -196,9 +194,7 @@ def test_no_warm_up_starts_at_the_peak():
 def test_ast_on_audioset_warms_up_in_stairs_and_halves_every_five_epochs_from_ten():
     rate = learning_rate(RECIPES["ast-as20k"], steps_per_epoch=320)
     found = [rate(step) for step in (0, 49, 50, 99, 975, 1000, 3199, 3200, 4799, 4800, 9599)]
-    np.testing.assert_allclose(
-        found, [0, 0, 5e-6, 5e-6, 9.5e-5, 1e-4, 1e-4, 5e-5, 5e-5, 2.5e-5, 6.25e-6], rtol=1e-6
-    )
+    np.testing.assert_allclose(found, [0, 0, 5e-6, 5e-6, 9.5e-5, 1e-4, 1e-4, 5e-5, 5e-5, 2.5e-5, 6.25e-6], rtol=1e-6)
 
 
 def test_ast_on_esc50_falls_by_fifteen_percent_after_every_epoch_from_the_fifth():
@@ -232,8 +228,12 @@ def test_a_rate_can_be_raised_on_the_command_line_without_moving_its_course():
         learning_rate(of("audiomae-as20k", optimizer=AdamW(base_lr=lr), schedule=Cosine(floor=0.0)), steps_per_epoch=5)
         for lr in (1e-3, 2e-3)
     )
-    np.testing.assert_allclose([twice(step) for step in (3, 50, 299)], [2 * base(step) for step in (3, 50, 299)], rtol=1e-5)
+    np.testing.assert_allclose(
+        [twice(step) for step in (3, 50, 299)], [2 * base(step) for step in (3, 50, 299)], rtol=1e-5
+    )
 
 
 def test_top_k_at_both_ends_is_the_published_stage():
-    assert all(isinstance(stage, TopK) for rate in (0.7, 1.0) for stage in stages_at(rate, Prune(), patches=64).values())
+    assert all(
+        isinstance(stage, TopK) for rate in (0.7, 1.0) for stage in stages_at(rate, Prune(), patches=64).values()
+    )

@@ -1,0 +1,140 @@
+"""The table of fine-tuning recipes: seven published (Lee & Lee 2025, from the released scripts) and one of ours.
+
+What the settings mean, and how a variant is made, is in `jaxprune.settings`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from jaxprune.settings import AdamL2, AdamW, Augment, Cosine, Data, Loop, Prune, Published, Recipe, Start, StepDecay
+
+EARLIER_VERSION = "an earlier version of Lee & Lee 2025 (arXiv 2504.01690)"
+ESC50_SEEDS = (12, 34, 56, 78, 90)
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises `ValueError` listing those there are."""
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def audiomae(name: str, dataset: str, *, augment: Augment, prune: Prune, loop: Loop, **changes: Any) -> Recipe:
+    """A published AudioMAE recipe: what all four share, and what was given."""
+    return Recipe(
+        name=name,
+        source="released scripts of Lee & Lee 2025",
+        start=Start(family="audiomae", published="AudioMAE ViT-base, pretrained on AudioSet-2M without labels"),
+        data=Data.of(dataset, folds=(1, 2, 3, 4, 5) if dataset == "esc50" else ()),
+        augment=dataclasses.replace(augment, roll=1.0, drop_path=0.1),
+        optimizer=AdamW(),
+        schedule=Cosine(),
+        prune=prune,
+        loop=loop,
+        **changes,
+    )
+
+
+def ast(
+    name: str, dataset: str, *, lr: float, augment: Augment, schedule: StepDecay, prune: Prune, loop: Loop
+) -> Recipe:
+    """A published AST recipe: what all three share, and what was given."""
+    return Recipe(
+        name=name,
+        source="released scripts of Lee & Lee 2025",
+        start=Start(
+            family="ast", published="AST-base with stride 16, trained on AudioSet (mAP 0.4422 in its file name)"
+        ),
+        data=Data.of(dataset, folds=(1, 2, 3, 4, 5) if dataset == "esc50" else ()),
+        augment=augment,
+        optimizer=AdamL2(base_lr=lr),
+        schedule=schedule,
+        prune=dataclasses.replace(prune, first_epoch=1),
+        loop=loop,
+    )
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        made.name: made
+        for made in (
+            audiomae(
+                "audiomae-as20k",
+                "audioset",
+                augment=Augment(mixup=0.5, time_mask=192, freq_mask=48, patch_mask=0.3),
+                prune=Prune(shrink_start=30, shrink_epochs=20),
+                loop=Loop(epochs=60, batch=32, loss="bce"),
+            ),
+            audiomae(
+                "audiomae-esc50",
+                "esc50",
+                augment=Augment(time_mask=96, freq_mask=24, patch_mask=0.3),
+                prune=Prune(shrink_start=20, shrink_epochs=40),
+                loop=Loop(epochs=120, batch=128, loss="ce", seeds=ESC50_SEEDS),
+                expected=(
+                    Published(keep_rate=1.0, metric="accuracy", percent=94.30, gmacs=23.11, source=EARLIER_VERSION),
+                    Published(keep_rate=0.5, metric="accuracy", percent=93.40, gmacs=11.37, source=EARLIER_VERSION),
+                ),
+            ),
+            audiomae(
+                "audiomae-speechcommands",
+                "speechcommands",
+                augment=Augment(mixup=0.5, noise=1.0, time_mask=48, freq_mask=48),
+                prune=Prune(shrink_start=10, shrink_epochs=30),
+                loop=Loop(epochs=90, batch=512, loss="bce"),
+                expected=(
+                    Published(keep_rate=1.0, metric="accuracy", percent=97.95, gmacs=5.61, source=EARLIER_VERSION),
+                    Published(keep_rate=0.5, metric="accuracy", percent=97.28, gmacs=2.81, source=EARLIER_VERSION),
+                ),
+            ),
+            audiomae(
+                "audiomae-voxceleb1",
+                "voxceleb1",
+                augment=Augment(noise=1.0, time_mask=192, freq_mask=48),
+                prune=Prune(shrink_start=20, shrink_epochs=40),
+                loop=Loop(epochs=90, batch=64, loss="ce"),
+            ),
+            ast(
+                "ast-as20k",
+                "audioset",
+                lr=1e-4,
+                augment=Augment(mixup=0.5, time_mask=192, freq_mask=48),
+                schedule=StepDecay(warmup_steps=1000, first=10, every=5, factor=0.5),
+                prune=Prune(shrink_start=15, shrink_epochs=10),
+                loop=Loop(epochs=30, batch=64, loss="bce"),
+            ),
+            ast(
+                "ast-esc50",
+                "esc50",
+                lr=1e-5,
+                augment=Augment(time_mask=96, freq_mask=24),
+                schedule=StepDecay(),
+                prune=Prune(shrink_start=5, shrink_epochs=15),
+                loop=Loop(epochs=30, batch=48, loss="ce", seeds=ESC50_SEEDS),
+            ),
+            ast(
+                "ast-speechcommands",
+                "speechcommands",
+                lr=2.5e-4,
+                augment=Augment(mixup=0.6, noise=1.0, time_mask=48, freq_mask=48),
+                schedule=StepDecay(),
+                prune=Prune(shrink_start=5, shrink_epochs=15),
+                loop=Loop(epochs=30, batch=128, loss="bce"),
+            ),
+            dataclasses.replace(
+                ast(
+                    "ast-voxceleb1",
+                    "voxceleb1",
+                    lr=1e-4,
+                    augment=Augment(noise=1.0, time_mask=192, freq_mask=48),
+                    schedule=StepDecay(warmup_steps=1000),
+                    prune=Prune(shrink_start=5, shrink_epochs=15),
+                    loop=Loop(epochs=30, batch=64, loss="ce"),
+                ),
+                source="ours, not published: AST's settings for Speech Commands with AudioMAE's data for VoxCeleb-1",
+            ),
+        )
+    }
+)

@@ -1,0 +1,208 @@
+"""What a data set is once read: labelled clips in splits, checked, with the names of the classes.
+
+`jaxprune.datasets` makes these from files on disk, `jaxprune.data` makes batches of them. All checks that do not need
+to know a layout are here, so that every layout refuses the same things with the same sentences.
+"""
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SHOWN = 5  # offenders named in an error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One clip: its file, the ids of its classes (rising, at least one), its split, and its fold if there are any."""
+
+    path: str
+    labels: tuple[int, ...]
+    split: Split
+    fold: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Labelled clips. `labels` holds one name per class, in the order of a head's outputs."""
+
+    name: str
+    labels: tuple[str, ...]
+    records: tuple[Record, ...]
+
+    def clips(self, split: Split) -> tuple[Record, ...]:
+        """The records of a split, in the order of the data set's own list. Raises `ValueError` if there are none."""
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+        found = tuple(record for record in self.records if record.split == split)
+        if not found:
+            sizes = ", ".join(f"{name} {count}" for name, count in self.sizes().items())
+            raise ValueError(f"{self.name} has no {split} clips; it has {sizes}")
+        return found
+
+    def sizes(self) -> dict[Split, int]:
+        """The number of clips in each split that has any."""
+        counts = {split: sum(record.split == split for record in self.records) for split in SPLITS}
+        return {split: count for split, count in counts.items() if count}
+
+    @property
+    def single_label(self) -> bool:
+        """Whether every clip has exactly one class."""
+        return all(len(record.labels) == 1 for record in self.records)
+
+
+def checked(dataset: Dataset, *, needs: Iterable[Split]) -> Dataset:
+    """The data set, if it can be used; else `ValueError` with the first few offenders.
+
+    Refuses an empty split among `needs`, clips without a label or with one outside the label names, clips listed
+    twice, in one split or in two, and files that do not exist.
+    """
+    name, records = dataset.name, dataset.records
+    for split in needs:
+        if not any(record.split == split for record in records):
+            raise ValueError(f"{name}: there are no {split} clips; every split it trains or reports on needs some")
+    classes = len(dataset.labels)
+    refuse(
+        (
+            f"{r.path} {list(r.labels)}"
+            for r in records
+            if not r.labels or min(r.labels) < 0 or max(r.labels) >= classes
+        ),
+        f"{name}: clips have no label or one outside the {classes} classes",
+    )
+    refuse(_listed_twice(records), f"{name}: clips are listed more than once")
+    refuse(missing_files([record.path for record in records]), f"{name}: files are missing")
+    return dataset
+
+
+def refuse(offenders: Iterable[str], what: str) -> None:
+    """Raises `ValueError`, `what` with the number of offenders and the first few of them, unless there are none."""
+    offenders = list(offenders)
+    if offenders:
+        more = f" and {len(offenders) - SHOWN} more" if len(offenders) > SHOWN else ""
+        raise ValueError(f"{what} ({len(offenders)}): {'; '.join(offenders[:SHOWN])}{more}")
+
+
+def missing_files(paths: Sequence[str]) -> list[str]:
+    """Those of the paths at which there is nothing, reading each folder once: a network disk has two million clips."""
+    contents: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in contents:
+            try:
+                contents[folder] = set(os.listdir(folder or "."))
+            except OSError:
+                contents[folder] = set()
+        if name not in contents[folder]:
+            missing.append(path)
+    return missing
+
+
+def targets(records: Sequence[Record], *, classes: int) -> Float[np.ndarray, "b {classes}"]:
+    """Float32 rows with a one at each class of a clip: one-hot where each has a single label."""
+    rows = np.zeros((len(records), classes), np.float32)
+    for row, record in zip(rows, records, strict=True):
+        row[list(record.labels)] = 1
+    return rows
+
+
+def class_counts(records: Sequence[Record], *, classes: int) -> Int[np.ndarray, "{classes}"]:
+    """Clips of each class; a clip with several counts in each."""
+    return np.bincount([label for record in records for label in record.labels], minlength=classes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """Class names in index order, and `ids`: the index of each name and, where there are any, of each machine id."""
+
+    names: tuple[str, ...]
+    ids: dict[str, int]
+
+
+def read_label_file(path: Path) -> LabelFile:
+    """Reads a CSV with columns index, mid (optional) and display_name, as AudioSet and AST have, or one name a line.
+
+    Raises `ValueError` naming the file for one that cannot be read, has indices that do not run from 0 without gaps,
+    or gives a name or mid twice.
+    """
+    text = read_text(path)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if rows and {"index", "display_name"} <= rows[0].keys():
+        found = sorted((whole_number(row["index"], path), row["display_name"], row.get("mid")) for row in rows)
+        if [index for index, _, _ in found] != list(range(len(found))):
+            raise ValueError(f"{path}: the column index must hold 0 to {len(found) - 1}, each once")
+    elif path.suffix.lower() == ".csv":
+        raise ValueError(f"{path}: expected the columns index, mid and display_name in a label file")
+    else:
+        found = [(i, line.strip(), None) for i, line in enumerate(text.splitlines()) if line.strip()]
+    names = [name for _, name, _ in found]
+    keys = [(mid, index) for index, _, mid in found if mid] + [(name, index) for index, name, _ in found]
+    ids: dict[str, int] = {}
+    for key, index in keys:
+        if not key or ids.setdefault(key, index) != index:
+            raise ValueError(f"{path}: {key!r} is the name of class {ids.get(key)} and of class {index}")
+    if not names:
+        raise ValueError(f"{path}: lists no classes")
+    return LabelFile(names=tuple(names), ids=ids)
+
+
+def named_labels(path: Path | None, names: Iterable[str], *, name: str) -> LabelFile:
+    """The label file at `path`, or without one the data set's own class names in alphabetical order.
+
+    Raises `ValueError` if the data set `name` uses class names that the file does not have.
+    """
+    names = sorted(set(names))
+    if path is None:
+        return LabelFile(names=tuple(names), ids={label: i for i, label in enumerate(names)})
+    labels = read_label_file(path)
+    refuse((label for label in names if label not in labels.ids), f"{name}: labels are not in {path}")
+    return labels
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text. Raises `ValueError` that names it when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 text") from error
+
+
+def read_rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    """A CSV file's rows. Raises `ValueError` unless it has the columns and every row fills them."""
+    rows = list(csv.DictReader(io.StringIO(read_text(path)), strict=True))
+    for line, row in enumerate(rows, start=2):
+        for column in columns:
+            if not row.get(column):
+                raise ValueError(f"{path}: row {line} has no {column}; it must have {', '.join(columns)}")
+    if not rows:
+        raise ValueError(f"{path}: has no rows")
+    return rows
+
+
+def whole_number(text: str, path: Path) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{path}: {text!r} is not a whole number") from None
+
+
+def _listed_twice(records: Sequence[Record]) -> list[str]:
+    seen: dict[str, Split] = {}
+    offenders = []
+    for record in records:
+        path = os.path.normpath(record.path)
+        if path in seen:
+            offenders.append(f"{path} in {seen[path]} and {record.split}")
+        seen[path] = record.split
+    return offenders
