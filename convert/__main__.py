@@ -15,6 +15,7 @@ from convert.checkpoints import TorchCheckpoint, read_torch
 from jaxprune import checkpoint
 from jaxprune.cli import notice, print_table, run
 from jaxprune.config import Card
+from jaxprune.files import check_free
 from jaxprune.models import Classifier
 from jaxprune.positions import adapt_positions, released_audiomae_cut
 
@@ -55,11 +56,10 @@ def main(
         origin: a remark on where the weights come from, kept in the card beside the file name.
         overwrite: replace an existing output.
     """
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} already exists; choose another name or ask to overwrite it (--overwrite)")
     if to_torch is not None:
         export_checkpoint(source, out, layout=to_torch, overwrite=overwrite)
         return
+    check_free(out, marker=checkpoint.CARD, overwrite=overwrite)  # before the work, not after it
     read = read_torch(
         source,
         num_heads=num_heads,
@@ -89,6 +89,8 @@ def export_checkpoint(
     state = {key: torch.tensor(value) for key, value in mapping.to_torch(model).items()}
     config = card.model
     if layout == "official":
+        if out.exists() and not (overwrite and out.is_file()):
+            raise ValueError(f"{out} already exists; choose another name or ask to overwrite it (--overwrite)")
         export.write_official(out, state, config)
     else:
         if config.norm_eps != config.head_norm_eps:

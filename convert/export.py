@@ -37,7 +37,7 @@ def write_huggingface(
     """A directory that `ASTForAudioClassification.from_pretrained` loads: weights, config and preprocessor config.
 
     Raises `ValueError` for a model that is not an AST, one whose two LayerNorm eps differ (Hugging Face knows one), and
-    where `directory` exists and is not to be overwritten.
+    where `directory` holds something that is not to be overwritten.
     """
     if config.family != "ast":
         raise ValueError(f"Hugging Face's transformers has no {config.family} classifier; write it as official instead")
@@ -46,7 +46,7 @@ def write_huggingface(
         "config.json": config_json(config, layout=layout, labels=labels),
         "preprocessor_config.json": preprocessor_json(config, mean=mean, std=std),
     }
-    with whole_directory(directory, overwrite=overwrite) as unfinished:
+    with whole_directory(directory, marker="config.json", overwrite=overwrite) as unfinished:
         for name, content in files.items():
             (unfinished / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if container == "safetensors":

@@ -57,7 +57,7 @@ def write_huggingface(
     """
     state = random_state(_of_family(config, "ast"), seed=seed)
     export.write_huggingface(
-        directory, state, config, layout=layout, container=container, labels=labels, mean=mean, std=std
+        directory, state, config, layout=layout, container=container, labels=labels, mean=mean, std=std, overwrite=True
     )
 
 

@@ -67,7 +67,7 @@ def save(checkpoint_dir: str | os.PathLike, model: Classifier, *, card: Card, ov
     if card.model != model.config:
         raise ValueError(f"the card describes {card.model}, but the model is {model.config}")
     arrays = {name: leaf[...] for name, leaf in leaves(model).items()}
-    with whole_directory(checkpoint_dir, overwrite=overwrite) as directory:
+    with whole_directory(checkpoint_dir, marker=CARD, overwrite=overwrite) as directory:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory.absolute() / WEIGHTS, arrays)
         (directory / CARD).write_text(json.dumps(card.to_json(), indent=1) + "\n")

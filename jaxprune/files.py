@@ -9,15 +9,14 @@ from typing import Any
 
 
 @contextmanager
-def whole_directory(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+def whole_directory(path: str | os.PathLike, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
     """A new directory to fill, moved to `path` when the block ends well and removed when it does not.
 
-    Raises `ValueError` when `path` exists and is not to be overwritten; otherwise the old one goes only after the new
-    one is in place.
+    An empty directory may be filled; `overwrite` replaces one that holds a file named `marker`, so that nothing but
+    its own kind is ever deleted, and only after the new one is in place. Raises `ValueError` otherwise.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} already exists; choose another name or ask to overwrite it (--overwrite)")
+    check_free(path, marker=marker, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished, retired = (path.with_name(f".{path.name}.{state}-{os.getpid()}") for state in ("unfinished", "retired"))
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -29,10 +28,18 @@ def whole_directory(path: str | os.PathLike, *, overwrite: bool = False) -> Iter
         unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        if path.is_dir() and retired.is_dir():
+        if path.exists():
             shutil.rmtree(retired, ignore_errors=True)
-        elif retired.exists():  # an overwritten file
-            retired.unlink()
+
+
+def check_free(path: Path, *, marker: str, overwrite: bool = False) -> None:
+    """Raises `ValueError` unless `whole_directory` may write to `path`."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise ValueError(f"{path} already exists; choose another name or ask to overwrite it (--overwrite)")
+    if not (path / marker).exists():
+        raise ValueError(f"{path} exists and holds no {marker}, so it is not overwritten; choose another name")
 
 
 def replace_file(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:

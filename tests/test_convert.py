@@ -151,12 +151,16 @@ def test_a_truncated_checkpoint_is_refused(official, tmp_path, monkeypatch, caps
 
 
 def test_an_existing_output_is_kept_unless_told_otherwise(official, tmp_path, monkeypatch, capsys):
+    arguments = (official, tmp_path / "out", "--num-heads", 3)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    assert convert(official, tmp_path / "out", "--num-heads", 3, monkeypatch=monkeypatch) == 2
+    assert convert(*arguments, monkeypatch=monkeypatch) == 2
     assert "already exists" in capsys.readouterr().err
+    assert convert(*arguments, "--overwrite", monkeypatch=monkeypatch) == 2
+    assert "holds no card.json" in capsys.readouterr().err
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
-    assert convert(official, tmp_path / "out", "--num-heads", 3, "--overwrite", monkeypatch=monkeypatch) == 0
+    (tmp_path / "out" / "card.json").write_text("an older model")
+    assert convert(*arguments, "--overwrite", monkeypatch=monkeypatch) == 0
     assert jaxprune.load(tmp_path / "out").config == AST
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ast.pth", "out"]
 

@@ -6,10 +6,11 @@ Every figure derived here follows from numbers that stay in the same JSON, sampl
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxprune.files import write_text
 
 NOTES = (
     "ms: median of single calls (interquartile range). ratio: jax's median / torch's, below 1 JAX is faster "
@@ -116,11 +117,5 @@ def megabytes(count: int | None) -> str:
 
 
 def save(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Writes JSON under a temporary name and moves it into place, so that no reader meets half of it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
