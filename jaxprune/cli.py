@@ -18,6 +18,9 @@ def run(main: Callable[..., int | None]) -> None:
     """Parses the command line into `main`'s arguments, calls it, and exits with the code it returns (None: 0)."""
     try:
         sys.exit(tyro.cli(main) or 0)
+    except BrokenPipeError:  # the reader, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError) as error:
         if os.environ.get("JAXPRUNE_TRACEBACK"):
             raise
