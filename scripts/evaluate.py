@@ -1,0 +1,161 @@
+"""Measures a checkpoint on a data set at several keep rates in one pass: accuracy or mAP beside the cost.
+
+python scripts/evaluate.py CHECKPOINT speech-commands --root data/speech_commands_v0.02
+python scripts/evaluate.py CHECKPOINT esc50 --root data/ESC-50 --fold 3 --keep-rates 1.0 0.7 --out result.json
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from jaxprune import checkpoint as checkpoints
+from jaxprune import cli, files
+from jaxprune.classify import has_random_weights
+from jaxprune.data import Workers, eval_batches
+from jaxprune.datasets import ESC50, AudioSet, Folder, Manifest, SpeechCommands, VoxCeleb1
+from jaxprune.evaluate import Evaluation, check_labels, evaluate, keep_policies
+from jaxprune.prune import DEFAULT_BLOCKS
+from jaxprune.records import Split
+
+Source = (
+    Annotated[ESC50, tyro.conf.subcommand("esc50")]
+    | Annotated[SpeechCommands, tyro.conf.subcommand("speech-commands")]
+    | Annotated[AudioSet, tyro.conf.subcommand("audioset")]
+    | Annotated[VoxCeleb1, tyro.conf.subcommand("voxceleb1")]
+    | Annotated[Folder, tyro.conf.subcommand("folder")]
+    | Annotated[Manifest, tyro.conf.subcommand("manifest")]
+)
+COLUMNS = {  # heading and factor of each metric
+    "top1": ("top-1 %", 100),
+    "top5": ("top-5 %", 100),
+    "mean_average_precision": ("mAP %", 100),
+    "auc": ("AUC %", 100),
+    "d_prime": ("d'", 1),
+}
+SHOWN = 5  # unusable clips named on the terminal; the JSON names all
+
+
+class Rate(ProgressColumn):
+    """Clips a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} clips/s" if task.speed else "")
+
+
+@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+def main(
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
+    data: Annotated[Source, tyro.conf.arg(name="")],
+    *,
+    split: Split = "test",
+    keep_rates: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
+    blocks: tuple[int, ...] = DEFAULT_BLOCKS,
+    batch: int = 32,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    threads: int = 2,
+    unusable: float = 0.01,
+    out: Path | None = None,
+) -> None:
+    """Measure a checkpoint on one split of a data set, at several keep rates in one pass.
+
+    Args:
+        checkpoint: a directory that python -m convert or scripts/finetune.py has written.
+        data: which data set, and where.
+        split: which clips.
+        keep_rates: shares of the patches kept at each pruning block; 1 prunes nothing.
+        blocks: the blocks that prune, counted from 0.
+        batch: clips computed together.
+        dtype: what the model computes in.
+        threads: threads that decode.
+        unusable: the share of clips that may be damaged or silent.
+        out: where to save everything as JSON.
+    """
+    if out is not None:
+        if out.is_dir():
+            raise ValueError(f"{out} is a directory; --out names a file")
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    card = checkpoints.load_card(checkpoint)
+    dataset = data.read()
+    check_labels(card, dataset)
+    if not card.labels:
+        cli.notice(f"the checkpoint names no classes: its {card.model.classes} are taken to be in the data set's order")
+    if has_random_weights(card):
+        cli.notice(f"{checkpoint}: random weights, so the metrics mean nothing")
+    clips = dataset.clips(split)
+    model = checkpoints.load(checkpoint, dtype=dtype)
+    policies = keep_policies(model, keep_rates, blocks=blocks)
+    batches = eval_batches(
+        dataset,
+        split,
+        frames=card.model.frames,
+        batch_size=min(batch, len(clips)),
+        workers=Workers(threads=threads),
+        unusable=unusable,
+    )
+    console = cli.console()
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with batches, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=len(clips))
+        found = evaluate(
+            model,
+            batches,
+            card=card,
+            policies=policies,
+            single_label=dataset.single_label,
+            watch=lambda done: progress.update(bar, completed=done),
+        )
+    device = jax.devices()[0].device_kind
+    print_evaluation(found, title=f"{dataset.name}, {split}: {checkpoint}", device=device, dtype=dtype)
+    if out is not None:
+        facts = {
+            "command": shlex.join(sys.argv),
+            "checkpoint": str(checkpoint),
+            "source": card.source,
+            "data": {"kind": type(data).__name__, **dataclasses.asdict(data)},
+            "split": split,
+            "blocks": blocks,
+            "batch": batch,
+            "dtype": dtype,
+            "device": device,
+        }
+        content = facts | found.to_json()
+        files.write_text(out, json.dumps(content, allow_nan=False, indent=1, default=str, ensure_ascii=False) + "\n")
+        cli.notice(f"saved {out}")
+
+
+def print_evaluation(found: Evaluation, *, title: str, device: str, dtype: str) -> None:
+    """A row for each keep rate, and what the numbers are from."""
+    names = list(next(iter(found.rates.values())).metrics)
+    rows = [
+        (
+            f"{rate:g}",
+            f"{measured.macs / 1e9:.3f}",
+            f"{100 * measured.saving:.1f} %",
+            *(f"{COLUMNS[name][1] * value:.3f}" for name, value in measured.metrics.items()),
+            found.clips,
+        )
+        for rate, measured in found.rates.items()
+    ]
+    headings = [COLUMNS[name][0] for name in names]
+    speed = "" if found.clips_per_second is None else f", {found.clips_per_second:.1f} clips/s at all rates together"
+    notes = [f"{device}, {dtype}: {found.seconds:.1f} s{speed}; {found.waited:.1f} s were spent waiting for data."]
+    if found.classes_present < found.classes:
+        notes.append(f"{found.classes_present} of {found.classes} classes have a clip.")
+    if found.unusable:
+        reasons = list(found.unusable.values())
+        more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+        clips = "clip" if len(reasons) == 1 else "clips"
+        notes.append(f"{len(reasons)} {clips} could not be used: {'; '.join(reasons[:SHOWN])}{more}")
+    cli.print_table(title, ["keep rate", "GMACs", "saved", *headings, "clips"], rows, notes=notes)
+
+
+if __name__ == "__main__":
+    cli.run(main)
