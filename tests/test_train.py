@@ -1,0 +1,282 @@
+"""The step and the loop: equal to exact gathering, augmentation that stops, few compilations, on many devices."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from training import (
+    BATCH,
+    CLASSES,
+    EPOCHS,
+    FRAMES,
+    SHRINK,
+    STEPS,
+    Poisoned,
+    batches,
+    child_environment,
+    corpus,
+    model,
+    quick_compiling,  # noqa: F401
+    recipe,
+    training,
+)
+
+import jaxprune
+from jaxprune.checkpoint import leaves
+from jaxprune.data import Batch, eval_batches
+from jaxprune.features import model_input, sample_count
+from jaxprune.metrics import LOSSES
+from jaxprune.models import topk
+from jaxprune.prune import top_k_stages
+from jaxprune.recipes import RECIPES
+from jaxprune.settings import Augment, Loop, Precision, StepDecay
+from jaxprune.train import Evaluation, NotFinite, Step, Training
+
+TOTAL = EPOCHS * STEPS
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("tones"))
+
+
+@pytest.fixture(scope="module")
+def run(dataset):
+    """A whole run, and what it yielded."""
+    made = recipe()
+    trained = training(made)
+    with batches(dataset, made) as loader:
+        steps = list(trained.fit(loader))
+    return trained, steps
+
+
+def random_batch(*, seed: int = 0, clips: int = BATCH) -> Batch:
+    rng = np.random.default_rng(seed)
+    return Batch(
+        rng.normal(0, 0.1, (clips, sample_count(FRAMES))).astype(np.float32),
+        rng.integers(4000, 10000, clips).astype(np.int32),
+        np.eye(len(CLASSES), dtype=np.float32)[rng.integers(0, len(CLASSES), clips)],
+        np.ones(clips, np.float32),
+        np.arange(clips, dtype=np.int32),
+    )
+
+
+def test_losses_of_a_whole_run_equal_those_of_exact_gathering(dataset, run):
+    made, (trained, steps) = recipe(), run
+    exact = training(made, stages=lambda rate, patches: top_k_stages(dict.fromkeys(made.prune.blocks, rate)))
+    with batches(dataset, made) as loader:
+        reference = list(exact.fit(loader))
+    assert [step.step for step in steps] == list(range(TOTAL))
+    np.testing.assert_allclose([s.loss for s in steps], [s.loss for s in reference], atol=1e-5)
+    assert exact.compilations > trained.compilations
+    assert trained.compilations == trained._step._cache_size() <= 10
+    assert trained.compilations <= sum(step.compiled for step in steps) <= 2 * trained.compilations
+
+
+def test_the_run_follows_its_schedules(run):
+    trained, steps = run
+    rates = [step.keep_rate for step in steps]
+    assert rates[: SHRINK * STEPS] == [1.0] * SHRINK * STEPS
+    assert rates[-1] == 0.5
+    assert sorted(rates, reverse=True) == rates
+    assert len(set(rates)) == 5
+    assert [step.epoch for step in steps] == [i // STEPS for i in range(TOTAL)]
+    assert steps[0].lr == 0
+    assert max(step.lr for step in steps) == pytest.approx(trained.recipe.peak_lr)
+    assert all(step.seconds > 0 and 0 <= step.waiting <= 1 and step.gradient > 0 for step in steps)
+    assert int(trained.state.step) == TOTAL
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_published_run_compiles_more_than_ten_sizes(name):
+    """Counted as jit does: structures of the policy, and the shares of patches masked out."""
+    published = RECIPES[name]
+    made = dataclasses.replace(
+        published,
+        data=recipe().data,
+        augment=dataclasses.replace(published.augment, time_mask=24),
+        prune=dataclasses.replace(published.prune, keep_rate=0.5, update="step"),
+        precision=Precision(compute="float32"),
+        loop=dataclasses.replace(published.loop, batch=BATCH),
+        schedule=StepDecay(),
+    )
+    trained = training(made, model=model(published.start.family, depth=10, width=12))
+    plans = [trained.plan(step) for step in range(trained.total_steps)]
+    sizes = {(jax.tree.structure(plan.policy), plan.augment.patch_mask) for plan in plans}
+    assert 3 <= len(sizes) <= 10
+
+
+def test_the_models_passed_in_and_out_share_nothing_with_the_run():
+    made = recipe()
+    given = model()
+    before = {name: np.array(leaf[...]) for name, leaf in leaves(given).items()}
+    trained = Training(made, given, steps_per_epoch=STEPS)
+    out = trained.model()
+    for seed in range(2):
+        trained.step(random_batch(seed=seed))
+    for name, leaf in leaves(given).items():
+        np.testing.assert_array_equal(leaf[...], before[name])
+    for name, leaf in leaves(out).items():
+        np.testing.assert_array_equal(leaf[...], before[name])
+    changed = {name for name, leaf in leaves(trained.model()).items() if (leaf[...] != before[name]).any()}
+    assert changed == set(before) - {"positions"}  # AudioMAE's table is fixed
+
+
+@pytest.mark.parametrize("step", [SHRINK * STEPS - 1, SHRINK * STEPS])
+def test_masking_and_spec_augment_are_off_from_shrink_start_in_the_step_itself(step):
+    """Without mixup, roll, noise and drop-path nothing random is left then: the step's losses are evaluation's."""
+    made = recipe(augment=Augment(time_mask=24, freq_mask=24, patch_mask=0.3))
+    trained, batch = training(made), random_batch()
+    trained.put(trained.state.replace(step=jax.numpy.int32(step)))
+    trusted, policy = trained.model(), topk(model(), dict.fromkeys(made.prune.blocks, 1.0))
+    measured = trained.step(batch)
+    mel = model_input(batch.waveforms, batch.lengths, frames=FRAMES, mean=made.data.mean, std=made.data.std)
+    plain = LOSSES["ce"](jaxprune.compiled(trusted)(mel, policy).logits, jax.numpy.asarray(batch.targets))
+    differ = np.abs(np.asarray(measured.losses) - np.asarray(plain)) > 1e-5
+    assert differ.all() if step < SHRINK * STEPS else not differ.any()
+    assert trained.plan(step).augment == (made.augment if step < SHRINK * STEPS else Augment())
+
+
+def test_without_pruning_masking_goes_on_to_the_end():
+    made = recipe(prune=dataclasses.replace(recipe().prune, keep_rate=1.0))
+    trained = training(made)
+    assert {trained.plan(step).augment for step in range(TOTAL)} == {made.augment}
+    assert {trained.plan(step).keep_rate for step in range(TOTAL)} == {1.0}
+
+
+def test_the_seed_and_the_step_decide_what_is_drawn():
+    made, batch = recipe(augment=Augment(mixup=0.5, roll=1.0, noise=0.5, drop_path=0.1)), random_batch()
+    first, again, other = (float(training(made, seed=seed).step(batch).loss) for seed in (0, 0, 1))
+    later = training(made, seed=0)
+    later.put(later.state.replace(step=jax.numpy.int32(1)))
+    assert first == again
+    assert len({first, other, float(later.step(batch).loss)}) == 3
+
+
+def test_parts_of_a_batch_add_up_to_it():
+    """Without mixing and with nothing drawn, accumulation changes rounding only."""
+    made = recipe(augment=Augment())
+    parts = recipe(augment=Augment(), loop=Loop(epochs=EPOCHS, batch=BATCH, accumulate=4))
+    one, four = training(made), training(parts)
+    for trained in (one, four):
+        trained.put(trained.state.replace(step=jax.numpy.int32(1)))
+    a, b = one.step(random_batch()), four.step(random_batch())
+    np.testing.assert_allclose(a.losses, b.losses, atol=1e-6)
+    np.testing.assert_allclose((a.loss, a.gradient, a.lr), (b.loss, b.gradient, b.lr), atol=1e-6)
+
+
+def test_bfloat16_computes_so_and_keeps_its_parameters_in_float32():
+    made = recipe(precision=Precision())
+    with pytest.raises(ValueError, match="compute dtype is float32, but the recipe test calls for bfloat16"):
+        training(made)
+    full = model()
+    half = jaxprune.build(full.config, dtype=jax.numpy.bfloat16)
+    nnx.update(half, nnx.state(full))
+    trained, full = training(made, model=half), training(recipe(), model=full)
+    loss = float(trained.step(random_batch()).loss)
+    assert 0 < abs(loss - float(full.step(random_batch()).loss)) < 0.05
+    assert {leaf.dtype for leaf in trained.state.params.values()} == {jax.numpy.dtype("float32")}
+    assert trained.model().dtype == jax.numpy.bfloat16
+
+
+def test_evaluation_counts_every_clip_once_at_an_exact_rate(dataset):
+    made = recipe()
+    trained, trusted = training(made), model()
+    found = {}
+    for metric in ("accuracy", "mAP"):
+        with eval_batches(dataset, frames=FRAMES, batch_size=4) as loader:
+            found[metric] = trained.evaluate(loader, keep_rate=0.5, metric=metric)
+    with eval_batches(dataset, frames=FRAMES, batch_size=5) as loader:
+        (whole,) = list(loader)
+    mel = model_input(whole.waveforms, whole.lengths, frames=FRAMES, mean=made.data.mean, std=made.data.std)
+    policy = topk(trusted, dict.fromkeys(made.prune.blocks, 0.5))
+    logits = jaxprune.compiled(trusted)(mel, policy).logits
+    right = (np.argmax(logits, axis=1) == np.argmax(whole.targets, axis=1)).mean()
+    assert found["accuracy"].clips == 5
+    assert found["accuracy"].score == found["accuracy"].top1 == right
+    assert found["accuracy"].loss == pytest.approx(float(LOSSES["ce"](logits, jax.numpy.asarray(whole.targets)).mean()))
+    assert found["accuracy"].auc is None
+    assert found["mAP"].score == found["mAP"].mean_average_precision > 0
+    assert trained._evaluate._cache_size() == 1
+
+
+def test_epochs_end_with_an_evaluation_and_a_save(dataset):
+    made = recipe()
+    trained, saved = training(made), []
+    trained.put(trained.state.replace(step=jax.numpy.int32(4 * STEPS)))
+
+    def evaluate():
+        return Evaluation(
+            step=int(trained.state.step), keep_rate=0.5, clips=1, loss=0.0, top1=0.0, top5=0.0,
+            mean_average_precision=None, auc=None, d_prime=None, metric="accuracy", score=0.0,
+        )  # fmt: skip
+
+    with batches(dataset, made) as loader:
+        events = [
+            (type(event), event.step)
+            for event in trained.fit(
+                loader, evaluate=evaluate, save=lambda done, found: saved.append((done, found and found.step)),
+                save_every=3,
+            )
+        ]  # fmt: skip
+    assert saved == [(9, None), (10, 10), (12, 12)]
+    assert events == [(Step, 8), (Step, 9), (Evaluation, 10), (Step, 10), (Step, 11), (Evaluation, 12)]
+
+
+def test_a_loss_that_is_not_finite_names_its_clips_and_saves_nothing(dataset):
+    made = recipe()
+    trained, saved = training(made), []
+
+    with batches(dataset, made) as loader:
+        poisoned = Poisoned(loader, number=4)
+        with pytest.raises(NotFinite, match=r"loss \(nan\) of step 3 is not finite, nothing of it was saved") as error:
+            list(trained.fit(poisoned, save=lambda done, found: saved.append(done)))
+    assert (error.value.step, error.value.clips) == (3, poisoned.bad)
+    assert saved == [2]
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="8 clips at a time cannot be shared by 3 devices"):
+        training(recipe(), devices=jax.devices() * 3)
+
+
+def test_a_model_of_another_recipe_is_refused():
+    for changes, said in (({"classes": 4}, "classes is 4"), ({"frames": 32}, "frames is 32")):
+        with pytest.raises(ValueError, match=said):
+            training(recipe(), model=model(**changes))
+    with pytest.raises(ValueError, match="family is ast"):
+        training(recipe(), model=model("ast"))
+    deep = recipe(prune=dataclasses.replace(recipe().prune, blocks=(1, 3)))
+    with pytest.raises(ValueError, match=r"blocks \[3\] cannot prune"):
+        training(deep)
+
+
+EIGHT = """
+import itertools, json
+from pathlib import Path
+import jax
+from training import batches, corpus, recipe, training
+assert len(jax.devices()) == 8
+made = recipe()
+trained = training(made)
+with batches(corpus(Path({folder!r})), made) as loader:
+    losses = [step.loss for step in itertools.islice(trained.fit(loader), 6)]
+shards = {{len(leaf.sharding.device_set) for leaf in jax.tree.leaves(trained.state)}}
+print(json.dumps([losses, trained.compilations, sorted(shards)]))
+"""
+
+
+def test_eight_devices_give_the_losses_of_one(tmp_path, run):
+    code = EIGHT.format(folder=str(tmp_path / "tones"))
+    env = child_environment(XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    losses, compilations, devices = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(losses, [step.loss for step in run[1][:6]], atol=1e-5)
+    assert compilations == 3  # masked, whole, and a masked size on the way down
+    assert devices == [8]

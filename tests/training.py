@@ -1,0 +1,116 @@
+"""A data set of noise on disk and a short recipe with everything on, shared by the training tests."""
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from helpers import small
+
+import jaxprune
+from jaxprune.data import Batches, Workers, train_batches
+from jaxprune.records import Dataset, Record
+from jaxprune.settings import AdamW, Augment, Cosine, Data, Loop, Precision, Prune, Recipe, Start
+from jaxprune.train import Training
+
+CLASSES = ("low", "middle", "high")
+FRAMES = 64
+EPOCHS, BATCH, CLIPS, STEPS = 6, 8, 16, 2  # STEPS an epoch
+SHRINK = 2  # epoch
+WORKERS = Workers(threads=1, ahead=1)
+
+
+# Compiling is nearly all that these tests cost: compile fast, and nothing twice, in child processes too. One folder
+# for all workers of a test session.
+QUICK = {
+    "jax_disable_most_optimizations": True,
+    "jax_compilation_cache_dir": str(Path(tempfile.gettempdir()) / f"jaxprune-tests-{os.getppid()}"),
+    "jax_persistent_cache_min_compile_time_secs": 0.3,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiling():
+    """For the whole module; import it there."""
+    before = {name: jax.config.values[name] for name in QUICK}
+    for name, value in QUICK.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The same for a child process, on the CPU."""
+    tests = str(Path(__file__).parent)
+    quick = {name.upper(): str(value) for name, value in QUICK.items()}
+    return os.environ | quick | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": tests} | changes
+
+
+def corpus(folder: Path, *, clips: int = CLIPS, tests: int = 5) -> Dataset:
+    """Noise around a tone whose pitch is the class, of many lengths."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for i in range(clips + tests):
+        samples = int(rng.integers(4000, 14000))
+        tone = np.sin(2 * np.pi * (300, 1200, 4000)[i % 3] / 16000 * np.arange(samples))
+        soundfile.write(folder / f"{i:02d}.wav", 0.2 * tone + rng.normal(0, 0.1, samples), 16000)
+        split = "train" if i < clips else "test"
+        records.append(Record(path=str(folder / f"{i:02d}.wav"), labels=(i % 3,), split=split))
+    return Dataset(name="tones", labels=CLASSES, records=tuple(records))
+
+
+def recipe(**changes) -> Recipe:
+    """AudioMAE with what is switched off while shrinking and drop-path; from keep rate 1 through a cosine of 2 epochs
+    to 0.5 at two blocks."""
+    made = Recipe(
+        name="test",
+        source="the tests",
+        start=Start(family="audiomae"),
+        data=Data(dataset="tones", frames=FRAMES, mean=-6.0, std=4.0, classes=len(CLASSES)),
+        augment=Augment(time_mask=24, freq_mask=24, patch_mask=0.3, drop_path=0.1),
+        optimizer=AdamW(base_lr=3e-2),
+        schedule=Cosine(warmup_epochs=1),
+        prune=Prune(keep_rate=0.5, blocks=(0, 1), shrink_start=SHRINK, shrink_epochs=2, update="step", buckets=2),
+        loop=Loop(epochs=EPOCHS, batch=BATCH),
+        precision=Precision(compute="float32"),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def model(family: str = "audiomae", **changes):
+    """Two blocks, with a head that speaks from the start: AudioMAE's own would hide every difference at first."""
+    made = jaxprune.build(small(family, **{"depth": 2, "frames": FRAMES, "classes": len(CLASSES)} | changes), seed=1)
+    made.head.kernel[...] = 0.1 * jax.random.normal(jax.random.key(2), made.head.kernel.shape)
+    return made
+
+
+def training(made: Recipe, **changes) -> Training:
+    return Training(made, **{"model": model(made.start.family), "steps_per_epoch": STEPS, "seed": 7} | changes)
+
+
+def batches(dataset: Dataset, made: Recipe) -> Batches:
+    return train_batches(
+        dataset, frames=FRAMES, batch_size=made.loop.batch, epochs=made.loop.epochs, seed=7, workers=WORKERS
+    )
+
+
+class Poisoned(Batches):
+    """A loader whose batch of that number (from 1) has a clip, `bad`, with a sample that is not a number."""
+
+    def __init__(self, loader: Batches, *, number: int):
+        self.names, self.get_state = loader.names, loader.get_state
+        self.waited, self._loader, self._left = 0.0, loader, number
+
+    def __next__(self):
+        batch = next(self._loader)
+        self._left -= 1
+        if self._left == 0:
+            batch.waveforms[5, 100] = np.nan
+            self.bad = self.names(batch.indices[5:6])
+        return batch
