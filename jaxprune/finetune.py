@@ -206,7 +206,7 @@ def finetune(
                 activation=loop.activation,
                 labels=dataset.labels,
                 source=f"fine-tuned by jaxprune: recipe {recipe.name}, seed {seed}, step {chosen}, "
-                f"keep rate {recipe.prune.keep_rate:g}, from {recipe.start.checkpoint or 'random weights'}",
+                f"keep rate {recipe.prune.keep_rate:g}, from {recipe.start.checkpoint or 'scratch'}",
             )
             checkpoint.save(out / MODEL, final, card=card, overwrite=True)
             rates = dict.fromkeys(recipe.prune.blocks, recipe.prune.keep_rate)

@@ -12,6 +12,7 @@ from training import CLASSES, FRAMES, corpus, model, quick_compiling, recipe  # 
 
 import jaxprune
 from jaxprune.checkpoint import leaves
+from jaxprune.classify import has_random_weights
 from jaxprune.config import Card
 from jaxprune.finetune import Beginning, Outcome, Where, finetune, fitted, starting_model
 from jaxprune.runs import read_metrics
@@ -137,6 +138,7 @@ def test_the_script_trains_evaluates_and_leaves_a_model_to_classify_with(clips, 
     assert result["compilations"] == 1
     trained = jaxprune.load_card(out / "model")
     assert (set(trained.labels), trained.activation, trained.model.frames) == (set(CLASSES), "softmax", FRAMES)
+    assert not has_random_weights(trained)
 
     classify = SCRIPT.parent / "classify.py"
     clip = next(clips.rglob("*.wav"))

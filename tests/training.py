@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import tempfile
 from pathlib import Path
 
 import jax
@@ -24,11 +23,11 @@ SHRINK = 2  # epoch
 WORKERS = Workers(threads=1, ahead=1)
 
 
-# Compiling is nearly all that these tests cost: compile fast, and nothing twice, in child processes too. One folder
-# for all workers of a test session.
+# Compiling is nearly all that these tests cost: compile fast, and nothing twice, in child processes too.
+# conftest.py makes the folder.
 QUICK = {
     "jax_disable_most_optimizations": True,
-    "jax_compilation_cache_dir": str(Path(tempfile.gettempdir()) / f"jaxprune-tests-{os.getppid()}"),
+    "jax_compilation_cache_dir": os.environ["JAXPRUNE_TEST_CACHE"],
     "jax_persistent_cache_min_compile_time_secs": 0.3,
 }
 
