@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 install_import_hook("jaxprune", "typecheck.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-CACHE = "JAXPRUNE_TEST_CACHE"  # compiled programs that test processes share; see training.py
+CACHE = "JAXPRUNE_TEST_CACHE"  # compiled programs that test processes share; see quick.py
 OWNER = f"{CACHE}_OWNER"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from helpers import small
+from quick import quick_compiling  # noqa: F401
 
 import jaxprune
 from jaxprune import data

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import MIXED, STAGES, random_mel, small
+from quick import quick_compiling  # noqa: F401
 
 import jaxprune
 from jaxprune.models import cut_patches
@@ -188,9 +189,13 @@ def test_bfloat16_computes_near_float32_with_float32_parameters_scores_and_logit
     np.testing.assert_allclose(output.logits, full.logits, atol=0.05 * float(jnp.abs(full.logits).max()))
 
 
-def test_jit_computes_what_eager_computes(model):
-    policy = jaxprune.topk(model, 0.7)
-    np.testing.assert_allclose(run(model, policy).logits, model(MEL, policy).logits, atol=1e-6)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_jit_computes_what_eager_computes(family):
+    model = jaxprune.build(small(family, depth=3))
+    policy = jaxprune.topk(model, {1: 0.7})
+    jitted, eager = jaxprune.compiled(model)(MEL, policy), model(MEL, policy)
+    np.testing.assert_allclose(jitted.logits, eager.logits, atol=1e-6)
+    assert (jitted.trace[-1].patch_ids == eager.trace[-1].patch_ids).all()
 
 
 def test_the_position_table_of_audiomae_is_not_a_parameter():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import random_mel, small
+from quick import quick_compiling  # noqa: F401
 
 import jaxprune
 from jaxprune.config import ModelConfig

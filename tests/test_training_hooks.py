@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import random_mel, small
+from quick import quick_compiling  # noqa: F401
 
 import jaxprune
 from jaxprune.models import cut_patches

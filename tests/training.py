@@ -6,9 +6,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 import soundfile
 from helpers import small
+from quick import QUICK
 
 import jaxprune
 from jaxprune.data import Batches, Workers, train_batches
@@ -21,26 +21,6 @@ FRAMES = 64
 EPOCHS, BATCH, CLIPS, STEPS = 6, 8, 16, 2  # STEPS an epoch
 SHRINK = 2  # epoch
 WORKERS = Workers(threads=1, ahead=1)
-
-
-# Compiling is nearly all that these tests cost: compile fast, and nothing twice, in child processes too.
-# conftest.py makes the folder.
-QUICK = {
-    "jax_disable_most_optimizations": True,
-    "jax_compilation_cache_dir": os.environ["JAXPRUNE_TEST_CACHE"],
-    "jax_persistent_cache_min_compile_time_secs": 0.3,
-}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiling():
-    """For the whole module; import it there."""
-    before = {name: jax.config.values[name] for name in QUICK}
-    for name, value in QUICK.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def child_environment(**changes: str) -> dict[str, str]:
