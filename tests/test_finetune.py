@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training import CLASSES, FRAMES, corpus, model, quick_compiling, recipe  # noqa: F401
+from quick import quick_compiling  # noqa: F401
+from training import CLASSES, FRAMES, corpus, model, recipe
 
 import jaxprune
 from jaxprune.checkpoint import leaves

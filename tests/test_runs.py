@@ -12,7 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from training import STEPS, Poisoned, batches, child_environment, corpus, quick_compiling, recipe, training  # noqa: F401
+from quick import quick_compiling  # noqa: F401
+from training import STEPS, Poisoned, batches, child_environment, corpus, recipe, training
 
 from jaxprune.runs import (
     METRICS,

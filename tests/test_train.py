@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from quick import quick_compiling  # noqa: F401
 from training import (
     BATCH,
     CLASSES,
@@ -21,7 +22,6 @@ from training import (
     child_environment,
     corpus,
     model,
-    quick_compiling,  # noqa: F401
     recipe,
     training,
 )
