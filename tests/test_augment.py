@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import small
+from quick import quick_compiling  # noqa: F401
 
 from jaxprune.augment import (
     Amounts,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from helpers import small
+from quick import quick_compiling  # noqa: F401
 
 import jaxprune
 from convert.mapping import to_flax

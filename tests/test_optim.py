@@ -5,6 +5,7 @@ import optax
 import pytest
 from flax import nnx
 from helpers import random_mel, small
+from quick import quick_compiling  # noqa: F401
 
 import jaxprune
 from jaxprune.checkpoint import leaves

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import small
+from quick import quick_compiling  # noqa: F401
 
 from convert import torch_features, validate
 from convert.checkpoints import read_torch
