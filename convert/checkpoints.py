@@ -2,8 +2,8 @@
 
 `read_torch` recognises the format, accounts for every key (used, ignored with a reason, or an error) and gathers all
 problems before it raises. Opening files safely is `containers.py`'s job, shapes are `geometry.py`'s, what tensors do
-not tell `card.py`'s and `huggingface_config.py`'s, label files `labels.py`'s; turning tensors into a JAX model, and
-fitting a position table to other lengths, is left to the converter.
+not tell `card.py`'s and `huggingface_config.py`'s, label files `jaxprune.labels`'; turning tensors into a JAX model,
+and fitting a position table to other lengths, is left to the converter.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from convert.card import Hints, make_card
 from convert.containers import CheckpointError, Container, open_container
 from convert.geometry import Geometry, classifier_keys, depth_of, expected_keys, expected_shapes
 from convert.huggingface_config import HuggingFaceConfig
-from convert.labels import read_labels
 from jaxprune.config import Card, Family
+from jaxprune.labels import read_label_file
 
-__all__ = ["CheckpointError", "TorchCheckpoint", "read_labels", "read_torch"]
+__all__ = ["CheckpointError", "TorchCheckpoint", "read_torch"]
 
 # Keys that published checkpoints hold and their classifiers do not use.
 _UNUSED = {
@@ -69,8 +69,8 @@ def read_torch(
     `num_heads` defaults to width / 64, or the Hugging Face config's. `frames` is the T the position table was made for;
     with the strides it settles a number of patches that fits several. `dataset`, a name in
     `jaxprune.features.STATISTICS`, gives feature statistics and activation, which otherwise follow from Hugging Face's
-    settings, else from the number of classes. `labels` is a file for `read_labels`. `classes` sizes the new head of a
-    pretrained AudioMAE and must agree with any other's. Raises `ValueError` for arguments out of range, and
+    settings, else from the number of classes. `labels` is a file for `read_label_file`. `classes` sizes the new
+    head of a pretrained AudioMAE and must agree with any other's. Raises `ValueError` for arguments out of range, and
     `CheckpointError`, which is one, for a checkpoint that cannot be used: its message names the file and every problem
     by the file's own keys.
     """
@@ -80,7 +80,7 @@ def read_torch(
         time_stride=time_stride,
         freq_stride=freq_stride,
         dataset=dataset,
-        labels=() if labels is None else read_labels(labels),
+        labels=() if labels is None else read_label_file(labels).names,
         classes=classes,
     )
     container = open_container(path)

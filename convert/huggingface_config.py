@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.containers import CheckpointError, read_json
-from convert.labels import from_id2label
 from jaxprune.config import Activation
 from jaxprune.features import MELS, SAMPLE_RATE, STATISTICS
+from jaxprune.labels import from_id2label
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 LARGEST = 100_000  # of any size in a configuration: the work that checking causes is bounded by it

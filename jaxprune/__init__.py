@@ -1,6 +1,6 @@
 """Token pruning for audio transformers on JAX: AST and AudioMAE with TopK pruning of a size fixed at trace time."""
 
-from jaxprune.checkpoint import load, load_card, save
+from jaxprune.checkpoint import SHIPPED, load, load_card, save
 from jaxprune.config import Card, ModelConfig
 from jaxprune.cost import macs
 from jaxprune.features import log_mel
@@ -9,6 +9,7 @@ from jaxprune.prune import Policy
 
 __all__ = [
     "AST",
+    "SHIPPED",
     "AudioMAE",
     "Card",
     "ModelConfig",

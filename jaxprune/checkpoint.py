@@ -1,7 +1,7 @@
 """Saving and loading a model: a directory with the weights (Orbax) and a card in JSON that says what they are.
 
     my_model/card.json    geometry, feature statistics, labels, activation, source
-    my_model/weights/     every parameter and fixed table, float32, by dotted name
+    my_model/weights/     every parameter and fixed table, by dotted name, float32 unless saved as half
 
 No torch, no pickle. Writing is all or nothing: the directory appears under its name when it is complete. Training
 state is not kept here.
@@ -25,6 +25,8 @@ from jaxprune.models import Classifier, abstract
 from jaxprune.positions import adapt_positions
 
 CARD, WEIGHTS = "card.json", "weights"
+# Models that come with the library: `load(SHIPPED / "ast-words")`.
+SHIPPED = Path(__file__).resolve().parent / "shipped"
 
 
 def load(checkpoint_dir: str | os.PathLike, *, dtype: Any = jnp.float32, frames: int | None = None) -> Classifier:
@@ -58,17 +60,24 @@ def load_card(checkpoint_dir: str | os.PathLike) -> Card:
         raise ValueError(f"{path} cannot be read as a model card: {error}") from error
 
 
-def save(checkpoint_dir: str | os.PathLike, model: Classifier, *, card: Card, overwrite: bool = False) -> Path:
+def save(
+    checkpoint_dir: str | os.PathLike,
+    model: Classifier,
+    *,
+    card: Card,
+    overwrite: bool = False,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Path:
     """Writes a model and its card. The directory is complete or absent; `overwrite` swaps a complete one for an old
-    one.
+    one. Weights are rounded to `dtype`: float16 makes half the file, and is read back as float32.
 
     Raises `ValueError` when the directory exists and is not to be overwritten, or the card is of another model.
     """
     if card.model != model.config:
         raise ValueError(f"the card describes {card.model}, but the model is {model.config}")
-    arrays = {name: leaf[...] for name, leaf in leaves(model).items()}
+    arrays = {name: np.asarray(leaf[...], dtype) for name, leaf in leaves(model).items()}
     with whole_directory(checkpoint_dir, marker=CARD, overwrite=overwrite) as directory:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with alone() as checkpointer:
             checkpointer.save(directory.absolute() / WEIGHTS, arrays)
         (directory / CARD).write_text(json.dumps(card.to_json(), indent=1) + "\n")
     return Path(checkpoint_dir)
@@ -110,9 +119,9 @@ def read_weights(directory: Path) -> dict[str, np.ndarray]:
     """The saved arrays by dotted name, on the host."""
     path = (directory / WEIGHTS).absolute()
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with alone() as checkpointer:
             saved = checkpointer.metadata(path).item_metadata
-            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             abstract = {
                 name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in saved.items()
             }
@@ -121,3 +130,13 @@ def read_weights(directory: Path) -> dict[str, np.ndarray]:
         summary = str(error).strip().split("\n")[0]
         message = f"the weights in {directory} are missing or damaged ({summary}); convert or copy them again"
         raise ValueError(message) from error
+
+
+def alone() -> ocp.StandardCheckpointer:
+    """Reads and writes what this process asks for, of several, without waiting for the others."""
+    me = jax.process_index()
+    return ocp.StandardCheckpointer(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
+        )
+    )

@@ -2,18 +2,19 @@
 
 Only sound is prepared here: log-mel, mixing, masking and normalisation run on the device (`jaxprune.features`,
 `jaxprune.augment`). A batch is decided by the records, the settings and its number alone: not by how many threads or
-processes decode, nor by interruptions; and the rows of several processes together are those of a single one. Grain
-does the decoding ahead of time and remembers the place; the order is ours, so no other version of it changes a run.
+processes decode, nor by interruptions; and the rows of several processes, one after the other, are those of a single
+one. Grain does the decoding ahead of time and remembers the place; the order is ours, so no other version of it changes
+a run.
 
 Clips that `jaxprune.audio.load_audio` refuses (damaged, silent, under 25 ms) are named and counted in
-`Batches.unusable`; more than a stated share of them is an error. Another clip takes their place in training, weight 0
-in evaluation.
+`Batches.unusable`; more than a stated share of them is an error, of several processes when they compare (`count_bad`).
+Another clip takes their place in training, weight 0 in evaluation.
 """
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -44,7 +45,7 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Which process this is, and of how many. It gets rows `index`, `index` + `count` ... of every global batch."""
+    """Which process this is, and of how many. Each gets as many rows of every batch, the first process the first."""
 
     index: int = 0
     count: int = 1
@@ -112,7 +113,8 @@ def train_batches(
     load = _Load(
         clips, classes=len(dataset.labels), samples=sample_count(frames), crop=crop, seed=seed, substitutes=_TRIES
     )
-    return Batches(order, load, rows=rows, steps=steps, workers=workers, limit=unusable, name=f"{dataset.name} {split}")
+    name = f"{dataset.name} {split}"
+    return Batches(order, load, rows=rows, steps=steps, shard=shard, workers=workers, limit=unusable, name=name)
 
 
 def eval_batches(
@@ -133,9 +135,10 @@ def eval_batches(
     clips = dataset.clips(split)
     rows = _local_rows(batch_size, shard)
     steps = -(-len(clips) // batch_size)
-    order = _InOrder(clips=len(clips), rows=steps * rows, shard=shard)
+    order = _InOrder(clips=len(clips), steps=steps, batch_size=batch_size, shard=shard)
     load = _Load(clips, classes=len(dataset.labels), samples=sample_count(frames), crop=crop, seed=0, substitutes=0)
-    return Batches(order, load, rows=rows, steps=steps, workers=workers, limit=unusable, name=f"{dataset.name} {split}")
+    name = f"{dataset.name} {split}"
+    return Batches(order, load, rows=rows, steps=steps, shard=shard, workers=workers, limit=unusable, name=name)
 
 
 class Batches:
@@ -152,6 +155,7 @@ class Batches:
         *,
         rows: int,
         steps: int,
+        shard: Shard,
         workers: Workers,
         limit: float,
         name: str,
@@ -162,6 +166,7 @@ class Batches:
         self.unusable: dict[str, str] = {}
         self.waited = 0.0
         self._clips, self._limit, self._name, self._total = load.clips, limit, name, len(order) // rows
+        self._alone = shard.count == 1
         options = grain.ReadOptions(
             num_threads=workers.threads, prefetch_buffer_size=max(workers.ahead, workers.threads)
         )
@@ -189,11 +194,11 @@ class Batches:
         return Batch(*rows[:-1])
 
     def get_state(self) -> dict[str, Any]:
-        """Where the next batch begins and the bad clips so far: plain JSON values."""
+        """Where the next batch begins and the bad clips so far: plain JSON values, whose place is every shard's."""
         return {"place": self._iterator.get_state(), "unusable": dict(self.unusable)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on after the batch that `get_state` followed, with the same data set, settings and processes."""
+        """Goes on after the batch that `get_state` followed, with the same data set, settings and workers."""
         self._iterator.set_state(state["place"])
         self.unusable = dict(state["unusable"])
 
@@ -211,9 +216,18 @@ class Batches:
         self.close()
 
     def _note(self, refused: Int32[np.ndarray, "b"]) -> None:
-        for path in self.names(refused):
-            if path not in self.unusable:
-                self.unusable[path] = _reason(path)
+        new = {path: _reason(path) for path in self.names(refused) if path not in self.unusable}
+        self.unusable |= new
+        if self._alone:
+            self.count_bad([self.unusable])
+
+    def count_bad(self, found: Iterable[Mapping[str, str]]) -> None:
+        """Takes in what the processes have in `unusable`. Raises `ValueError` where that is too much.
+
+        One process alone counts after every batch. Several must stop together, so they count when all are asked.
+        """
+        for unusable in found:
+            self.unusable |= unusable
         bad, allowed = len(self.unusable), int(self._limit * len(self._clips) + 1e-9)
         if bad > allowed:
             first = "; ".join(list(self.unusable.values())[:5])
@@ -256,13 +270,14 @@ class _Shuffled:
     def __init__(self, *, clips: int, steps: int, epochs: int, batch_size: int, seed: int, shard: Shard):
         self._clips, self._seed, self._shard = clips, seed, shard
         self._epoch_rows = steps * batch_size
-        self._rows = epochs * self._epoch_rows // shard.count
+        self._local = batch_size // shard.count
+        self._rows = epochs * steps * self._local
 
     def __len__(self) -> int:
         return self._rows
 
     def __getitem__(self, row: int) -> tuple[int, int]:
-        place = row * self._shard.count + self._shard.index
+        place = _place(row, self._local, self._shard)
         epoch, within = divmod(place, self._epoch_rows)
         return int(_permutation(self._seed, epoch, self._clips)[within]), place
 
@@ -270,15 +285,23 @@ class _Shuffled:
 class _InOrder:
     """The records in order, filled up with -1 to whole batches, of one process's rows."""
 
-    def __init__(self, *, clips: int, rows: int, shard: Shard):
-        self._clips, self._rows, self._shard = clips, rows, shard
+    def __init__(self, *, clips: int, steps: int, batch_size: int, shard: Shard):
+        self._clips, self._shard = clips, shard
+        self._local = batch_size // shard.count
+        self._rows = steps * self._local
 
     def __len__(self) -> int:
         return self._rows
 
     def __getitem__(self, row: int) -> tuple[int, int]:
-        place = row * self._shard.count + self._shard.index
+        place = _place(row, self._local, self._shard)
         return (place if place < self._clips else PAD), place
+
+
+def _place(row: int, local: int, shard: Shard) -> int:
+    """The global row of a process's row, with `local` rows a batch."""
+    batch, within = divmod(row, local)
+    return (batch * shard.count + shard.index) * local + within
 
 
 @functools.lru_cache(maxsize=4)  # threads read ahead over the end of an epoch

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune.config import Card
@@ -27,6 +26,7 @@ from jaxprune.metrics import Accuracy, Scores
 from jaxprune.models import Classifier, topk
 from jaxprune.prune import DEFAULT_BLOCKS, Policy
 from jaxprune.records import SHOWN, Dataset
+from jaxprune.sharding import on_host
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,15 +250,8 @@ def _collect(
     single_label: bool,
 ) -> None:
     """Adds a batch's answers to the tallies, waiting for them; the logits themselves only where a metric needs them."""
-    targets, weights = (None, None) if single_label else map(_on_host, truth)
+    targets, weights = (None, None) if single_label else map(on_host, truth)
     for rate, answers in started.items():
         tallies[rate].count(answers)
         if not single_label:
-            tallies[rate].scores.add(_on_host(answers.logits), targets, weights=weights)
-
-
-def _on_host(rows: Array) -> np.ndarray:
-    """All rows of an array, also of those that other processes hold."""
-    if rows.is_fully_addressable:
-        return np.asarray(rows)
-    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+            tallies[rate].scores.add(on_host(answers.logits), targets, weights=weights)

@@ -8,8 +8,9 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -17,11 +18,13 @@ import numpy as np
 from jaxprune import checkpoint
 from jaxprune.config import Card, ModelConfig
 from jaxprune.cost import macs
-from jaxprune.data import Workers, eval_batches, train_batches
+from jaxprune.data import Shard, Workers, eval_batches, train_batches
 from jaxprune.datasets import ESC50, AudioSet, Folder, Manifest, Source, SpeechCommands, VoxCeleb1
 from jaxprune.files import write_text
 from jaxprune.models import Classifier, build, topk
+from jaxprune.processes import by_first, gather, is_first, together
 from jaxprune.records import Dataset, Split
+from jaxprune.reports import Evaluation, Metric, Step
 from jaxprune.runs import (
     CHECKPOINTS,
     METRICS,
@@ -34,9 +37,12 @@ from jaxprune.runs import (
     start_or_resume,
 )
 from jaxprune.settings import Recipe
-from jaxprune.train import Evaluation, Metric, Step, Training
+from jaxprune.sharding import Layout, divided, whole
+from jaxprune.tensorboard import EVENTS, EventLog
+from jaxprune.train import Training
 
 MODEL = "model"
+SPREADS = {"whole": whole, "divided": divided}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +97,10 @@ class Options:
     processes: int = 0
     # Share of the clips that may be damaged or silent.
     unusable: float = 0.01
+    # Weights and the optimiser's moments: whole on every device, or divided among all of them (FSDP) to save memory.
+    weights: Literal["whole", "divided"] = "whole"
+    # Write TensorBoard event files, too; needs tensorboardX, which the extra "tensorboard" installs.
+    tensorboard: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +141,9 @@ def finetune(
     clips. The model saved is the best on validation; without validation clips it is the last, because choosing on the
     test clips would flatter it: the best epoch's score is reported beside it. Raises `ValueError` and `OSError` in
     words for the user.
+
+    All processes of a run (`jaxprune.processes.joined`) call this alike, with `out` on a disk that all of them see. The
+    first writes there; all yield the same.
     """
     dataset = where.source(recipe).read()
     recipe, notes = fitted(recipe, dataset)
@@ -141,28 +154,40 @@ def finetune(
     model, more = starting_model(recipe, dataset.labels, seed=seed)
     facts, loop = recipe.data, recipe.loop
     workers = Workers(threads=options.threads, processes=options.processes)
+    shard = Shard(index=jax.process_index(), count=jax.process_count())
+    layout = Layout(spread=SPREADS[options.weights])
+    size = options.eval_batch or loop.batch // loop.accumulate
+    layout.check(size)
     train = train_batches(
         dataset,
         frames=facts.frames,
         batch_size=loop.batch,
         epochs=loop.epochs,
         seed=seed,
+        shard=shard,
         workers=workers,
         unusable=options.unusable,
     )
     with train:
-        training = Training(recipe, model, steps_per_epoch=train.steps, seed=seed)
+        training = Training(recipe, model, steps_per_epoch=train.steps, seed=seed, layout=layout)
         parameters = sum(leaf.size for leaf in training.state.params.values())
-        size = options.eval_batch or loop.batch // loop.accumulate
 
         def evaluate(split: Split, params: dict | None = None) -> Evaluation:
             clips = eval_batches(
-                dataset, split, frames=facts.frames, batch_size=size, workers=workers, unusable=options.unusable
+                dataset,
+                split,
+                frames=facts.frames,
+                batch_size=size,
+                shard=shard,
+                workers=workers,
+                unusable=options.unusable,
             )
             with clips:
-                return training.evaluate(clips, keep_rate=recipe.prune.keep_rate, metric=metric, params=params)
+                found = training.evaluate(clips, keep_rate=recipe.prune.keep_rate, metric=metric, params=params)
+                clips.count_bad(gather(clips.unusable))
+            return found
 
-        open_run(out, recipe, seed=seed)
+        by_first(lambda: open_run(out, recipe, seed=seed))
         with Checkpoints(out / CHECKPOINTS, keep=options.keep) as checkpoints:
             training.put(start_or_resume(checkpoints, training.state, train))
             step = int(training.state.step)
@@ -176,18 +201,23 @@ def finetune(
             )
 
             def save(done: int, evaluation: Evaluation | None) -> None:
+                train.count_bad(gather(train.unusable))
                 beside = Facts(recipe=recipe, labels=dataset.labels, seed=seed, place=train.get_state())
                 checkpoints.save(training.state, beside, evaluation=evaluation)
 
-            with MetricsLog(out / METRICS, step=step) as log:
+            with ExitStack() as stack:
+                log = stack.enter_context(MetricsLog(out / METRICS, step=step)).write if is_first() else ignore
+                drawn = options.tensorboard and is_first()
+                draw = stack.enter_context(EventLog(out / EVENTS, step=step)).write if drawn else ignore
                 for event in training.fit(
                     train,
                     evaluate=(lambda: evaluate(selects_on)) if selects_on else None,
                     save=save,
                     save_every=options.save_every or None,
-                    stop=stop,
+                    stop=together(stop, done=step),
                 ):
-                    log.write(event)
+                    log(event)
+                    draw(event)
                     yield event
             checkpoints.wait()
             step = int(training.state.step)
@@ -208,7 +238,7 @@ def finetune(
                 source=f"fine-tuned by jaxprune: recipe {recipe.name}, seed {seed}, step {chosen}, "
                 f"keep rate {recipe.prune.keep_rate:g}, from {recipe.start.checkpoint or 'scratch'}",
             )
-            checkpoint.save(out / MODEL, final, card=card, overwrite=True)
+            by_first(lambda: str(checkpoint.save(out / MODEL, final, card=card, overwrite=True)))
             rates = dict.fromkeys(recipe.prune.blocks, recipe.prune.keep_rate)
             result = {
                 "recipe": recipe.to_json(),
@@ -229,16 +259,19 @@ def finetune(
                 "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
                 "model": str(out / MODEL),
             }
-            write_text(out / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
+            by_first(lambda: write_text(out / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n"))
             yield Outcome(step=step, result=result)
 
 
 def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with the data set's number of classes, and what was changed, in words.
+    """The recipe with the data set's number of classes and the fold it tests on, and what was changed, in words.
 
-    Raises `ValueError` for a loss that the labels do not allow.
+    The fold is in the recipe so that a run is not resumed on another one, whose test clips it has trained on. Raises
+    `ValueError` for a loss that the labels do not allow.
     """
     notes = ()
+    tested = {record.fold for record in dataset.records if record.split == "test" and record.fold is not None}
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folds=tuple(sorted(tested))))
     if recipe.data.classes != len(dataset.labels):
         notes = (f"{dataset.name} has {len(dataset.labels)} classes, not {recipe.data.classes}: the head has as many",)
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, classes=len(dataset.labels)))
@@ -272,6 +305,10 @@ def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tup
         weights = {name: leaf for name, leaf in weights.items() if not in_head(name)} | kept
         notes.append(f"the head is new: the checkpoint's {card.model.classes} classes are not these {facts.classes}")
     return checkpoint.fill(fresh, weights, source=start.checkpoint), tuple(notes)
+
+
+def ignore(event: Event) -> None:
+    """What the processes after the first do with what would be written."""
 
 
 def in_head(name: str) -> bool:

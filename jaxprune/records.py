@@ -59,13 +59,15 @@ class Dataset:
         return all(len(record.labels) == 1 for record in self.records)
 
 
-def checked(dataset: Dataset, *, needs: Iterable[Split]) -> Dataset:
+def checked(dataset: Dataset, *, needs: Iterable[Split] = ()) -> Dataset:
     """The data set, if it can be used; else `ValueError` with the first few offenders.
 
-    Refuses an empty split among `needs`, clips without a label or with one outside the label names, clips listed
-    twice, in one split or in two, and files that do not exist.
+    Refuses no clips at all, an empty split among `needs`, clips without a label or with one outside the label names,
+    clips listed twice, in one split or in two, and files that do not exist.
     """
     name, records = dataset.name, dataset.records
+    if not records:
+        raise ValueError(f"{name}: there are no clips")
     for split in needs:
         if not any(record.split == split for record in records):
             raise ValueError(f"{name}: there are no {split} clips; every split it trains or reports on needs some")
@@ -118,54 +120,6 @@ def targets(records: Sequence[Record], *, classes: int) -> Float[np.ndarray, "b 
 def class_counts(records: Sequence[Record], *, classes: int) -> Int[np.ndarray, "{classes}"]:
     """Clips of each class; a clip with several counts in each."""
     return np.bincount([label for record in records for label in record.labels], minlength=classes)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelFile:
-    """Class names in index order, and `ids`: the index of each name and, where there are any, of each machine id."""
-
-    names: tuple[str, ...]
-    ids: dict[str, int]
-
-
-def read_label_file(path: Path) -> LabelFile:
-    """Reads a CSV with columns index, mid (optional) and display_name, as AudioSet and AST have, or one name a line.
-
-    Raises `ValueError` naming the file for one that cannot be read, has indices that do not run from 0 without gaps,
-    or gives a name or mid twice.
-    """
-    text = read_text(path)
-    rows = list(csv.DictReader(io.StringIO(text)))
-    if rows and {"index", "display_name"} <= rows[0].keys():
-        found = sorted((whole_number(row["index"], path), row["display_name"], row.get("mid")) for row in rows)
-        if [index for index, _, _ in found] != list(range(len(found))):
-            raise ValueError(f"{path}: the column index must hold 0 to {len(found) - 1}, each once")
-    elif path.suffix.lower() == ".csv":
-        raise ValueError(f"{path}: expected the columns index, mid and display_name in a label file")
-    else:
-        found = [(i, line.strip(), None) for i, line in enumerate(text.splitlines()) if line.strip()]
-    names = [name for _, name, _ in found]
-    keys = [(mid, index) for index, _, mid in found if mid] + [(name, index) for index, name, _ in found]
-    ids: dict[str, int] = {}
-    for key, index in keys:
-        if not key or ids.setdefault(key, index) != index:
-            raise ValueError(f"{path}: {key!r} is the name of class {ids.get(key)} and of class {index}")
-    if not names:
-        raise ValueError(f"{path}: lists no classes")
-    return LabelFile(names=tuple(names), ids=ids)
-
-
-def named_labels(path: Path | None, names: Iterable[str], *, name: str) -> LabelFile:
-    """The label file at `path`, or without one the data set's own class names in alphabetical order.
-
-    Raises `ValueError` if the data set `name` uses class names that the file does not have.
-    """
-    names = sorted(set(names))
-    if path is None:
-        return LabelFile(names=tuple(names), ids={label: i for i, label in enumerate(names)})
-    labels = read_label_file(path)
-    refuse((label for label in names if label not in labels.ids), f"{name}: labels are not in {path}")
-    return labels
 
 
 def read_text(path: Path) -> str:

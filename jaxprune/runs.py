@@ -26,8 +26,9 @@ from jax.tree_util import keystr
 
 from jaxprune.data import Batches
 from jaxprune.files import write_text
+from jaxprune.reports import Evaluation, Step
 from jaxprune.settings import Recipe
-from jaxprune.train import Evaluation, State, Step, Weights
+from jaxprune.train import State, Weights
 
 RECIPE, CHECKPOINTS, METRICS, RESULT = "recipe.json", "checkpoints", "metrics.jsonl", "result.json"
 

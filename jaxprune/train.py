@@ -3,22 +3,21 @@
 A `Training` holds a recipe's compiled programs and the present state. The host decides what a step needs fixed before
 the call (`Plan`: keep rate, token counts, which augmentation is on); the device does the rest, from a key that is a
 function of (seed, step), so a run is decided by its recipe, data and seed, and goes on from a saved state as if never
-interrupted. Settings are `jaxprune.settings`, what is saved and how is `jaxprune.runs`. Steps are updates, counted from
-0; a state of step n has seen n updates.
+interrupted. Steps are updates, counted from 0; a state of step n has seen n updates. Settings are `jaxprune.settings`,
+what is reported `jaxprune.reports`, what is saved `jaxprune.runs`, where arrays lie `jaxprune.sharding`.
 """
 
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx, struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from jaxprune import augment, data, schedules
@@ -28,10 +27,11 @@ from jaxprune.metrics import LOSSES, Accuracy, Scores, weighted_mean
 from jaxprune.models import Classifier, abstract, topk
 from jaxprune.optim import optimizer
 from jaxprune.prune import Policy, Stage
+from jaxprune.reports import Evaluation, Metric, Step, not_finite, offenders
 from jaxprune.settings import Augment, Recipe
+from jaxprune.sharding import Layout, on_host
 from jaxprune.vit import DropPath
 
-Metric = Literal["accuracy", "mAP"]
 Weights = dict[str, Array]  # by dotted name
 # The stages for a keep rate and the patches that enter block 0.
 Stages = Callable[[float, int], Mapping[int, Stage]]
@@ -78,61 +78,14 @@ class Plan:
     augment: Augment
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-    """One update: its number, the epoch it is in (from 0), and what it measured.
-
-    `seconds` is since the step before, or since the start; `waiting` the share of it spent waiting for data; `compiled`
-    whether a new size was compiled meanwhile, for it or for the next, so that its `clips_per_second` says nothing.
-    """
-
-    step: int
-    epoch: int
-    loss: float
-    gradient: float
-    lr: float
-    keep_rate: float
-    seconds: float
-    clips_per_second: float
-    waiting: float
-    compiled: bool
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What a split gave after `step` updates, at one keep rate gathered exactly.
-
-    Shares from 0 to 1. Ranking metrics are None where accuracy is the data set's metric. `score` is the one that
-    decides which checkpoint is best.
-    """
-
-    step: int
-    keep_rate: float
-    clips: int
-    loss: float
-    top1: float
-    top5: float
-    mean_average_precision: float | None
-    auc: float | None
-    d_prime: float | None
-    metric: Metric
-    score: float
-
-
-class NotFinite(ValueError):
-    """A loss or gradient that is not a finite number: `step`, and the files of the clips to look at."""
-
-    def __init__(self, message: str, *, step: int, clips: list[str]):
-        super().__init__(message)
-        self.step, self.clips = step, clips
-
-
 class Training:
     """A run of a recipe: its compiled programs, and the `state` that `fit` moves on.
 
-    `steps_per_epoch` is the loader's (`Batches.steps`). `devices` (default: all) share each batch and hold the weights
-    each; a batch, and each of its `accumulate` parts, must divide by their number. `stages` maps a keep rate to
-    stages: by default `schedules.stages_at`, whose whole run compiles at most ten sizes.
+    `steps_per_epoch` is the loader's (`Batches.steps`). The devices of `layout` (default: all, each with all weights)
+    share each batch; a batch, and each of its `accumulate` parts, must divide by their number. `stages` maps a keep
+    rate to stages: by default `schedules.stages_at`, whose whole run compiles at most ten sizes.
+
+    Of several processes each has such a training and its rows of every batch, and all call the same methods.
     """
 
     def __init__(
@@ -142,14 +95,12 @@ class Training:
         *,
         steps_per_epoch: int,
         seed: int = 0,
-        devices: list[jax.Device] | None = None,
+        layout: Layout | None = None,
         stages: Stages | None = None,
     ):
         check_fit(recipe, model)
-        devices = jax.devices() if devices is None else devices
-        part = recipe.loop.batch // recipe.loop.accumulate
-        if part % len(devices):
-            raise ValueError(f"{part} clips at a time cannot be shared by {len(devices)} devices; choose a multiple")
+        self.layout = Layout() if layout is None else layout
+        self.layout.check(recipe.loop.batch // recipe.loop.accumulate)
         self.recipe, self.config, self.score, self.seed = recipe, model.config, model.score, seed
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = recipe.loop.epochs * steps_per_epoch
@@ -158,25 +109,19 @@ class Training:
         self._keep_rate = schedules.keep_rate(recipe.prune, steps_per_epoch=steps_per_epoch)
         self._lr = schedules.learning_rate(recipe, steps_per_epoch=steps_per_epoch)
         self._optimizer = optimizer(recipe.optimizer, self._lr, depth=model.config.depth)
-        mesh = Mesh(np.array(devices), ("data",))
-        self._whole, self._shared = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
         self._graph, shapes = nnx.split(abstract(model.config, dtype=model.dtype))
         self._leaves = list(nnx.to_flat_state(shapes))
         # Copies, because the step reuses its buffers: the caller's model stays whole.
         params, tables = (
-            {
-                dotted(path): jax.device_put(jnp.array(leaf[...], copy=True), self._whole)
-                for path, leaf in nnx.to_flat_state(part)
-            }
+            self.layout.put({dotted(path): on_host(leaf[...]) for path, leaf in nnx.to_flat_state(part)})
             for part in nnx.state(model, nnx.Param, ...)
         )
-        started = jax.jit(self._optimizer.init, out_shardings=self._whole)(params)
-        self.state = State(params, tables, started, jax.device_put(jnp.int32(0), self._whole))
-        self._key = jax.device_put(jax.random.key(seed), self._whole)  # not part of the program: seeds share it
-        self._step = jax.jit(
-            self._update, static_argnames="hidden", donate_argnums=0, out_shardings=(self._whole, None)
-        )
-        self._evaluate = jax.jit(self._answer, out_shardings=(None, None, self._whole))
+        moments = jax.jit(lambda params: self.layout.lay(self._optimizer.init(params)))(params)
+        self.state = State(params, tables, moments, self.layout.put(jnp.int32(0)))
+        # The seed is not part of the program: runs share it.
+        self._key = jax.jit(jax.random.key, out_shardings=self.layout.whole)(seed)
+        self._step = jax.jit(self._update, static_argnames="hidden", donate_argnums=0)
+        self._evaluate = jax.jit(self._answer, out_shardings=(self.layout.whole, self.layout.rows, self.layout.whole))
 
     def plan(self, step: int) -> Plan:
         """What the step is to do. From shrink start on SpecAugment and patch masking are off, if the base is below
@@ -215,7 +160,8 @@ class Training:
             nonlocal began
             loss, gradient = float(measured.loss), float(measured.gradient)
             if not (math.isfinite(loss) and math.isfinite(gradient)):
-                raise not_finite(step, loss, batches.names(offenders(measured.losses, indices)))
+                losses, clips = map(on_host, (measured.losses, self.layout.share(indices)))
+                raise not_finite(step, loss, clips=batches.names(offenders(losses, clips)))
             now = time.perf_counter()
             seconds, began = now - began, now
             return Step(
@@ -261,12 +207,13 @@ class Training:
         params = self.state.params if params is None else params
         blocks = self.recipe.prune.blocks
         policy = topk(abstract(self.config), dict.fromkeys(blocks, keep_rate), score=self.score)
-        counts, loss, scores = jax.device_put(Accuracy.empty(), self._whole), 0.0, Scores()
+        counts, loss, scores = self.layout.put(Accuracy.empty()), 0.0, Scores()
         for batch in batches:
-            total, logits, counts = self._evaluate(params, self.state.tables, self._send(batch), counts, policy)
+            sound = self._send(batch)
+            total, logits, counts = self._evaluate(params, self.state.tables, sound, counts, policy)
             loss += float(total)
             if metric == "mAP":
-                scores.add(logits, batch.targets, weights=batch.weights)
+                scores.add(on_host(logits), on_host(sound.targets), weights=on_host(sound.weights))
         clips = int(counts.clips)
         ranking = scores.ranking() if metric == "mAP" else None
         return Evaluation(
@@ -286,11 +233,11 @@ class Training:
     def model(self, params: Weights | None = None) -> Classifier:
         """The model with the present weights (or `params`), as copies."""
         weights = (self.state.params if params is None else params) | self.state.tables
-        return self._merged({name: jnp.array(np.asarray(leaf), copy=True) for name, leaf in weights.items()})
+        return self._merged({name: jnp.array(on_host(leaf), copy=True) for name, leaf in weights.items()})
 
     def put(self, state: State) -> None:
         """Takes a restored state as the present one."""
-        self.state = jax.device_put(state, self._whole)
+        self.state = self.layout.put(state)
 
     def _run(self, batch: data.Batch, plan: Plan) -> Measured:
         amounts, drop_path = augment.amounts(plan.augment), jnp.float32(plan.augment.drop_path)
@@ -300,8 +247,7 @@ class Training:
         return measured
 
     def _send(self, batch: data.Batch) -> Sound:
-        rows = (batch.waveforms, batch.lengths, batch.targets, batch.weights)
-        return Sound(*(jax.make_array_from_process_local_data(self._shared, np.asarray(x)) for x in rows))
+        return Sound(*self.layout.share((batch.waveforms, batch.lengths, batch.targets, batch.weights)))
 
     def _merged(self, weights: Weights) -> Classifier:
         leaves = [(path, leaf.replace(weights[dotted(path)])) for path, leaf in self._leaves]
@@ -344,8 +290,9 @@ class Training:
             losses = losses.T.reshape(-1)
         updates, moments = self._optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
+        losses = jax.lax.with_sharding_constraint(losses, self.layout.rows)
         measured = Measured(loss, losses, optax.tree.norm(gradient), jnp.float32(self._lr(state.step)))
-        return State(params, state.tables, moments, state.step + 1), measured
+        return self.layout.lay(State(params, state.tables, moments, state.step + 1)), measured
 
     def _losses(
         self,
@@ -404,16 +351,3 @@ def check_fit(recipe: Recipe, model: Classifier) -> None:
             raise ValueError(f"the model's {name} is {has}, but the recipe {recipe.name} calls for {wants}")
     if beyond := [block for block in recipe.prune.blocks if block >= config.depth]:
         raise ValueError(f"blocks {beyond} cannot prune: the model has blocks 0 to {config.depth - 1}")
-
-
-def offenders(losses: Float[Array, "b"], indices: Int[np.ndarray, "b"]) -> Int[np.ndarray, "_"]:
-    """The indices of clips whose loss is not finite; all of them, where every loss is."""
-    bad = ~np.isfinite(np.asarray(losses))
-    return indices[bad] if bad.any() else indices
-
-
-def not_finite(step: int, loss: float, clips: list[str]) -> NotFinite:
-    what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
-    shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
-    message = f"the {what} of step {step} is not finite, nothing of it was saved; the clips are {shown}"
-    return NotFinite(message, step=step, clips=clips)

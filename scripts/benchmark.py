@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py --family audiomae ast --batch 1 8 --out results.json
     python scripts/benchmark.py --torch eager sdpa --keep-rates 1.0 0.5
+    python scripts/benchmark.py --work step --batch 4 --keep-rates 0.7 0.5
     python scripts/benchmark.py --quick
 
 Needs PyTorch (`pip install "jaxprune[convert]"`). Give it a machine with nothing else to do: samples during which
@@ -27,12 +28,13 @@ def main(
     keep_rates: tuple[float, ...] | None = None,
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",),
     torch: tuple[Literal["eager", "sdpa"], ...] = ("eager",),
+    work: tuple[Literal["forward", "step"], ...] = ("forward",),
     repeats: int | None = None,
     threads: int | None = None,
     out: Path | None = None,
     quick: bool = False,
 ) -> None:
-    """Time the forward pass in JAX and PyTorch, turn by turn, for every combination of the options.
+    """Time the forward pass or a training step in JAX and PyTorch, turn by turn, for every combination of the options.
 
     Args:
         family: model families.
@@ -42,6 +44,7 @@ def main(
         keep_rates: shares of patches kept at blocks 3, 6 and 9; 1.0 0.7 0.5 unless --quick. 1.0 is always measured.
         dtype: compute types; PyTorch's bfloat16 is autocast.
         torch: PyTorch's attention, everywhere eager or fused (sdpa) in the blocks that do not prune.
+        work: the forward pass, or a training step: forward, backward and AdamW, labels at random.
         repeats: samples of each; 7 unless --quick.
         threads: cores for either framework; all unless given.
         out: where to save everything as JSON, every sample included.
@@ -56,6 +59,7 @@ def main(
         keep_rates=keep_rates or ((1.0, 0.5) if quick else (1.0, 0.7, 0.5)),
         dtypes=dtype,
         torch=torch,
+        works=work,
         repeats=repeats if repeats is not None else (2 if quick else 7),
         threads=threads,
         min_seconds=0.0 if quick else 0.25,
@@ -73,7 +77,7 @@ def main(
             report.save(out, {"began": began, "machine": about, "repeats": plan.repeats, "rows": rows})
     versions = about["versions"]
     title = (
-        f"Forward pass on {about['cpu']}, {about['threads']} threads; jax {versions['jax']}, jaxlib "
+        f"Timed on {about['cpu']}, {about['threads']} threads; jax {versions['jax']}, jaxlib "
         f"{versions['jaxlib']}, flax {versions['flax']}, torch {versions['torch']}; commit {about['commit']}; {began}"
     )
     notes = [report.agreement(rows), *report.NOTES]

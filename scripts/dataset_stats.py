@@ -12,25 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxprune import cli
 from jaxprune.dataset_stats import measure
-from jaxprune.datasets import ESC50, AudioSet, Folder, Manifest, SpeechCommands, VoxCeleb1
+from jaxprune.datasets import ESC50, AudioSet, SpeechCommands, VoxCeleb1
 from jaxprune.features import STATISTICS
+from jaxprune.options import DataSource
 from jaxprune.records import Split
 
 PUBLISHED = {ESC50: "esc50", SpeechCommands: "speechcommands", AudioSet: "audioset", VoxCeleb1: "voxceleb1"}
 
-Source = (
-    Annotated[ESC50, tyro.conf.subcommand("esc50")]
-    | Annotated[SpeechCommands, tyro.conf.subcommand("speech-commands")]
-    | Annotated[AudioSet, tyro.conf.subcommand("audioset")]
-    | Annotated[VoxCeleb1, tyro.conf.subcommand("voxceleb1")]
-    | Annotated[Folder, tyro.conf.subcommand("folder")]
-    | Annotated[Manifest, tyro.conf.subcommand("manifest")]
-)
-
 
 @tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
 def main(
-    data: Annotated[Source, tyro.conf.arg(name="")],
+    data: Annotated[DataSource, tyro.conf.arg(name="")],
     split: Split = "train",
     frames: int | None = None,
     unusable: float = 0.01,

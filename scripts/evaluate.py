@@ -20,19 +20,11 @@ from jaxprune import checkpoint as checkpoints
 from jaxprune import cli, files
 from jaxprune.classify import has_random_weights
 from jaxprune.data import Workers, eval_batches
-from jaxprune.datasets import ESC50, AudioSet, Folder, Manifest, SpeechCommands, VoxCeleb1
 from jaxprune.evaluate import Evaluation, check_labels, evaluate, keep_policies
+from jaxprune.options import DataSource
 from jaxprune.prune import DEFAULT_BLOCKS
 from jaxprune.records import Split
 
-Source = (
-    Annotated[ESC50, tyro.conf.subcommand("esc50")]
-    | Annotated[SpeechCommands, tyro.conf.subcommand("speech-commands")]
-    | Annotated[AudioSet, tyro.conf.subcommand("audioset")]
-    | Annotated[VoxCeleb1, tyro.conf.subcommand("voxceleb1")]
-    | Annotated[Folder, tyro.conf.subcommand("folder")]
-    | Annotated[Manifest, tyro.conf.subcommand("manifest")]
-)
 COLUMNS = {  # heading and factor of each metric
     "top1": ("top-1 %", 100),
     "top5": ("top-5 %", 100),
@@ -53,7 +45,7 @@ class Rate(ProgressColumn):
 @tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
 def main(
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
-    data: Annotated[Source, tyro.conf.arg(name="")],
+    data: Annotated[DataSource, tyro.conf.arg(name="")],
     *,
     split: Split = "test",
     keep_rates: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),

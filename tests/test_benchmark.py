@@ -127,11 +127,21 @@ def test_program_reports_what_follows_from_its_samples(tmp_path):
             assert facts["speedup"] == pytest.approx(speedup)
             assert facts["speedup_per_mac_ratio"] == pytest.approx(speedup / row["mac_ratio"])
             # Logits of size 1; every contestant computes the same model on the same input.
-            assert facts["logits_difference"] < 1e-4
+            assert facts["difference"] < 1e-4
             if machine.LINUX:
                 assert facts["peak_bytes"] > 4 * 5.5e6  # at least AST-tiny's weights
         for name, ratio in row["jax_over"].items():
             assert ratio["ratio"] == pytest.approx(jax["median"] / row["contestants"][name]["median"])
+
+
+def test_a_training_step_is_the_same_work_in_both_frameworks(tmp_path):
+    """The losses compared are those after one update, so they also tell of gradients and optimiser."""
+    out = tmp_path / "results.json"
+    done = benchmark("--quick", "--family", "audiomae", "--size", "small", "--work", "step", "--out", out)
+    assert done.returncode == 0, done.stderr
+    for row in json.loads(out.read_text())["rows"]:
+        assert row["work"] == "step"
+        assert row["contestants"]["torch-eager"]["difference"] < 1e-4
 
 
 def test_program_refuses_in_one_sentence():

@@ -105,3 +105,11 @@ def test_damaged_weights_are_one_sentence(copy):
     shutil.rmtree(copy / "weights")
     with pytest.raises(ValueError, match="missing or damaged"):
         jaxprune.load(copy)
+
+
+def test_half_precision_is_read_back_as_float32(tmp_path):
+    model = jaxprune.build(CONFIG, seed=5)
+    found = checkpoint.leaves(jaxprune.load(jaxprune.save(tmp_path / "half", model, card=CARD, dtype=jnp.float16)))
+    for name, leaf in checkpoint.leaves(model).items():
+        assert found[name][...].dtype == jnp.float32
+        assert np.array_equal(found[name][...], np.asarray(leaf[...]).astype(np.float16).astype(np.float32))

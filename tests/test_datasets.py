@@ -1,29 +1,17 @@
-"""The layouts on disk: what is read from each, in full, and what each refuses. Clips are empty files, never opened."""
+"""The published layouts on disk: what is read from each, in full, and what each refuses. Clips are empty files, never
+opened."""
 
 import csv
 import json
-import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import refuses, touch
 
 from jaxprune import records
-from jaxprune.datasets import ESC50, AudioSet, Folder, Manifest, SpeechCommands, VoxCeleb1
-from jaxprune.records import Dataset, Record, class_counts, read_label_file, targets
-
-
-def touch(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
-def refuses(source, sentence: str):
-    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
-        source.read()
-    assert "\n" not in str(caught.value)
-
+from jaxprune.datasets import ESC50, AudioSet, SpeechCommands, VoxCeleb1
+from jaxprune.records import Dataset, Record, class_counts, targets
 
 # ESC-50
 
@@ -267,107 +255,7 @@ def test_voxceleb_speaker_divided_between_folders(tmp_path):
     assert all(Path(r.path).is_file() for r in VoxCeleb1(root=tmp_path).read().records)
 
 
-# Own data
-
-
-def test_folder_per_class_is_divided_by_seed(tmp_path):
-    for name, count in (("cat", 20), ("dog", 30)):
-        for i in range(count):
-            touch(tmp_path / name / f"deep{i % 2}" / f"{i}.{('wav', 'flac', 'mp3')[i % 3]}")
-    touch(tmp_path / "cat" / "notes.txt")
-    touch(tmp_path / "_old" / "x.wav")
-    dataset = Folder(root=tmp_path).read()
-    assert dataset.labels == ("cat", "dog")
-    count = Counter((r.labels[0], r.split) for r in dataset.records)
-    assert count == {
-        (0, "train"): 16,
-        (0, "validation"): 2,
-        (0, "test"): 2,
-        (1, "train"): 24,
-        (1, "validation"): 3,
-        (1, "test"): 3,
-    }
-    assert Folder(root=tmp_path).read() == dataset
-    assert {r.path: r.split for r in Folder(root=tmp_path, seed=1).read().records} != {
-        r.path: r.split for r in dataset.records
-    }
-    assert Folder(root=tmp_path, validation=0, test=0).read().sizes() == {"train": 50}
-    refuses(Folder(root=tmp_path, validation=0.5, test=0.5), "must be shares that leave some to train")
-
-
-def test_folder_with_split_folders(tmp_path):
-    for name in ("train/cat/1.wav", "train/dog/2.wav", "val/cat/3.wav", "Eval/dog/4.wav"):
-        touch(tmp_path / name)
-    dataset = Folder(root=tmp_path).read()
-    assert {(r.path, r.split) for r in dataset.records} == {
-        (str(tmp_path / "train/cat/1.wav"), "train"),
-        (str(tmp_path / "train/dog/2.wav"), "train"),
-        (str(tmp_path / "val/cat/3.wav"), "validation"),
-        (str(tmp_path / "Eval/dog/4.wav"), "test"),
-    }
-    refuses(Folder(root=tmp_path / "train" / "cat"), "holds no clips")
-    refuses(Folder(root=tmp_path / "none"), "none: cannot be read (No such file or directory)")
-
-
-def test_manifest_as_csv_or_json(tmp_path):
-    for name in "abc":
-        touch(tmp_path / f"{name}.wav")
-    (tmp_path / "m.csv").write_text(
-        "split,path,labels,note\ntrain,a.wav,dog;cat,x\nval,b.wav,cat,\neval,c.wav, dog ,\n"
-    )
-    dataset = Manifest(path=tmp_path / "m.csv").read()
-    assert dataset.labels == ("cat", "dog")
-    expected = [("a.wav", (0, 1), "train"), ("b.wav", (0,), "validation"), ("c.wav", (1,), "test")]
-    assert [(Path(r.path).name, r.labels, r.split) for r in dataset.records] == expected
-    entries = [
-        {"path": "a.wav", "labels": ["dog", "cat"], "split": "train"},
-        {"path": str(tmp_path / "b.wav"), "labels": "cat", "split": "validation"},
-        {"path": "c.wav", "labels": ["dog"], "split": "test"},
-    ]
-    for content in (entries, {"data": entries}):
-        (tmp_path / "m.json").write_text(json.dumps(content))
-        assert Manifest(path=tmp_path / "m.json").read() == dataset.__class__(
-            name="m", labels=dataset.labels, records=dataset.records
-        )
-
-
-def test_manifest_refusals(tmp_path):
-    touch(tmp_path / "a.wav")
-    manifest = tmp_path / "m.csv"
-
-    def refused(rows: str, sentence: str, **settings):
-        manifest.write_text("path,labels,split\n" + rows)
-        refuses(Manifest(path=manifest, **settings), sentence)
-
-    refused(
-        "a.wav,x,train\na.wav,x,test\n", f"m: clips are listed more than once (1): {tmp_path}/a.wav in train and test"
-    )
-    refused("a.wav,x,train\n./a.wav,x,train\n", "m: clips are listed more than once (1)")
-    refused("a.wav,x,later\n", "splits must be train, validation or test (1): a.wav 'later'")
-    refused("a.wav,x,test\n", "m: there are no train clips; every split it trains or reports on needs some")
-    refused("b.wav,x,train\n", f"m: files are missing (1): {tmp_path}/b.wav")
-    refused("a.wav,;,train\n", "m: clips have no label or one outside the 0 classes (1)")
-    refused("a.wav,,train\n", "row 2 has no labels; it must have path, labels, split")
-    refused("", "m.csv: has no rows")
-    labels = tmp_path / "labels.txt"
-    labels.write_text("cat\ndog\n")
-    refused("a.wav,cow;cat,train\n", f"labels are not in {labels} (1): cow", labels=labels)
-
-
-def test_label_files(tmp_path):
-    path = tmp_path / "labels.csv"
-
-    def refused(text: str, sentence: str):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=re.escape(sentence)):
-            read_label_file(path)
-
-    refused("index,mid,display_name\n0,/m/a,A\n2,/m/b,B\n", "the column index must hold 0 to 1, each once")
-    refused("index,mid,display_name\n0,/m/a,A\n1,/m/a,B\n", "'/m/a' is the name of class 0 and of class 1")
-    refused("index,mid,display_name\n0,/m/a,A\nx,/m/b,B\n", "'x' is not a whole number")
-    refused("a,b\n1,2\n", "expected the columns index, mid and display_name")
-    path.write_text("index,display_name\n0,A\n1,B\n")
-    assert read_label_file(path).ids == {"A": 0, "B": 1}
+# What all share
 
 
 def test_a_split_that_is_no_split():

@@ -16,6 +16,7 @@ from jaxprune.checkpoint import leaves
 from jaxprune.classify import has_random_weights
 from jaxprune.config import Card
 from jaxprune.finetune import Beginning, Outcome, Where, finetune, fitted, starting_model
+from jaxprune.records import Dataset, Record
 from jaxprune.runs import read_metrics
 from jaxprune.settings import Loop, Start
 
@@ -199,3 +200,14 @@ def test_published_data_sets_are_found_by_name_and_own_data_by_what_lies_there(t
     found = [kind(name, tmp_path) for name in ("esc50", "speechcommands", "voxceleb1", "audioset", "mine")]
     assert found == ["ESC50", "SpeechCommands", "VoxCeleb1", "AudioSet", "Folder"]
     assert kind("mine", tmp_path / "list.csv") == "Manifest"
+
+
+@pytest.mark.parametrize(("folds", "expected"), [((1, 2, 2), (2,)), ((None, None, None), ())])
+def test_the_recipe_of_a_run_names_the_fold_that_it_tests_on(folds, expected):
+    """So that a run is not resumed on another fold, having trained on that one's test clips."""
+    records = tuple(
+        Record(path=f"{i}.wav", labels=(i % 2,), split="test" if i else "train", fold=fold)
+        for i, fold in enumerate(folds)
+    )
+    made, _ = fitted(recipe(), Dataset(name="x", labels=("a", "b"), records=records))
+    assert made.data.folds == expected

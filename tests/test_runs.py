@@ -15,6 +15,7 @@ import pytest
 from quick import quick_compiling  # noqa: F401
 from training import STEPS, Poisoned, batches, child_environment, corpus, recipe, training
 
+from jaxprune.reports import Evaluation, NotFinite, Step
 from jaxprune.runs import (
     METRICS,
     RECIPE,
@@ -28,7 +29,8 @@ from jaxprune.runs import (
     read_metrics,
     start_or_resume,
 )
-from jaxprune.train import Evaluation, NotFinite, Step
+from jaxprune.sharding import Layout
+from jaxprune.train import State
 
 # One compiled size, so that these tests are about saving; the schedule's are in test_train.
 RECIPE_OF_TEST = recipe(prune=dataclasses.replace(recipe().prune, keep_rate=1.0))
@@ -198,6 +200,89 @@ def test_sigkill_in_the_middle_and_on_to_the_same_end(dataset, whole, tmp_path):
     state, losses = run(corpus(tmp_path / "tones"), folder)
     same(state, whole[0])
     assert losses == {step: whole[1][step] for step in range(left, TOTAL)}
+
+
+KILLED_INSIDE = """
+import os, signal, sys
+from pathlib import Path
+from test_runs import *
+folder, moment = sys.argv[1:]
+armed = False
+
+def watch(event, arguments):
+    if armed and event == moment and str(arguments[0]).startswith(folder):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+with Checkpoints(folder, keep=1) as checkpoints:
+    checkpoints.save(small_state(1), small_facts())
+    checkpoints.wait()
+    armed = True
+    checkpoints.save(small_state(2), small_facts())
+    checkpoints.wait()
+"""
+
+
+def small_state(step: int, layout: Layout | None = None) -> State:
+    numbers = jax.numpy.arange(64 * 96, dtype=jax.numpy.float32).reshape(64, 96)
+    state = State({"kernel": numbers + step, "bias": numbers[0]}, {}, (numbers * step,), jax.numpy.int32(step))
+    return (layout or Layout()).put(state)
+
+
+def small_facts() -> Facts:
+    return Facts(recipe=RECIPE_OF_TEST, labels=("a",), seed=0, place={})
+
+
+@pytest.mark.parametrize(
+    ("moment", "left"),
+    [
+        ("os.mkdir", 1),  # of the new one's temporary name
+        ("os.rename", 1),  # of what was written to its own name
+        ("shutil.rmtree", 2),  # of the old one
+    ],
+)
+def test_sigkill_inside_a_save_leaves_a_whole_checkpoint(tmp_path, moment, left):
+    folder = tmp_path / "c"
+    command = [sys.executable, "-c", KILLED_INSIDE, str(folder), moment]
+    killed = subprocess.run(command, env=child_environment(), capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with Checkpoints(folder, keep=1) as checkpoints:
+        assert checkpoints.latest == left
+        assert checkpoints.best is None
+        same(checkpoints.restore(left, small_state(0))[0], small_state(left))
+        checkpoints.save(small_state(3), small_facts())
+        checkpoints.wait()
+        assert checkpoints.steps == (3,)
+    assert [path.name for path in folder.iterdir()] == ["3"]
+
+
+ON_EIGHT = """
+import sys
+from pathlib import Path
+from test_runs import *
+from jaxprune.sharding import Layout, divided
+folder, layout = Path(sys.argv[1]), Layout(spread=divided)
+with Checkpoints(folder / "one") as checkpoints:
+    state, _ = checkpoints.restore(1, small_state(0, layout))
+assert state.params["kernel"].addressable_shards[0].data.shape == (64, 12)
+assert state.params["bias"].addressable_shards[0].data.shape == (96,)
+same(state, small_state(1))
+with Checkpoints(folder / "eight") as checkpoints:
+    checkpoints.save(state.replace(step=jax.numpy.int32(2)), small_facts())
+"""
+
+
+def test_a_checkpoint_goes_from_one_device_to_eight_that_divide_it_and_back(tmp_path):
+    with Checkpoints(tmp_path / "one") as checkpoints:
+        checkpoints.save(small_state(1), small_facts())
+    env = child_environment(XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    command = [sys.executable, "-c", ON_EIGHT, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Checkpoints(tmp_path / "eight") as checkpoints:
+        found, facts = checkpoints.restore(2, small_state(0))
+    same(found.replace(step=jax.numpy.int32(1)), small_state(1))
+    assert facts == small_facts()
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_error_and_leaves_the_one_before(dataset, whole, tmp_path):

@@ -21,6 +21,7 @@ from jaxprune.cost import macs
 from jaxprune.models import abstract, topk
 
 CLASSES = 527  # AudioSet's
+PASSES = {"forward": 1, "step": 3}  # a gradient costs two forward passes more
 PATIENCE = 30.0  # seconds that each retry waits for quiet, at most
 
 
@@ -39,13 +40,14 @@ class Plan:
     keep_rates: Sequence[float]
     dtypes: Sequence[str]
     torch: Sequence[str] = ("eager",)
+    works: Sequence[str] = ("forward",)
     repeats: int = 7
     threads: int | None = None
     min_seconds: float = 0.25
     retries: int = 10
 
     def __post_init__(self):
-        for name in ("families", "sizes", "frames", "batches", "keep_rates", "dtypes", "torch"):
+        for name in ("families", "sizes", "frames", "batches", "keep_rates", "dtypes", "torch", "works"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")
         if unknown := sorted(set(self.torch) - set(TORCH)):
@@ -63,10 +65,11 @@ class Plan:
     def jobs(self) -> list[Job]:
         """One a group that is measured together, for JAX; other contestants replace the name."""
         cores = machine.usable_cores(self.threads)
-        groups = itertools.product(self.families, self.sizes, self.frames, self.batches, self.dtypes)
+        groups = itertools.product(self.works, self.families, self.sizes, self.frames, self.batches, self.dtypes)
         return [
             Job(
                 contestant="jax",
+                work=work,
                 family=family,
                 size=size,
                 frames=frames,
@@ -76,7 +79,7 @@ class Plan:
                 cores=cores,
                 min_seconds=self.min_seconds,
             )
-            for family, size, frames, batch, dtype in groups
+            for work, family, size, frames, batch, dtype in groups
         ]
 
 
@@ -86,7 +89,8 @@ def run(plan: Plan, *, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     `tell` receives a line of progress now and then. Raises `RuntimeError` when a worker fails.
     """
     for job in plan.jobs():
-        tell(f"{job.family}-{job.size}, {job.frames} frames, batch {job.batch}, {job.dtype}: loading and compiling")
+        what = f"{job.work} of {job.family}-{job.size}, {job.frames} frames, batch {job.batch}, {job.dtype}"
+        tell(f"{what}: loading and compiling")
         yield from measure(job, plan, tell=tell)
 
 
@@ -149,23 +153,22 @@ def result(
     import numpy as np
 
     model = abstract(job.config())
-    outputs = {name: np.array(facts[keep, name]["logits"]) for name in names}
+    outputs = {name: np.array(facts[keep, name]["numbers"]) for name in names}
     contestants = {}
     for name in names:
-        known = {key: value for key, value in facts[keep, name].items() if key != "logits"}
+        known = {key: value for key, value in facts[keep, name].items() if key != "numbers"}
         taken = samples[keep, name]
         contestants[name] = known | {
             "seconds": [sample.seconds for sample in taken],
             "others_share": [sample.others for sample in taken],
             "dropped": sum(len(sample.dropped) for sample in taken),
             "contended": sum(sample.contended for sample in taken),
-            "logits_difference": float(np.abs(outputs[name] - outputs["jax"]).max()),
+            "difference": float(np.abs(outputs[name] - outputs["jax"]).max()),
         }
-    fields = ("family", "size", "frames", "batch", "dtype")
+    fields = ("work", "family", "size", "frames", "batch", "dtype")
     return {field: getattr(job, field) for field in fields} | {
-        "work": "forward",
         "keep_rate": keep,
-        "gmacs": macs(model, topk(model, keep)) / 1e9,
+        "gmacs": PASSES[job.work] * macs(model, topk(model, keep)) / 1e9,
         "contestants": contestants,
     }
 

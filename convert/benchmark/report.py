@@ -16,7 +16,7 @@ NOTES = (
     "ms: median of single calls (interquartile range). ratio: jax's median / torch's, below 1 JAX is faster "
     "(quartiles of the paired samples' ratios).",
     "gain: speed-up over keep rate 1.0 as a share of the MAC ratio; 1.00 means that time follows the arithmetic. "
-    "GMACs are per clip, GFLOP/s 2 x GMACs x batch / time.",
+    "GMACs are per clip, of a training step three times the forward pass's; GFLOP/s 2 x GMACs x batch / time.",
     "peak: memory of one call with weights and input, less what importing the libraries takes; XLA temp: what its "
     "compiled program allocates for itself.",
     "dropped: samples in which other processes used the cores, taken again. Memory allocators are the frameworks' "
@@ -81,7 +81,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             low, high = ratio["quartiles"]
             lines.append(
                 [
-                    f"{row['family']} {row['size']}\n{row['dtype']}",
+                    f"{row['family']} {row['size']}\n{row['work']}, {row['dtype']}",
                     f"{row['frames']} x {row['batch']}",
                     f"{row['keep_rate']:g}",
                     f"{row['gmacs']:.2f}",
@@ -102,8 +102,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> str:
     """That the two did the same work, in a sentence."""
-    differences = [facts["logits_difference"] for row in rows for facts in row["contestants"].values()]
-    return f"The frameworks' logits differ by at most {max(differences):.0e}."
+    differences = [facts["difference"] for row in rows for facts in row["contestants"].values()]
+    return f"The frameworks' numbers (logits; losses of a training step) differ by at most {max(differences):.0e}."
 
 
 def milliseconds(facts: Mapping[str, Any]) -> str:

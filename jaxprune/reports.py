@@ -1,0 +1,73 @@
+"""What a training reports as it goes: each update, each evaluation, and the clips of a loss that is not a number."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Metric = Literal["accuracy", "mAP"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One update: its number, the epoch it is in (from 0), and what it measured.
+
+    `seconds` is since the step before, or since the start; `waiting` the share of it spent waiting for data; `compiled`
+    whether a new size was compiled meanwhile, for it or for the next, so that its `clips_per_second` says nothing.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    gradient: float
+    lr: float
+    keep_rate: float
+    seconds: float
+    clips_per_second: float
+    waiting: float
+    compiled: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a split gave after `step` updates, at one keep rate gathered exactly.
+
+    Shares from 0 to 1. Ranking metrics are None where accuracy is the data set's metric. `score` is the one that
+    decides which checkpoint is best.
+    """
+
+    step: int
+    keep_rate: float
+    clips: int
+    loss: float
+    top1: float
+    top5: float
+    mean_average_precision: float | None
+    auc: float | None
+    d_prime: float | None
+    metric: Metric
+    score: float
+
+
+class NotFinite(ValueError):
+    """A loss or gradient that is not a finite number: `step`, and the files of the clips to look at."""
+
+    def __init__(self, message: str, *, step: int, clips: list[str]):
+        super().__init__(message)
+        self.step, self.clips = step, clips
+
+
+def offenders(losses: Float[np.ndarray, "b"], indices: Int[np.ndarray, "b"]) -> Int[np.ndarray, "_"]:
+    """The indices of clips whose loss is not finite; all of them, where every loss is."""
+    bad = ~np.isfinite(losses)
+    return indices[bad] if bad.any() else indices
+
+
+def not_finite(step: int, loss: float, *, clips: list[str]) -> NotFinite:
+    """The error in words: the loss, or where that is a number the gradient."""
+    what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
+    shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
+    message = f"the {what} of step {step} is not finite, nothing of it was saved; the clips are {shown}"
+    return NotFinite(message, step=step, clips=clips)

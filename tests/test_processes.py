@@ -1,0 +1,181 @@
+"""Two processes that train together, on one machine: equal to one, stopped and resumed, and never left waiting."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from quick import quick_compiling  # noqa: F401
+from test_finetune import EPOCHS, STEPS, clips, short, start  # noqa: F401
+from training import child_environment
+
+import jaxprune
+from jaxprune.checkpoint import leaves
+from jaxprune.finetune import finetune
+from jaxprune.processes import Launch, by_first, gather, joined, together
+from jaxprune.runs import read_metrics
+
+PATIENCE = 600  # seconds, on a machine that is busy
+
+BEGIN = """
+import os, sys, time
+from pathlib import Path
+import jax
+from jaxprune.processes import Launch, by_first, gather, joined
+*arguments, coordinator, index = sys.argv[1:]
+me = Launch(coordinator=coordinator, count=2, index=int(index))
+"""
+
+
+def pair(code: str, *arguments: object) -> list[subprocess.Popen]:
+    """The code in two processes that can meet."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", BEGIN + code, *map(str, arguments), coordinator]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen([*command, str(i)], env=child_environment(), **pipes) for i in range(2)]
+
+
+def ended(processes: list[subprocess.Popen]) -> list[str]:
+    """What they printed, once both have ended well."""
+    printed = [process.communicate(timeout=PATIENCE) for process in processes]
+    for process, (_, errors) in zip(processes, printed, strict=True):
+        assert process.returncode == 0, errors
+    return [out for out, _ in printed]
+
+
+TRAIN = """
+from test_processes import finetune, short
+from jaxprune.finetune import Options
+clips, start, out, pause = *map(Path, arguments[:3]), float(arguments[3])
+with joined(me):
+    for event in finetune(short(clips, start), out, seed=7, options=Options(weights="divided")):
+        print(type(event).__name__, event.step, flush=True)
+        time.sleep(pause)
+"""
+
+
+@pytest.fixture(scope="module")
+def two(clips, start, tmp_path_factory):  # noqa: F811
+    """The directory of a run of two processes that divide the weights."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    first, second = ended(pair(TRAIN, clips, start, out, 0))
+    assert first == second
+    assert first.count("Step") == EPOCHS * STEPS
+    return out
+
+
+def losses(out: Path) -> list[tuple[str, float]]:
+    return [(line["kind"], line["loss"]) for line in read_metrics(out / "metrics.jsonl")]
+
+
+def test_two_processes_give_the_losses_and_scores_of_one(clips, start, two, tmp_path):  # noqa: F811
+    alone = list(finetune(short(clips, start), tmp_path / "run", seed=7))[-1].result
+    one, both = losses(tmp_path / "run"), losses(two)
+    assert [kind for kind, _ in one] == [kind for kind, _ in both]
+    np.testing.assert_allclose([loss for _, loss in one], [loss for _, loss in both], atol=1e-5)
+    result = json.loads((two / "result.json").read_text())
+    assert result["device"].startswith("2 x")
+    for split, scores in result["scores"].items():
+        assert scores.pop("loss") == pytest.approx(alone["scores"][split].pop("loss"), abs=1e-5)
+        assert scores == alone["scores"][split]
+
+
+def test_sigterm_to_one_stops_both_and_they_go_on_to_the_same_end(clips, start, two, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    processes = pair(TRAIN, clips, start, out, 1.0)
+    for line in processes[1].stdout:
+        if line == "Step 0\n":
+            break
+    processes[1].send_signal(signal.SIGTERM)
+    first, second = ended(processes)
+    left = int(first.split()[-1])
+    assert first.splitlines()[-1] == second.splitlines()[-1] == f"Outcome {left}"
+    assert 1 < left < EPOCHS * STEPS
+    assert not (out / "result.json").exists()
+    first, second = ended(pair(TRAIN, clips, start, out, 0))
+    assert first == second
+    assert first.splitlines()[0] == f"Beginning {left}"
+    assert losses(out) == losses(two)
+    one, other = (leaves(jaxprune.load(folder / "model")) for folder in (out, two))
+    for name in one:
+        np.testing.assert_array_equal(one[name][...], other[name][...], err_msg=name)
+
+
+AGREE = """
+import json
+import numpy as np
+from jaxprune.sharding import Layout, divided, on_host
+with joined(me):
+    layout, mine = Layout(spread=divided), np.arange(4) + 4 * me.index
+    rows = layout.share(mine)
+    matrix = layout.put({"w": np.arange(4096.0).reshape(64, 64)})["w"]
+    assert matrix.addressable_shards[0].data.shape == (32, 64)
+    assert (on_host(matrix) == np.arange(4096.0).reshape(64, 64)).all()
+    def refuse():
+        raise OSError("the disk is full")
+    try:
+        by_first(refuse)
+    except (OSError, ValueError) as error:
+        said = str(error)
+    done = by_first(lambda: me.index), gather({"of": "é" * me.index})
+    print(json.dumps([on_host(rows).tolist(), *done, said]))
+"""
+
+
+def test_processes_agree():
+    for printed in ended(pair(AGREE)):
+        rows, first, gathered, said = json.loads(printed.splitlines()[-1])
+        assert rows == list(range(8))
+        assert first == 0
+        assert gathered == [{"of": ""}, {"of": "é"}]
+        assert said == "the disk is full"
+
+
+FAIL = """
+with joined(me):
+    gather(0)
+    if me.index == int(arguments[0]):
+        raise ValueError("mine alone")
+    gather(1)
+"""
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_error_in_one_ends_both(index):
+    processes = pair(FAIL, index)
+    _, errors = processes[index].communicate(timeout=PATIENCE)
+    began = time.perf_counter()
+    processes[1 - index].communicate(timeout=PATIENCE)
+    assert time.perf_counter() - began < 60  # JAX alone would take 100 s
+    assert [process.returncode == 0 for process in processes] == [False, False]
+    assert "ValueError: mine alone" in errors
+
+
+def test_one_process_has_nobody_to_wait_for():
+    with joined(Launch()):
+        assert gather({"a": [1, None]}) == [{"a": [1, None]}]
+        assert by_first(lambda: "done") == "done"
+        with pytest.raises(OSError, match="mine"):
+            by_first(lambda: os.stat("/nowhere/mine"))
+        assert together(stop := lambda: True, done=3) is stop
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"count": 2, "index": 2}, "process 2 of 2 does not exist"),
+        ({"count": 2}, "where the 2 processes meet was not said"),
+        ({"coordinator": "here"}, "the coordinator is 'here'; it must be host:port or auto"),
+    ],
+)
+def test_impossible_launches_are_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        Launch(**fields)
