@@ -12,9 +12,15 @@ from typing import Any, Literal
 Family = Literal["ast", "audiomae"]
 Activation = Literal["sigmoid", "softmax"]
 
-# (width, heads, depth); AST: Gong et al. 2021, AudioMAE: Huang et al. 2022.
-SIZES = {"tiny": (192, 3, 12), "small": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 16, 24)}
-FAMILY_SIZES = {"ast": ("tiny", "small", "base"), "audiomae": ("small", "base", "large")}
+# (width, heads, depth). AST: Gong et al. 2021; AudioMAE: Huang et al. 2022; micro is ours, to train on a CPU.
+SIZES = {
+    "micro": (64, 2, 12),
+    "tiny": (192, 3, 12),
+    "small": (384, 6, 12),
+    "base": (768, 12, 12),
+    "large": (1024, 16, 24),
+}
+FAMILY_SIZES = {"ast": ("micro", "tiny", "small", "base"), "audiomae": ("micro", "small", "base", "large")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,9 +69,9 @@ class ModelConfig:
 
     @classmethod
     def of_size(cls, family: Family, size: str, **changes: Any) -> "ModelConfig":
-        """The published geometry of a named size, e.g. `of_size("ast", "base", classes=50, frames=512)`."""
+        """The geometry of a named size, e.g. `of_size("ast", "base", classes=50, frames=512)`."""
         if size not in FAMILY_SIZES.get(family, ()):
-            raise ValueError(f"there is no {family} of size {size!r}; published sizes are {FAMILY_SIZES}")
+            raise ValueError(f"there is no {family} of size {size!r}; the sizes are {FAMILY_SIZES}")
         width, heads, depth = SIZES[size]
         head_norm_eps = {"ast": 1e-5, "audiomae": 1e-6}[family]
         return cls(

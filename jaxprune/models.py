@@ -5,6 +5,7 @@ tokens, position table, what is pooled, the score of the family's published prun
 which `jaxprune.patches` knows.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -58,7 +59,8 @@ class Classifier(nnx.Module):
         self.patch_embed = linear(config.patch**2, config.width, dtype=dtype, rngs=rngs)
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
         self.head_norm = layer_norm(config.width, eps=config.head_norm_eps, dtype=jnp.float32, rngs=rngs)
-        self.head = linear(config.width, config.classes, std=self.head_std, dtype=jnp.float32, rngs=rngs)
+        start = nnx.initializers.truncated_normal(self.head_std)
+        self.head = linear(config.width, config.classes, init=start, dtype=jnp.float32, rngs=rngs)
 
     def __call__(
         self,
@@ -119,7 +121,9 @@ class AST(Classifier):
         super().__init__(config, dtype=dtype, rngs=rngs)
         init = nnx.initializers.truncated_normal(0.02)
         self.extra_tokens = nnx.Param(init(rngs.params(), (config.extra_tokens, config.width)))
-        self.positions = nnx.Param(init(rngs.params(), (config.extra_tokens + config.patches, config.width)))
+        # As large as a patch's own code: trained from scratch, the blocks tell places apart from the first step.
+        places = nnx.initializers.truncated_normal(0.3)
+        self.positions = nnx.Param(places(rngs.params(), (config.extra_tokens + config.patches, config.width)))
         self.norm = layer_norm(config.width, eps=config.norm_eps, dtype=jnp.float32, rngs=rngs)
 
     def embed(self, patches):
@@ -168,6 +172,30 @@ def build(config: ModelConfig, *, dtype: Any = jnp.float32, seed: int = 0) -> Cl
 def abstract(config: ModelConfig, *, dtype: Any = jnp.float32) -> Classifier:
     """The same model with shapes in place of arrays, to be filled from a checkpoint."""
     return nnx.eval_shape(lambda: build(config, dtype=dtype))
+
+
+def deepened(model: Classifier, depth: int, *, seed: int = 0) -> Classifier:
+    """A model of `depth` blocks that computes the same: fresh ones stand between the model's own, spread evenly.
+
+    The output layers of the fresh attentions and MLPs are zero, so that each adds nothing until it is trained. For
+    growing a model while it trains (progressive stacking, Gong et al. 2019), because a shallow one leaves chance level
+    sooner. Its first block stays the first and its last the last. Raises `ValueError` where it has more blocks already.
+    """
+    own = model.config.depth
+    if depth < own:
+        raise ValueError(f"the model has {own} blocks, more than {depth}; blocks can only be added")
+    places = {i: round(i * (depth - 1) / max(own - 1, 1)) for i in range(own)}
+    grown = build(dataclasses.replace(model.config, depth=depth), dtype=model.dtype, seed=seed)
+    for place, block in enumerate(grown.encoder.blocks):
+        if place not in places.values():
+            for last in (block.attention.out, block.mlp.fc2):
+                last.kernel[...] = jnp.zeros_like(last.kernel[...])
+    kept = [
+        ((*path[:2], places[path[2]], *path[3:]) if path[:2] == ("encoder", "blocks") else path, leaf)
+        for path, leaf in nnx.to_flat_state(nnx.state(model))
+    ]
+    nnx.update(grown, nnx.from_flat_state(kept))
+    return grown
 
 
 def topk(model: Classifier, keep_rate: float | Mapping[int, float], *, score: Score | None = None) -> Policy:

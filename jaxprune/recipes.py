@@ -1,4 +1,4 @@
-"""The table of fine-tuning recipes: seven published (Lee & Lee 2025, from the released scripts) and one of ours.
+"""The table of fine-tuning recipes: seven published (Lee & Lee 2025, from the released scripts) and three of ours.
 
 What the settings mean, and how a variant is made, is in `jaxprune.settings`.
 """
@@ -8,7 +8,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jaxprune.settings import AdamL2, AdamW, Augment, Cosine, Data, Loop, Prune, Published, Recipe, Start, StepDecay
+from jaxprune.config import Family
+from jaxprune.settings import (
+    AdamL2,
+    AdamW,
+    Augment,
+    Cosine,
+    Data,
+    Loop,
+    Precision,
+    Prune,
+    Published,
+    Recipe,
+    Start,
+    StepDecay,
+)
 
 EARLIER_VERSION = "an earlier version of Lee & Lee 2025 (arXiv 2504.01690)"
 ESC50_SEEDS = (12, 34, 56, 78, 90)
@@ -53,6 +67,25 @@ def ast(
         schedule=schedule,
         prune=dataclasses.replace(prune, first_epoch=1),
         loop=loop,
+    )
+
+
+def words(family: Family) -> Recipe:
+    """Ours: a micro model on the corpus of `scripts/make_speech_corpus.py`, small enough for two CPU cores.
+
+    `scripts/words.py` trains the unpruned model it starts from.
+    """
+    return Recipe(
+        name=f"{family}-words",
+        source="ours, not published: chosen for two CPU cores and the corpus of scripts/make_speech_corpus.py, seed 0",
+        start=Start(family=family, size="micro"),
+        data=Data.of("speechcommands", frames=98, mean=-7.690634, std=5.414383),
+        augment=Augment(noise=1.0),
+        optimizer=AdamW(base_lr=4e-3, b2=0.98, weight_decay=0.05, layer_decay=1.0, clip=1.0),
+        schedule=Cosine(warmup_epochs=0.5),
+        prune=Prune(keep_rate=0.7, shrink_start=1, shrink_epochs=2, buckets=3),
+        loop=Loop(epochs=4, batch=64, loss="ce"),
+        precision=Precision(compute="float32"),
     )
 
 
@@ -135,6 +168,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 ),
                 source="ours, not published: AST's settings for Speech Commands with AudioMAE's data for VoxCeleb-1",
             ),
+            words("ast"),
+            words("audiomae"),
         )
     }
 )

@@ -21,7 +21,7 @@ class Start:
 
     # Model family.
     family: Family
-    # Published size of the model: tiny, small, base or large.
+    # Size of the model: tiny, small, base or large as published, or micro.
     size: str = "base"
     # Directory of the jaxprune checkpoint to start from; empty starts from random weights.
     checkpoint: str = ""
@@ -30,7 +30,7 @@ class Start:
 
     def __post_init__(self):
         if self.size not in FAMILY_SIZES.get(self.family, ()):
-            raise ValueError(f"there is no {self.family} of size {self.size!r}; published sizes are {FAMILY_SIZES}")
+            raise ValueError(f"there is no {self.family} of size {self.size!r}; the sizes are {FAMILY_SIZES}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

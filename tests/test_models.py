@@ -7,7 +7,7 @@ from helpers import MIXED, STAGES, random_mel, small
 from quick import quick_compiling  # noqa: F401
 
 import jaxprune
-from jaxprune.models import cut_patches
+from jaxprune.models import cut_patches, deepened
 from jaxprune.prune import Given, PatchMean, Policy, Random, Within
 
 FAMILIES = ("ast", "audiomae")
@@ -222,3 +222,18 @@ def test_a_policy_for_a_deeper_model_is_refused(model):
 def test_a_geometry_that_does_not_fit_is_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         small("ast", **change)
+
+
+@pytest.mark.parametrize("own", [1, 2, 3])
+def test_a_deepened_model_computes_the_same_and_its_fresh_blocks_can_learn(own, model):
+    shallow = jaxprune.build(small(model.config.family, depth=own), seed=1)
+    deep = deepened(shallow, 6, seed=2)
+    np.testing.assert_allclose(deep(MEL).logits, shallow(MEL).logits, atol=1e-6)
+    assert deep.config.depth == len(deep.encoder.blocks) == 6
+    gradient = nnx.grad(lambda model: model(MEL).logits.std())(deep)
+    assert all(jnp.abs(block.mlp.fc2.kernel[...]).max() > 0 for block in gradient.encoder.blocks)
+
+
+def test_a_model_is_not_deepened_to_fewer_blocks(model):
+    with pytest.raises(ValueError, match="more than 4; blocks can only be added"):
+        deepened(model, 4)
