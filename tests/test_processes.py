@@ -44,11 +44,12 @@ def pair(code: str, *arguments: object) -> list[subprocess.Popen]:
 
 
 def ended(processes: list[subprocess.Popen]) -> list[str]:
-    """What they printed, once both have ended well."""
+    """What they printed, once both have ended well, without what Gloo says of its connections."""
     printed = [process.communicate(timeout=PATIENCE) for process in processes]
     for process, (_, errors) in zip(processes, printed, strict=True):
         assert process.returncode == 0, errors
-    return [out for out, _ in printed]
+    lines = [out.splitlines(keepends=True) for out, _ in printed]
+    return ["".join(line for line in of_one if not line.startswith("[Gloo]")) for of_one in lines]
 
 
 TRAIN = """
