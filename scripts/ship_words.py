@@ -6,6 +6,7 @@ The model goes into the library in half precision, the clips into tests/words as
 """
 
 import csv
+import dataclasses
 import io
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from jaxprune.datasets import SpeechCommands
 from jaxprune.files import whole_directory, write_text
 from jaxprune.records import Record
 
-MANIFEST = "clips.csv"
+MANIFEST = "words.csv"
 
 
 def main(
@@ -45,7 +46,10 @@ def main(
         seed: decides which clips.
     """
     card = checkpoint.load_card(model)
+    card = dataclasses.replace(card, source=card.source.partition(", from ")[0])  # no path of the machine it is from
     checkpoint.save(model_out, checkpoint.load(model), card=card, overwrite=True, dtype=jnp.float16)
+    for file in model_out.rglob("commit_success.txt"):  # Orbax names the directory in it; it is there that counts
+        write_text(file, "committed\n")
     dataset = SpeechCommands(root=corpus).read()
     chosen = [
         record
