@@ -97,6 +97,32 @@ class Random(Score):
 
 
 @struct.dataclass
+class RandomByClip(Score):
+    """`Random` with a key for each clip, so that what a clip gets does not depend on which others share its batch."""
+
+    keys: Key[Array, "b"]
+
+    def __call__(self, evidence: Evidence) -> Float[Array, "b n"]:
+        patches = evidence.patch_mean.shape[1]
+        drawn = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, evidence.block), (patches,)))
+        return evidence.of_patches(drawn(self.keys))
+
+
+@struct.dataclass
+class Opposite(Score):
+    """Another score upside down: what it values least stays longest. Of equal scores the lower index still comes
+    first."""
+
+    score: Score
+
+    def queries(self, extra_tokens: int) -> slice:
+        return self.score.queries(extra_tokens)
+
+    def __call__(self, evidence: Evidence) -> Float[Array, "b n"]:
+        return -self.score(evidence)
+
+
+@struct.dataclass
 class Given(Score):
     """Values by original position, the same for every block `(b, n0)` or one set a block `(blocks, b, n0)`.
 

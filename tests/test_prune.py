@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 
 from jaxprune.prune import (
+    ClsAttention,
     Evidence,
     Given,
     MaskedTopK,
+    Opposite,
     PatchMean,
     PatchStd,
     Random,
+    RandomByClip,
+    ReceivedAttention,
     TopK,
     Within,
     keep_count,
@@ -118,6 +122,30 @@ def test_random_scores_depend_on_key_block_and_patch_alone():
     order = jnp.argsort(whole.patch_ids, axis=1)
     by_patch = jnp.take_along_axis(score(whole), order, axis=1)
     assert (jnp.take_along_axis(by_patch, evidence().patch_ids, axis=1) == a).all()
+
+
+@pytest.mark.parametrize("score", [PatchMean(), PatchStd(), Random(jax.random.key(5))])
+def test_the_opposite_of_a_score_has_exactly_its_order_backwards(score):
+    e = evidence(n=12)
+    order, backwards = (jax.lax.top_k(one(e), 12)[1] for one in (score, Opposite(score)))
+    assert backwards.tolist() == order[:, ::-1].tolist()
+    best, others = (jax.lax.top_k(one(e), k)[1] for one, k in ((score, 5), (Opposite(score), 7)))
+    assert all(sorted([*a, *b]) == list(range(12)) for a, b in zip(best.tolist(), others.tolist(), strict=True))
+
+
+def test_the_opposite_asks_the_same_queries():
+    assert Opposite(ClsAttention()).queries(2) == slice(0, 1)
+    assert Opposite(ReceivedAttention()).queries(2) == slice(2, None)
+
+
+def test_random_by_clip_draws_for_a_clip_whatever_its_batch():
+    keys = jax.random.split(jax.random.key(3), 2)
+    e = evidence()
+    both = RandomByClip(keys)(e)
+    alone = jax.tree.map(lambda x: x[1:], e)
+    assert RandomByClip(keys[1:])(alone).tolist() == both[1:].tolist()
+    assert (RandomByClip(keys)(evidence(block=4)) != both).all()
+    assert (RandomByClip(keys[::-1])(e) != both).all()
 
 
 def test_given_values_may_differ_by_block():
