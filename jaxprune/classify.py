@@ -36,7 +36,8 @@ class Result:
     `start` and `seconds` place its sound in the file, `frames` counts the spectrogram frames that hold sound; the rest
     of the model's length was padding. `top` has (label, probability) pairs, falling; the label is the class index where
     the card names none. `kept` maps each pruning block to the patches it kept, as original positions, highest score
-    first. `mel` `(t, f)` is the normalised model input, for the windows it was asked for.
+    first. `mel` `(t, f)` is the normalised model input, for the windows it was asked for. `truth` are the labels it
+    should have got, where they are known.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Result:
     top: tuple[tuple[str, float], ...]
     kept: Mapping[int, Int[np.ndarray, "_"]]
     mel: Float[np.ndarray, "t f"] | None = None
+    truth: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 Norms, softmax, GELU and selection are left out, as is usual; measured time is `scripts/benchmark.py`'s matter.
 """
 
+from collections.abc import Mapping
+
 from jaxprune.config import ModelConfig
 from jaxprune.models import Classifier
 from jaxprune.prune import Policy
@@ -16,11 +18,19 @@ def macs(model: Classifier, policy: Policy, *, visible: int | None = None) -> in
     """
     config = model.config
     patches = config.patches if visible is None else visible
+    kept, left = {}, patches
+    for block in sorted(policy.stages):
+        kept[block] = left = policy.stages[block].size(left)
+    return macs_of_counts(config, kept, visible=patches)
+
+
+def macs_of_counts(config: ModelConfig, kept: Mapping[int, int], *, visible: int | None = None) -> int:
+    """`macs` where each pruning block keeps so many patches."""
+    patches = config.patches if visible is None else visible
     total = config.patches * config.patch**2 * config.width
     for block in range(config.depth):
         total += attention_macs(config, config.extra_tokens + patches)
-        if block in policy.stages:
-            patches = policy.stages[block].size(patches)
+        patches = kept.get(block, patches)
         total += mlp_macs(config, config.extra_tokens + patches)
     return total + config.width * config.classes
 

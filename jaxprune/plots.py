@@ -1,7 +1,9 @@
-"""Every picture. Figures are built without pyplot, so nothing needs a display and no state outlives a call.
+"""Pictures of clips, and what all pictures share. Figures are built without pyplot, so nothing needs a display and no
+state outlives a call.
 
 `retained_patches` shows what pruning keeps: for each window its spectrogram, then the same with the patches dropped
-after each stage left blank (the paper's pictures). Files appear under their name only when they are complete.
+after each stage left blank (the paper's pictures). Files appear under their name only when they are complete. Pictures
+of statistics are `jaxprune.analysis_plots`'.
 """
 
 import os
@@ -78,11 +80,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def _draw_row(row: SubFigure, result: Result, config: ModelConfig) -> None:
     """A window's spectrogram and what each stage left of it."""
-    label, probability = result.top[0]
-    end = result.start + result.seconds
-    stretch = f"{_shortened(result.path.name)}, {result.start:.2f} to {end:.2f} s"
-    title = f"{stretch}, top label: {_shortened(label)} ({probability:.2f})"
-    heading = row.suptitle(title, x=0.005, ha="left", fontsize=9, fontweight="bold")
+    heading = row.suptitle(_heading(result), x=0.005, ha="left", fontsize=9, fontweight="bold")
     heading.set_parse_math(False)  # a dollar sign in a file name is not a formula
     panels = row.subplots(1, 1 + len(result.kept), sharex=True, sharey=True, squeeze=False)[0]
     panels[0].set_title(f"input: {config.patches} patches", fontsize=8)
@@ -99,10 +97,18 @@ def _draw_row(row: SubFigure, result: Result, config: ModelConfig) -> None:
     bar.ax.tick_params(labelsize=7)
 
 
+def _heading(result: Result) -> str:
+    label, probability = result.top[0]
+    end = result.start + result.seconds
+    stretch = f"{shortened(result.path.name)}, {result.start:.2f} to {end:.2f} s"
+    truth = f", label: {shortened(', '.join(result.truth))}" if result.truth else ""
+    return f"{stretch}{truth}, top label: {shortened(label)} ({probability:.2f})"
+
+
 def _draw_mel(panel: Axes, mel: Float[np.ndarray, "t f"], *, result: Result, config: ModelConfig) -> AxesImage:
     """A spectrogram up to the last patch that holds sound, blank where masked, the clip's end marked."""
-    shown = _frames_shown(config, frames=result.frames)
-    low, high = np.percentile(result.mel[: result.frames], (2, 99.8))
+    shown = frames_shown(config, frames=result.frames)
+    low, high = color_range(result)
     right = result.start + shown * HOP / SAMPLE_RATE
     image = panel.imshow(
         mel[:shown].T,
@@ -110,7 +116,7 @@ def _draw_mel(panel: Axes, mel: Float[np.ndarray, "t f"], *, result: Result, con
         aspect="auto",
         extent=(result.start, right, 0, config.mels),
         vmin=low,
-        vmax=max(high, low + 1e-3),
+        vmax=high,
         cmap=mpl.colormaps[COLORS].with_extremes(bad=BLANK),
     )
     if result.frames < shown:
@@ -121,7 +127,13 @@ def _draw_mel(panel: Axes, mel: Float[np.ndarray, "t f"], *, result: Result, con
     return image
 
 
-def _frames_shown(config: ModelConfig, *, frames: int) -> int:
+def color_range(result: Result) -> tuple[float, float]:
+    """The values that the ends of the colour scale stand for: nearly all of the clip's sound lies between them."""
+    low, high = np.percentile(result.mel[: result.frames].astype(np.float32), (2, 99.8))
+    return float(low), float(max(high, low + 1e-3))
+
+
+def frames_shown(config: ModelConfig, *, frames: int) -> int:
     """Where the last patch that holds any of the first `frames` frames ends; all of a spectrogram without padding."""
     starts = patch_corners(config)[:, 0]
     sounding = starts[starts < frames]
@@ -134,5 +146,6 @@ def mel_heights(hertz: Sequence[float], *, mels: int) -> Float[np.ndarray, "_"]:
     return (np.array(heights) - lowest) / (highest - lowest) * (mels + 1) - 0.5
 
 
-def _shortened(text: str, *, most: int = 48) -> str:
+def shortened(text: str, *, most: int = 48) -> str:
+    """The text, cut where it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
