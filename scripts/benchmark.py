@@ -22,7 +22,7 @@ from jaxprune.config import Family
 def main(
     *,
     family: tuple[Family, ...] = ("audiomae",),
-    size: tuple[Literal["tiny", "small", "base", "large"], ...] | None = None,
+    size: tuple[Literal["micro", "tiny", "small", "base", "large"], ...] | None = None,
     frames: tuple[int, ...] | None = None,
     batch: tuple[int, ...] | None = None,
     keep_rates: tuple[float, ...] | None = None,
@@ -38,7 +38,7 @@ def main(
 
     Args:
         family: model families.
-        size: published sizes; base unless --quick.
+        size: base, as others published or micro; base unless --quick.
         frames: spectrogram lengths, 10 ms each; 1024 unless --quick.
         batch: clips in a call; 8 unless --quick.
         keep_rates: shares of patches kept at blocks 3, 6 and 9; 1.0 0.7 0.5 unless --quick. 1.0 is always measured.

@@ -224,14 +224,16 @@ def test_a_geometry_that_does_not_fit_is_refused(change, sentence):
         small("ast", **change)
 
 
-@pytest.mark.parametrize("own", [1, 2, 3])
+@pytest.mark.parametrize("own", [1, 3])
 def test_a_deepened_model_computes_the_same_and_its_fresh_blocks_can_learn(own, model):
     shallow = jaxprune.build(small(model.config.family, depth=own), seed=1)
-    deep = deepened(shallow, 6, seed=2)
-    np.testing.assert_allclose(deep(MEL).logits, shallow(MEL).logits, atol=1e-6)
-    assert deep.config.depth == len(deep.encoder.blocks) == 6
-    gradient = nnx.grad(lambda model: model(MEL).logits.std())(deep)
-    assert all(jnp.abs(block.mlp.fc2.kernel[...]).max() > 0 for block in gradient.encoder.blocks)
+    deep = deepened(shallow, 4, seed=2)
+    logits = jaxprune.compiled(shallow, lambda output: output.logits)(MEL, jaxprune.topk(shallow, {}))
+    assert deep.config.depth == len(deep.encoder.blocks) == 4
+    spread = nnx.jit(nnx.value_and_grad(lambda model: ((found := model(MEL).logits).std(), found), has_aux=True))
+    (_, found), gradient = spread(deep)
+    np.testing.assert_allclose(found, logits, atol=1e-6)
+    assert all(jnp.abs(block.mlp.fc2.kernel[...]).max() > 0 for block in gradient.encoder.blocks.values())
 
 
 def test_a_model_is_not_deepened_to_fewer_blocks(model):
