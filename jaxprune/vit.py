@@ -210,8 +210,8 @@ def token_mask(alive: Bool[Array, "b n"] | None, extra_tokens: int) -> Bool[Arra
 def linear(
     features_in: int, features_out: int, *, dtype: Any, rngs: nnx.Rngs, init: nnx.Initializer = XAVIER
 ) -> nnx.Linear:
-    """A biased linear layer. By default it starts as MAE's do, Xavier uniform with zero bias, which suits every width:
-    with timm's fixed deviation of 0.02 a narrow model trained from scratch does not leave chance level."""
+    """A biased linear layer. By default it starts as MAE's do, Xavier uniform with zero bias: unlike timm's fixed
+    deviation of 0.02, its scale follows the width."""
     return nnx.Linear(features_in, features_out, dtype=dtype, kernel_init=init, rngs=rngs)
 
 
