@@ -1,4 +1,4 @@
-"""What every command line shares: options from a function's signature, one-sentence errors, tables.
+"""What every command line shares: options from a function's signature, one-sentence errors, tables, progress bars.
 
 A `ValueError` or `OSError` is the user's to mend, so it is one sentence on stderr and exit code 2 without a traceback
 (`JAXPRUNE_TRACEBACK=1` shows it). Anything else is our mistake and shows itself whole.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import tyro
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -61,6 +62,24 @@ def console() -> Console:
     """The terminal; a file or pipe is given room enough that tables do not wrap."""
     out = Console(highlight=False)
     return out if out.is_terminal else Console(highlight=False, width=160)
+
+
+class Rate(ProgressColumn):
+    """Clips a second."""
+
+    def __init__(self, digits: int = 1):
+        super().__init__()
+        self._digits = digits
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.{self._digits}f} clips/s" if task.speed else "")
+
+
+def progress(description: str, *columns: ProgressColumn) -> Progress:
+    """A bar, on a terminal only: the description, what is done, what `columns` show, and the time left."""
+    shown = (TextColumn(description), BarColumn(), MofNCompleteColumn(), *columns, TimeRemainingColumn())
+    terminal = console()
+    return Progress(*shown, console=terminal, disable=not terminal.is_terminal)
 
 
 def notice(message: str) -> None:

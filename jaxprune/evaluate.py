@@ -25,7 +25,7 @@ from jaxprune.features import model_input
 from jaxprune.metrics import Accuracy, Scores
 from jaxprune.models import Classifier, topk
 from jaxprune.prune import DEFAULT_BLOCKS, Policy
-from jaxprune.records import SHOWN, Dataset
+from jaxprune.records import Dataset, first_few
 from jaxprune.sharding import on_host
 
 
@@ -173,12 +173,11 @@ def check_labels(card: Card, dataset: Dataset) -> None:
         return
     pairs = zip(card.labels, dataset.labels, strict=True)
     different = [f"{y} is {mine!r}, not {theirs!r}" for y, (mine, theirs) in enumerate(pairs) if mine != theirs]
-    more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
     if sorted(card.labels) == sorted(dataset.labels):
         why = "has the same classes in another order (a label file in the checkpoint's order mends that)"
     else:
         why = "has other classes"
-    raise ValueError(f"{dataset.name} {why}; in the checkpoint class {'; '.join(different[:SHOWN])}{more}")
+    raise ValueError(f"{dataset.name} {why}; in the checkpoint class {first_few(different)}")
 
 
 @struct.dataclass

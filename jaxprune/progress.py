@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from jaxprune import cli
 from jaxprune.finetune import Beginning, Event, Outcome
@@ -18,12 +18,9 @@ def show(events: Iterator[Event], out: Path, *, title: str = "training") -> Outc
 
     The bar, with the time that is left, is there on a terminal only.
     """
-    console = cli.console()
-    text = "{task.description}", "{task.fields[facts]}"
-    columns = (TextColumn(text[0]), BarColumn(), MofNCompleteColumn(), TextColumn(text[1]), TimeRemainingColumn())
     speeds: deque[float] = deque(maxlen=50)
     began = time.perf_counter()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with cli.progress("{task.description}", TextColumn("{task.fields[facts]}")) as progress:
         bar = progress.add_task(title, total=None, facts="compiling")
         for event in events:
             match event:

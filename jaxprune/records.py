@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-SHOWN = 5  # offenders named in an error
+SHOWN = 5  # offenders named in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +89,13 @@ def refuse(offenders: Iterable[str], what: str) -> None:
     """Raises `ValueError`, `what` with the number of offenders and the first few of them, unless there are none."""
     offenders = list(offenders)
     if offenders:
-        more = f" and {len(offenders) - SHOWN} more" if len(offenders) > SHOWN else ""
-        raise ValueError(f"{what} ({len(offenders)}): {'; '.join(offenders[:SHOWN])}{more}")
+        raise ValueError(f"{what} ({len(offenders)}): {first_few(offenders)}")
+
+
+def first_few(items: Sequence[str]) -> str:
+    """The first five, and how many more there are."""
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return "; ".join(items[:SHOWN]) + more
 
 
 def missing_files(paths: Sequence[str]) -> list[str]:

@@ -8,12 +8,10 @@ does not depend on the batch size and time hardly on the weights, so each is mea
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,7 +20,8 @@ from jaxprune.answers import answer
 from jaxprune.config import Card
 from jaxprune.data import Batches
 from jaxprune.files import write_text
-from jaxprune.models import Classifier, compiled
+from jaxprune.models import Classifier
+from jaxprune.timing import interleaved
 
 KIND, VERSION = "jaxprune sweep", 1
 TOGETHER = 8  # settings measured between two savings
@@ -134,7 +133,7 @@ def measure_time(
     for number, group in enumerate(_groups(missing, together)):
         none = unpruned(candidate.model)
         asked = {one.name: one for one in [none, *group]}
-        found = interleaved(candidate.model, list(asked.values()), batch=batch, rounds=rounds)
+        found = timed(candidate.model, list(asked.values()), batch=batch, rounds=rounds)
         for one in group:
             times = {"seconds": found[one.name], "unpruned_seconds": found[none.name]}
             store.seconds[time_key(one, batch=batch, device=device)] = times
@@ -143,25 +142,10 @@ def measure_time(
     return len(missing)
 
 
-def interleaved(
-    model: Classifier, settings: Sequence[Setting], *, batch: int, rounds: int, seed: int = 0
-) -> dict[str, list[float]]:
-    """Seconds of `rounds` calls under each setting, by name, after compiling; the settings take turns, so that whatever
-    else the machine does meets all of them. Clips are noise: time does not depend on what they hold."""
-    if batch < 1 or rounds < 1:
-        raise ValueError(f"batch is {batch} and rounds {rounds}; they must be at least 1")
-    forward = compiled(model, lambda output: output.logits)
-    mel = jax.random.normal(jax.random.key(seed), (batch, model.config.frames, model.config.mels))
+def timed(model: Classifier, settings: Sequence[Setting], *, batch: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of `rounds` calls under each setting, by name, in turn (`jaxprune.timing.interleaved`)."""
     policies = {one.name: one.policy_for(jnp.arange(batch), {}) for one in settings}
-    for policy in policies.values():
-        forward(mel, policy).block_until_ready()
-    spent: dict[str, list[float]] = {name: [] for name in policies}
-    for _ in range(rounds):
-        for name, policy in policies.items():
-            began = time.perf_counter()
-            forward(mel, policy).block_until_ready()
-            spent[name].append(time.perf_counter() - began)
-    return spent
+    return interleaved(model, policies, batch=batch, rounds=rounds)
 
 
 def with_unpruned(candidate: Candidate, settings: Sequence[Setting]) -> list[Setting]:

@@ -20,7 +20,6 @@ from typing import Annotated, Literal
 
 import jax
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxprune import ablation_tables as tables
 from jaxprune import checkpoint as checkpoints
@@ -34,9 +33,7 @@ from jaxprune.evaluate import check_labels
 from jaxprune.extraction import read_extraction
 from jaxprune.options import DataSource
 from jaxprune.prune import DEFAULT_BLOCKS
-from jaxprune.records import Split
-
-SHOWN = 5  # unusable clips named on the terminal; the JSON names all
+from jaxprune.records import Split, first_few
 
 
 @tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
@@ -121,9 +118,7 @@ def main(
             workers=Workers(threads=threads),
             unusable=unusable,
         )
-        console = cli.console()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with batches, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        with batches, cli.progress("{task.description}") as progress:
             bar = progress.add_task(f"{len(settings)} settings", total=clips)
             answers = ablate(
                 model,
@@ -148,8 +143,7 @@ def main(
         cli.print_table(f"{dataset.name}, {split}, {found[0].clips} clips: {path}", headings, cells, notes=notes)
     if bad:
         reasons = list(bad.values())
-        more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
-        cli.notice(f"{len(reasons)} of {clips} clips could not be used: {'; '.join(reasons[:SHOWN])}{more}")
+        cli.notice(f"{len(reasons)} of {clips} clips could not be used: {first_few(reasons)}")
     cli.notice(f"{seconds:.1f} s on {device}, {dtype}")
     if out is not None:
         facts = {

@@ -13,8 +13,6 @@ from typing import Annotated, Literal
 
 import jax
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from jaxprune import checkpoint as checkpoints
 from jaxprune import cli, files
@@ -23,7 +21,7 @@ from jaxprune.data import Workers, eval_batches
 from jaxprune.evaluate import Evaluation, check_labels, evaluate, keep_policies
 from jaxprune.options import DataSource
 from jaxprune.prune import DEFAULT_BLOCKS
-from jaxprune.records import Split
+from jaxprune.records import Split, first_few
 
 COLUMNS = {  # heading and factor of each metric
     "top1": ("top-1 %", 100),
@@ -32,14 +30,6 @@ COLUMNS = {  # heading and factor of each metric
     "auc": ("AUC %", 100),
     "d_prime": ("d'", 1),
 }
-SHOWN = 5  # unusable clips named on the terminal; the JSON names all
-
-
-class Rate(ProgressColumn):
-    """Clips a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} clips/s" if task.speed else "")
 
 
 @tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
@@ -92,9 +82,7 @@ def main(
         workers=Workers(threads=threads),
         unusable=unusable,
     )
-    console = cli.console()
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with batches, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with batches, cli.progress("evaluating", cli.Rate()) as progress:
         bar = progress.add_task("", total=len(clips))
         found = evaluate(
             model,
@@ -143,9 +131,8 @@ def print_evaluation(found: Evaluation, *, title: str, device: str, dtype: str) 
         notes.append(f"{found.classes_present} of {found.classes} classes have a clip.")
     if found.unusable:
         reasons = list(found.unusable.values())
-        more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
         clips = "clip" if len(reasons) == 1 else "clips"
-        notes.append(f"{len(reasons)} {clips} could not be used: {'; '.join(reasons[:SHOWN])}{more}")
+        notes.append(f"{len(reasons)} {clips} could not be used: {first_few(reasons)}")
     cli.print_table(title, ["keep rate", "GMACs", "saved", *headings, "clips"], rows, notes=notes)
 
 

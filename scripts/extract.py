@@ -18,8 +18,6 @@ from typing import Annotated, Literal
 
 import jax
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from jaxprune import checkpoint as checkpoints
 from jaxprune import cli
@@ -31,16 +29,7 @@ from jaxprune.extract import extract
 from jaxprune.models import topk
 from jaxprune.options import DataSource
 from jaxprune.prune import DEFAULT_BLOCKS
-from jaxprune.records import Split
-
-SHOWN = 5  # unusable clips named on the terminal; the manifest names all
-
-
-class Rate(ProgressColumn):
-    """Clips a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} clips/s" if task.speed else "")
+from jaxprune.records import Split, first_few
 
 
 @tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
@@ -135,9 +124,7 @@ def main(
         out.parent.mkdir(parents=True, exist_ok=True)
         compared(evaluated, lambda folder: extracted(folder, lambda done: None), beside=out, times=compare, clips=clips)
         return
-    console = cli.console()
-    columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with cli.progress("extracting", cli.Rate()) as progress:
         bars = []
 
         def watch(done: int) -> None:
@@ -149,8 +136,7 @@ def main(
         bad = extracted(out, watch)
     if bad:
         reasons = list(bad.values())
-        more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
-        cli.notice(f"{len(reasons)} of {clips} clips could not be used: {'; '.join(reasons[:SHOWN])}{more}")
+        cli.notice(f"{len(reasons)} of {clips} clips could not be used: {first_few(reasons)}")
     cli.notice(f"{out} holds {clips - len(bad)} clips")
 
 

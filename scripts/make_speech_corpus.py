@@ -12,16 +12,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 
 from jaxprune import cli, corpus
-
-
-class Rate(ProgressColumn):
-    """Clips a second."""
-
-    def render(self, task: Task) -> str:
-        return f"{task.speed:.0f} clips/s" if task.speed else ""
 
 
 def main(
@@ -37,8 +29,7 @@ def main(
         workers: espeak-ng processes at a time.
     """
     began = time.monotonic()
-    columns = (TextColumn("speaking"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=cli.console(), disable=not cli.console().is_terminal) as progress:
+    with cli.progress("speaking", cli.Rate(digits=0)) as progress:
         bar = progress.add_task("", total=None)
         facts = corpus.make(
             folder,

@@ -24,7 +24,6 @@ import numpy as np
 import tyro
 from flax import nnx
 from jaxtyping import Array, Float
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxprune import bootstrap, cli, files
 from jaxprune import checkpoint as checkpoints
@@ -124,9 +123,7 @@ def main(
         workers=Workers(threads=threads),
         unusable=unusable,
     )
-    console = cli.console()
-    columns = (TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with batches, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with batches, cli.progress("comparing") as progress:
         bar = progress.add_task("", total=clips)
         for read in batches:
             real = read.weights > 0

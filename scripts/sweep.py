@@ -17,7 +17,6 @@ from typing import Annotated, Literal
 
 import jax
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxprune import checkpoint as checkpoints
 from jaxprune import cli, files
@@ -124,10 +123,8 @@ def main(
         frames = first.model.config.frames
         return eval_batches(dataset, split, frames=frames, batch_size=size, workers=workers, unusable=unusable)
 
-    console = cli.console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     answered = timed = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with cli.progress("{task.description}") as progress:
         bar = progress.add_task("answers", total=clips)
         for one in candidates:
 

@@ -1,10 +1,13 @@
 """Checks every jaxtyping annotation of the library while the tests run, and refuses silent rank promotion."""
 
 import os
+import runpy
 import shutil
+import sys
 import tempfile
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("jaxprune", "typecheck.check")
@@ -23,3 +26,17 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if os.environ.get(OWNER) == str(os.getpid()):
         shutil.rmtree(os.environ[CACHE], ignore_errors=True)
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Runs a script in this process: `run_script(path, *arguments) -> (exit code, stdout, stderr)`."""
+
+    def call(path, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(path), run_name="__main__")
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call

@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import runpy
-import sys
 from pathlib import Path
 
 import jax
@@ -265,18 +264,9 @@ def test_bad_settings_are_refused():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_script):
     """Runs a script in this process: `run(name, *arguments) -> (exit code, stdout, stderr)`."""
-
-    def call(name, *arguments):
-        script = SCRIPTS / name
-        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(script), run_name="__main__")
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
+    return lambda name, *arguments: run_script(SCRIPTS / name, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
 """Statistics against loops in plain Python, scipy and scikit-learn, on made extractions with ties and padding."""
 
 import csv
+import functools
 import itertools
 import json
 import math
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -383,17 +382,9 @@ def test_bad_input_is_one_sentence(extractions):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_script):
     """Runs the script in this process: `run(*arguments) -> (exit code, stdout, stderr)`."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
+    return functools.partial(run_script, SCRIPT)
 
 
 def test_the_command_prints_tables_and_writes_json_and_csv(extractions, tmp_path, run):

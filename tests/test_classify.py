@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -139,17 +138,9 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_script):
     """Runs the script in this process: `run(*arguments) -> (exit code, stdout, stderr)`."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
+    return functools.partial(run_script, SCRIPT)
 
 
 def test_the_table_and_the_json_say_the_same_from_anywhere(run, checkpoint, tmp_path):

@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import os
-import runpy
 import statistics
 import subprocess
 import sys
@@ -281,17 +280,9 @@ def test_two_devices_find_what_one_finds(folder):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_script):
     """Runs the script in this process: `run(*arguments) -> (exit code, stdout, stderr)`."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
+    return functools.partial(run_script, SCRIPT)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -358,17 +356,9 @@ def test_masks_and_grids():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_script):
     """Runs the script in this process: `run(*arguments) -> (exit code, stdout, stderr)`."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
+    return functools.partial(run_script, SCRIPT)
 
 
 def test_the_command_extracts_goes_on_and_refuses(tmp_path, dataset, run):

@@ -2,12 +2,11 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import re
-import runpy
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,17 +81,9 @@ def arguments(esc50: Path, start: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture
-def script(monkeypatch, capsys):
+def script(run_script):
     """Runs the script in this process: `script(*arguments) -> (exit code, stdout, stderr)`."""
-
-    def call(*options) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, options)])
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        printed = capsys.readouterr()
-        return left.value.code or 0, printed.out, printed.err
-
-    return call
+    return functools.partial(run_script, SCRIPT)
 
 
 @pytest.fixture

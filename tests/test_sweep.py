@@ -5,9 +5,7 @@ import dataclasses
 import functools
 import json
 import math
-import runpy
 import statistics
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -27,7 +25,7 @@ from jaxprune.data import eval_batches
 from jaxprune.evaluate import evaluate, keep_policies
 from jaxprune.pareto_plot import legend, looks, pareto_front, pareto_front_figure
 from jaxprune.settings import Published
-from jaxprune.sweep import Candidate, Store, interleaved, measure_quality, measure_time, quality_key, time_key
+from jaxprune.sweep import Candidate, Store, measure_quality, measure_time, quality_key, time_key, timed
 from jaxprune.sweep_points import Point, fastest, pareto, points
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "sweep.py"
@@ -112,7 +110,7 @@ def test_times_are_kept_by_batch_size_and_device(tmp_path, monkeypatch):
         timed.append((batch, [setting.name for setting in settings]))
         return {setting.name: [0.5 * batch] * rounds for setting in settings}
 
-    monkeypatch.setattr(sweep, "interleaved", no_time)
+    monkeypatch.setattr(sweep, "timed", no_time)
     store = Store(tmp_path / "sweep.json", about={})
     time = functools.partial(measure_time, store, make(), rounds=3, together=2)
     assert time(settings=settings(0.7, 0.5), batch=1, device="a") == 3
@@ -127,11 +125,11 @@ def test_times_are_kept_by_batch_size_and_device(tmp_path, monkeypatch):
 
 def test_calls_are_timed_in_turn():
     model = make().model
-    found = interleaved(model, [unpruned(model), *settings(0.5)], batch=2, rounds=3)
+    found = timed(model, [unpruned(model), *settings(0.5)], batch=2, rounds=3)
     assert [len(seconds) for seconds in found.values()] == [3, 3]
     assert all(second > 0 for seconds in found.values() for second in seconds)
     with pytest.raises(ValueError, match="they must be at least 1"):
-        interleaved(model, [unpruned(model)], batch=0, rounds=3)
+        timed(model, [unpruned(model)], batch=0, rounds=3)
 
 
 def test_points_join_what_was_measured(tmp_path, dataset):
@@ -274,17 +272,9 @@ def test_the_picture_has_every_point_where_it_belongs(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_script):
     """Runs the script in this process: `run(*arguments) -> (exit code, stdout, stderr)`."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
+    return functools.partial(run_script, SCRIPT)
 
 
 @pytest.fixture(scope="module")
