@@ -83,8 +83,8 @@ def words(family: Family) -> Recipe:
         augment=Augment(noise=1.0),
         optimizer=AdamW(base_lr=4e-3, b2=0.98, weight_decay=0.05, layer_decay=1.0, clip=1.0),
         schedule=Cosine(warmup_epochs=0.5),
-        prune=Prune(keep_rate=0.7, shrink_start=1, shrink_epochs=2, buckets=3),
-        loop=Loop(epochs=4, batch=64, loss="ce"),
+        prune=Prune(keep_rate=0.7, shrink_start=1, shrink_epochs=3, buckets=3),
+        loop=Loop(epochs=8, batch=64, loss="ce"),
         precision=Precision(compute="float32"),
     )
 

@@ -94,9 +94,9 @@ def deep(base: Recipe) -> Recipe:
         base,
         name=f"{base.name}-deep",
         augment=dataclasses.replace(base.augment, time_mask=12, freq_mask=12),
-        optimizer=dataclasses.replace(base.optimizer, base_lr=2e-3),
+        optimizer=dataclasses.replace(base.optimizer, base_lr=3e-3),
         prune=dataclasses.replace(base.prune, keep_rate=1.0),
-        loop=dataclasses.replace(base.loop, epochs=5),
+        loop=dataclasses.replace(base.loop, epochs=12),
     )
 
 
