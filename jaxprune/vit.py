@@ -13,6 +13,7 @@ from einops import rearrange
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxprune.attention import attend
 from jaxprune.config import ModelConfig
 from jaxprune.prune import Evidence, Policy, Selection
 
@@ -122,13 +123,13 @@ class Block(nnx.Module):
         `share` multiplies each clip's update (None: 1), as `DropPath` draws it.
         """
         update, received = self.attention(self.norm1(tokens), queries=queries, mask=mask)
-        return tokens + scaled(update, share), received
+        return stored(tokens + scaled(update, share)), received
 
     def feed_forward(
         self, tokens: Float[Array, "b s d"], *, share: Float[Array, "b"] | None = None
     ) -> Float[Array, "b s d"]:
         """Second half: tokens after the MLP and its residual. `share` as in `attend`."""
-        return tokens + scaled(self.mlp(self.norm2(tokens)), share)
+        return stored(tokens + scaled(self.mlp(self.norm2(tokens)), share))
 
 
 class Attention(nnx.Module):
@@ -142,10 +143,9 @@ class Attention(nnx.Module):
     def __call__(
         self, tokens: Float[Array, "b s d"], *, queries: slice, mask: Bool[Array, "b s"] | None
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s"]]:
-        qkv = self.qkv(tokens)
-        q, k, v = rearrange(qkv, "b s (three h c) -> three b h s c", three=3, h=self.heads)
-        mixed, received = attend(q, k, v, queries=queries, mask=mask)
-        return self.out(rearrange(mixed, "b h s c -> b s (h c)")), received
+        qkv = rearrange(self.qkv(tokens), "b s (three h c) -> b s three h c", three=3, h=self.heads)
+        mixed, received = attend(qkv, queries=queries, mask=mask)
+        return self.out(rearrange(mixed, "b s h c -> b s (h c)")), received
 
 
 class Mlp(nnx.Module):
@@ -156,36 +156,32 @@ class Mlp(nnx.Module):
         self.fc2 = linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        return self.fc2(jax.nn.gelu(self.fc1(tokens), approximate=False))
+        return self.fc2(gelu(self.fc1(tokens)))
 
 
-def attend(
-    q: Float[Array, "b h s c"],
-    k: Float[Array, "b h s c"],
-    v: Float[Array, "b h s c"],
-    *,
-    queries: slice,
-    mask: Bool[Array, "b s"] | None,
-) -> tuple[Float[Array, "b h s c"], Float[Array, "b s"]]:
-    """Softmax attention, and what each token received: float32, mean over heads and over the unmasked `queries`.
+def gelu(x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
+    """The exact GELU as PyTorch writes it. `jax.nn.gelu` goes through erfc, which takes a CPU two to three times as
+    long."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
 
-    A token where `mask` is False gets weight 0 as a key and is left out of the mean as a query; its own output row
-    is finite and means nothing.
+
+@jax.custom_vjp
+def stored(tokens: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    """The tokens themselves, computed once, and so their cotangent.
+
+    They are a sum that grows with every block. XLA's CPU compiler would rather add up all its terms again wherever one
+    of the sums is read, and it takes optimisation barriers away before it decides that.
     """
-    logits = jnp.einsum("bhqc,bhkc->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    scale = 1 / weights.sum(axis=-1)  # b h q; divided after the product with v: s * c divisions, not s * s
-    mixed = jnp.einsum("bhqk,bhkc->bhqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    share = scale[:, :, queries]
-    if mask is not None:
-        share = share * mask[:, None, queries]
-        asked = mask[:, queries].sum(axis=1)[:, None]
-    else:
-        asked = share.shape[2]
-    received = jnp.einsum("bhqk,bhq->bk", weights[:, :, queries], share) / (q.shape[1] * jnp.maximum(asked, 1))
-    return (mixed * scale[..., None]).astype(v.dtype), received
+    return jax.lax.platform_dependent(tokens, cpu=divided_by_one, default=lambda x: x)
+
+
+def divided_by_one(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    """Exactly x. A quotient counts as too dear to compute twice, and that this is one by 1 is not seen through."""
+    sign = jnp.where(x < 0, -1, 1).astype(x.dtype)
+    return x / (sign * sign)
+
+
+stored.defvjp(lambda x: (stored(x), None), lambda _, cotangent: (stored(cotangent),))
 
 
 def scaled(update: Float[Array, "b s d"], share: Float[Array, "b"] | None) -> Float[Array, "b s d"]:
@@ -212,7 +208,16 @@ def linear(
 ) -> nnx.Linear:
     """A biased linear layer. By default it starts as MAE's do, Xavier uniform with zero bias: unlike timm's fixed
     deviation of 0.02, its scale follows the width."""
-    return nnx.Linear(features_in, features_out, dtype=dtype, kernel_init=init, rngs=rngs)
+    return FlatLinear(features_in, features_out, dtype=dtype, kernel_init=init, rngs=rngs)
+
+
+class FlatLinear(nnx.Linear):
+    """`nnx.Linear` on the last axis of `(*b, d)`, computed as one product of two matrices."""
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+        # With more axes, XLA's CPU compiler makes the gradients from transposed copies of the cotangent, element by
+        # element, and computes whatever led to the cotangent once more inside those copies.
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 
 
 def layer_norm(width: int, *, eps: float, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -42,6 +42,7 @@ def main(
     *,
     corpus: Path,
     out: Path,
+    start: str | None = None,
     tuned: tuple[float, ...] = (1.0, 0.7, 0.5),
     untuned: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5),
     seed: int = 0,
@@ -52,6 +53,8 @@ def main(
         family: ast or audiomae.
         corpus: what scripts/make_speech_corpus.py wrote.
         out: directory of all runs, models and the results; the same one goes on.
+        start: unpruned model to fine-tune from, such as jaxprune/shipped/ast-words, in place of
+            training one from random weights.
         tuned: keep rates to fine-tune at; must hold 1, the model that is compared with.
         untuned: keep rates at which the unpruned model is pruned without tuning.
         seed: decides weights, order and augmentation of every stage.
@@ -61,16 +64,18 @@ def main(
     base = recipe(f"{family}-words")
     base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=str(corpus)))
     with StopOnSignal() as stop:
-        for name, stage, depth in (("shallow", shallow(base), SHALLOW), ("deep", deep(base), 12)):
-            start = out / f"{name}-start"
-            if not start.exists():
+        stages = (("shallow", shallow(base), SHALLOW), ("deep", deep(base), 12)) if start is None else ()
+        for name, stage, depth in stages:
+            first = out / f"{name}-start"
+            if not first.exists():
                 before = checkpoint.load(out / "shallow" / "model") if depth > SHALLOW else None
-                save_start(start, stage, depth=depth, before=before, labels=SpeechCommands(root=corpus).read().labels)
-            if not done(from_checkpoint(stage, start), out / name, seed=seed, stop=stop):
+                save_start(first, stage, depth=depth, before=before, labels=SpeechCommands(root=corpus).read().labels)
+            if not done(from_checkpoint(stage, first), out / name, seed=seed, stop=stop):
                 return STOPPED
         for rate in tuned:
             stage = dataclasses.replace(base, prune=dataclasses.replace(base.prune, keep_rate=rate))
-            if not done(from_checkpoint(stage, out / "deep" / "model"), out / f"tuned-{rate:g}", seed=seed, stop=stop):
+            stage = from_checkpoint(stage, start or str(out / "deep" / "model"))
+            if not done(stage, out / f"tuned-{rate:g}", seed=seed, stop=stop):
                 return STOPPED
     rows = measure(corpus, out, tuned=tuned, untuned=untuned)
     print_rows(rows, family, out)
@@ -96,11 +101,11 @@ def deep(base: Recipe) -> Recipe:
         augment=dataclasses.replace(base.augment, time_mask=12, freq_mask=12),
         optimizer=dataclasses.replace(base.optimizer, base_lr=3e-3),
         prune=dataclasses.replace(base.prune, keep_rate=1.0),
-        loop=dataclasses.replace(base.loop, epochs=12),
+        loop=dataclasses.replace(base.loop, epochs=7),
     )
 
 
-def from_checkpoint(stage: Recipe, start: Path) -> Recipe:
+def from_checkpoint(stage: Recipe, start: str | Path) -> Recipe:
     return dataclasses.replace(stage, start=dataclasses.replace(stage.start, checkpoint=str(start)))
 
 
