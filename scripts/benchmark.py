@@ -1,8 +1,8 @@
 """How fast the JAX models are next to PyTorch on this machine, and whether pruning saves time as it saves arithmetic.
 
     python scripts/benchmark.py --family audiomae ast --batch 1 8 --out results.json
-    python scripts/benchmark.py --torch eager sdpa --keep-rates 1.0 0.5
-    python scripts/benchmark.py --work step --batch 4 --keep-rates 0.7 0.5
+    python scripts/benchmark.py --family ast --torch eager sdpa compile compile-sdpa transformers --keep-rates 1.0 0.5
+    python scripts/benchmark.py --work forward step --batch 4 --keep-rates 0.7 0.5 --dtype float32 bfloat16
     python scripts/benchmark.py --quick
 
 Needs PyTorch (`pip install "jaxprune[convert]"`). Give it a machine with nothing else to do: samples during which
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from convert.benchmark import machine, report
+from convert.benchmark.job import DEVICES
 from convert.benchmark.referee import Plan, run, smallest
 from jaxprune import cli
 from jaxprune.config import Family
@@ -27,8 +28,9 @@ def main(
     batch: tuple[int, ...] | None = None,
     keep_rates: tuple[float, ...] | None = None,
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",),
-    torch: tuple[Literal["eager", "sdpa"], ...] = ("eager",),
+    torch: tuple[Literal["eager", "sdpa", "compile", "compile-sdpa", "transformers"], ...] = ("eager", "sdpa"),
     work: tuple[Literal["forward", "step"], ...] = ("forward",),
+    device: Literal["cpu", "gpu"] = "cpu",
     repeats: int | None = None,
     threads: int | None = None,
     out: Path | None = None,
@@ -43,8 +45,10 @@ def main(
         batch: clips in a call; 8 unless --quick.
         keep_rates: shares of patches kept at blocks 3, 6 and 9; 1.0 0.7 0.5 unless --quick. 1.0 is always measured.
         dtype: compute types; PyTorch's bfloat16 is autocast.
-        torch: PyTorch's attention, everywhere eager or fused (sdpa) in the blocks that do not prune.
+        torch: PyTorch as the authors ran it (eager), with fused attention in the blocks that do not prune (sdpa),
+            either through torch.compile (compile, compile-sdpa), and Hugging Face's unpruned AST (transformers).
         work: the forward pass, or a training step: forward, backward and AdamW, labels at random.
+        device: where both frameworks compute.
         repeats: samples of each; 7 unless --quick.
         threads: cores for either framework; all unless given.
         out: where to save everything as JSON, every sample included.
@@ -60,10 +64,12 @@ def main(
         dtypes=dtype,
         torch=torch,
         works=work,
+        device=device,
         repeats=repeats if repeats is not None else (2 if quick else 7),
         threads=threads,
         min_seconds=0.0 if quick else 0.25,
         retries=0 if quick else 10,
+        side=512 if quick else None,
     )
     if out is not None and not out.absolute().parent.is_dir():
         raise ValueError(f"{out} cannot be written: {out.absolute().parent} is not a directory")
@@ -75,12 +81,12 @@ def main(
         rows = report.digest(raw)
         if out is not None:  # after each result, so that what a long run has measured survives it
             report.save(out, {"began": began, "machine": about, "repeats": plan.repeats, "rows": rows})
-    versions = about["versions"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     title = (
-        f"Timed on {about['cpu']}, {about['threads']} threads; jax {versions['jax']}, jaxlib "
-        f"{versions['jaxlib']}, flax {versions['flax']}, torch {versions['torch']}; commit {about['commit']}; {began}"
+        f"Timed on {rows[0]['device_name']}, {about['cpu']}, {about['threads']} threads; {versions}; "
+        f"commit {about['commit']}; {began}"
     )
-    notes = [report.agreement(rows), *report.NOTES]
+    notes = [report.agreement(rows), *plan.remarks(), report.products(rows), *report.NOTES, *DEVICES[device].notes]
     if not about["contention_watched"]:
         notes.append("Use of the cores by other processes was NOT measured (Linux only).")
     cli.print_table(title, report.COLUMNS, report.table(rows), notes=notes)

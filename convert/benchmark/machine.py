@@ -112,6 +112,13 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def process_peak(work: Callable[[], T], *, before: int | None) -> tuple[T, int | None]:
+    """What `work` returned, and the most memory this process held meanwhile, less the `before` it held once."""
+    reset_peak()
+    result, peak = work(), peak_bytes()
+    return result, None if peak is None or before is None else peak - before
+
+
 def _status(field: str) -> int | None:
     if not LINUX:
         return None
@@ -120,19 +127,25 @@ def _status(field: str) -> int | None:
 
 
 def describe(cores: Collection[int]) -> dict[str, Any]:
-    """Device, cores, memory, versions and commit: what a figure means nothing without."""
-    packages = ("jaxprune", "jax", "jaxlib", "flax", "torch", "numpy")
+    """Processor, cores, memory, versions and commit: what a figure means nothing without."""
+    packages = ("jaxprune", "jax", "jaxlib", "flax", "torch", "transformers", "numpy")
     return {
-        "device": "cpu",
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": len(cores),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if LINUX else None,
         "system": platform.platform(),
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "commit": commit(),
         "contention_watched": LINUX,
     }
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:

@@ -1,27 +1,33 @@
-"""The parent process: starts a worker per framework, lets them take turns, and throws away disturbed samples.
+"""The parent process: starts a worker for JAX and for each PyTorch variant, lets them take turns, and throws away
+disturbed samples.
 
-Turns are single calls, one after the other on the same cores (`torch-eager`, `jax`, `torch-eager`, ...) over all keep
-rates, so that whatever the machine does, it does to both, and to the pruned and the unpruned model alike. What the
-samples mean is `report`'s matter.
+Turns are single calls, one after the other on the same device (`torch-eager`, `jax`, `torch-eager`, ...) over all keep
+rates, so that whatever the machine does, it does to both, and to the pruned and the unpruned model alike. Each round
+ends with a large matrix product in either framework, which tells what the device could do at the time. What the samples
+mean is `report`'s matter.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from convert.benchmark import machine
-from convert.benchmark.worker import TORCH, Job
+from convert.benchmark.job import DEVICES, Job
+from convert.benchmark.torch_side import TORCH
+from jaxprune.config import FAMILY_SIZES, SIZES, ModelConfig
 from jaxprune.cost import macs
-from jaxprune.models import abstract, topk
+from jaxprune.models import Classifier, abstract, topk
 
 CLASSES = 527  # AudioSet's
 PASSES = {"forward": 1, "step": 3}  # a gradient costs two forward passes more
+NO_CACHES = {"JAX_ENABLE_COMPILATION_CACHE": "0", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}  # compiling is measured
 PATIENCE = 30.0  # seconds that each retry waits for quiet, at most
 
 
@@ -30,7 +36,9 @@ class Plan:
     """Every combination is measured. `keep_rates` is sorted falling and gains 1.0, which speed-ups are relative to.
 
     A sample lasts `min_seconds` at least (several calls where one is shorter), long enough for the kernel's accounting
-    to tell whether others used the cores. Raises `ValueError` for what no model or policy allows.
+    to tell whether others used the cores. `side` is that of the matrix product, the device's own where it is None.
+    Raises `ValueError` for what no model or policy allows, and for a PyTorch variant that this machine lacks something
+    for.
     """
 
     families: Sequence[str]
@@ -41,10 +49,12 @@ class Plan:
     dtypes: Sequence[str]
     torch: Sequence[str] = ("eager",)
     works: Sequence[str] = ("forward",)
+    device: str = "cpu"
     repeats: int = 7
     threads: int | None = None
     min_seconds: float = 0.25
     retries: int = 10
+    side: int | None = None
 
     def __post_init__(self):
         for name in ("families", "sizes", "frames", "batches", "keep_rates", "dtypes", "torch", "works"):
@@ -52,13 +62,15 @@ class Plan:
                 raise ValueError(f"{name} is empty; name at least one")
         if unknown := sorted(set(self.torch) - set(TORCH)):
             raise ValueError(f"there is no PyTorch variant {unknown[0]!r}; choose from {', '.join(TORCH)}")
+        if lacks := next(filter(None, (TORCH[name].missing() for name in self.torch)), None):
+            raise ValueError(lacks)
         if self.repeats < 1:
             raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
         if wrong := [batch for batch in self.batches if batch < 1]:
             raise ValueError(f"batch is {wrong[0]}; it must be at least 1")
         object.__setattr__(self, "keep_rates", tuple(sorted({1.0, *self.keep_rates}, reverse=True)))
         for job in self.jobs():
-            model = abstract(job.config())
+            model = blank(job.config())
             for keep_rate in self.keep_rates:
                 topk(model, keep_rate)
 
@@ -75,6 +87,7 @@ class Plan:
                 frames=frames,
                 batch=batch,
                 dtype=dtype,
+                device=self.device,
                 classes=CLASSES,
                 cores=cores,
                 min_seconds=self.min_seconds,
@@ -82,11 +95,25 @@ class Plan:
             for work, family, size, frames, batch, dtype in groups
         ]
 
+    def contestants(self, family: str, keep_rate: float) -> list[str]:
+        """Who is measured there."""
+        return [*(f"torch-{name}" for name in self.torch if TORCH[name].covers(family, keep_rate)), "jax"]
+
+    def remarks(self) -> list[str]:
+        """What PyTorch variants do not cover, each in a sentence."""
+        asked = list(itertools.product(self.families, self.keep_rates))
+        return [
+            TORCH[name].remark
+            for name in self.torch
+            if not all(TORCH[name].covers(*combination) for combination in asked)
+        ]
+
 
 def run(plan: Plan, *, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """One raw result for each group and keep rate, in order: what was measured and every contestant's samples.
 
-    `tell` receives a line of progress now and then. Raises `RuntimeError` when a worker fails.
+    `tell` receives a line of progress now and then. Raises `RuntimeError` when a worker fails, `ValueError` when it
+    lacks what it needs.
     """
     for job in plan.jobs():
         what = f"{job.work} of {job.family}-{job.size}, {job.frames} frames, batch {job.batch}, {job.dtype}"
@@ -96,27 +123,40 @@ def run(plan: Plan, *, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
 
 def measure(job: Job, plan: Plan, *, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """All keep rates of one group, interleaved."""
-    names = [*(f"torch-{variant}" for variant in plan.torch), "jax"]
+    asked = {keep: plan.contestants(job.family, keep) for keep in plan.keep_rates}
     with ExitStack() as stack:
+        names = dict.fromkeys(name for names in asked.values() for name in names)
         workers = {name: stack.enter_context(started(dataclasses.replace(job, contestant=name))) for name in names}
-        for worker in workers.values():
-            worker.reply()  # loaded
+        loaded = {name: worker.reply() for name, worker in workers.items()}
         facts = {
-            (keep, name): worker.ask("prepare", keep_rate=keep)
-            for keep in plan.keep_rates
-            for name, worker in workers.items()
+            (keep, name): workers[name].ask("prepare", keep_rate=keep)
+            for keep, names in asked.items()
+            for name in names
         }
-        samples: dict[tuple[float, str], list[Sample]] = {key: [] for key in facts}
         ours = [os.getpid(), *(worker.process.pid for worker in workers.values())]
+
+        def timed(name: str, what: str, **order: Any) -> Sample:
+            take = lambda: workers[name].ask(what, **order)["seconds"]  # noqa: E731
+            return undisturbed(take, cores=job.cores, ours=ours, retries=plan.retries)
+
+        samples: dict[tuple[float, str], list[Sample]] = {key: [] for key in facts}
+        products: dict[str, list[Sample]] = {name: [] for name in multipliers(names)}
+        side = plan.side or DEVICES[job.device].side
         for turn in range(plan.repeats):
-            for key in samples:
-                keep, name = key
-                order = {"keep_rate": keep, "calls": facts[key]["calls"]}
-                take = lambda worker=workers[name], order=order: worker.ask("sample", **order)["seconds"]  # noqa: E731
-                samples[key].append(undisturbed(take, cores=job.cores, ours=ours, retries=plan.retries))
+            for (keep, name), taken in samples.items():
+                taken.append(timed(name, "sample", keep_rate=keep, calls=facts[keep, name]["calls"]))
+            for name, taken in products.items():
+                taken.append(timed(name, "product", side=side))
             dropped = sum(len(sample.dropped) for taken in samples.values() for sample in taken)
             tell(f"  round {turn + 1} of {plan.repeats}, {dropped} samples dropped so far")
-    return [result(job, keep, names, facts, samples) for keep in plan.keep_rates]
+    product = {"side": side} | {name: [sample.seconds for sample in taken] for name, taken in products.items()}
+    about = {"device_name": loaded["jax"]["device"], "product": product}
+    return [about | result(job, keep, names, facts, samples) for keep, names in asked.items()]
+
+
+def multipliers(names: Iterable[str]) -> list[str]:
+    """One contestant of each framework."""
+    return list({name.partition("-")[0]: name for name in names}.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +192,7 @@ def result(
     """One keep rate's raw result, ready for JSON."""
     import numpy as np
 
-    model = abstract(job.config())
+    model = blank(job.config())
     outputs = {name: np.array(facts[keep, name]["numbers"]) for name in names}
     contestants = {}
     for name in names:
@@ -165,7 +205,7 @@ def result(
             "contended": sum(sample.contended for sample in taken),
             "difference": float(np.abs(outputs[name] - outputs["jax"]).max()),
         }
-    fields = ("work", "family", "size", "frames", "batch", "dtype")
+    fields = ("work", "family", "size", "frames", "batch", "dtype", "device")
     return {field: getattr(job, field) for field in fields} | {
         "keep_rate": keep,
         "gmacs": PASSES[job.work] * macs(model, topk(model, keep)) / 1e9,
@@ -179,7 +219,7 @@ class Worker:
     def __init__(self, job: Job):
         command = [sys.executable, "-m", "convert.benchmark.worker", json.dumps(dataclasses.asdict(job))]
         self.name = job.contestant
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # where PyTorch runs here, also on a host that has more
+        environment = os.environ | DEVICES[job.device].environment | NO_CACHES
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -190,12 +230,15 @@ class Worker:
         return self.reply()
 
     def reply(self) -> dict[str, Any]:
-        """The next answer. Raises `RuntimeError` if the worker reports an error or has died."""
+        """The next answer. Raises `RuntimeError` if the worker reports an error or has died, and `ValueError` if this
+        machine has not what was asked for."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the {self.name} worker ended early (exit code {self.process.wait()})")
         answer = json.loads(line)
+        if "unavailable" in answer:
+            raise ValueError(answer["unavailable"])
         if "error" in answer:
             raise RuntimeError(f"the {self.name} worker failed: {answer['error']}")
         return answer
@@ -211,10 +254,14 @@ def started(job: Job) -> Iterator[Worker]:
         worker.process.communicate()
 
 
+@functools.cache
+def blank(config: ModelConfig) -> Classifier:
+    """The model without its numbers, which is all that its cost depends on."""
+    return abstract(config)
+
+
 def smallest(families: Sequence[str]) -> str:
     """A size all families are published in, the smallest."""
-    from jaxprune.config import FAMILY_SIZES, SIZES
-
     shared = [size for size in SIZES if all(size in FAMILY_SIZES.get(family, ()) for family in families)]
     if not shared:
         raise ValueError(f"no size is shared by {', '.join(families)}; name one with --size")

@@ -13,43 +13,59 @@ import numpy as np
 from jaxprune.files import write_text
 
 NOTES = (
-    "ms: median of single calls (interquartile range). ratio: jax's median / torch's, below 1 JAX is faster "
-    "(quartiles of the paired samples' ratios).",
+    "ms: median of single calls (interquartile range). jax/torch: jax's median over that PyTorch's, below 1 JAX is "
+    "faster (quartiles of the paired samples' ratios); on jax's line the ratio to the fastest, which is marked *.",
     "gain: speed-up over keep rate 1.0 as a share of the MAC ratio; 1.00 means that time follows the arithmetic. "
     "GMACs are per clip, of a training step three times the forward pass's; GFLOP/s 2 x GMACs x batch / time.",
-    "peak: memory of one call with weights and input, less what importing the libraries takes; XLA temp: what its "
-    "compiled program allocates for itself.",
-    "dropped: samples in which other processes used the cores, taken again. Memory allocators are the frameworks' "
-    "defaults.",
+    "compile: of PyTorch what the first call took above a later one; no cache is used. peak: memory of one call with "
+    "weights and input, on a CPU less what importing the libraries takes.",
+    "dropped: samples in which other processes used the cores, taken again (of those kept, how many were contended all "
+    "the same). Memory allocators are the frameworks' defaults.",
 )
 
 
 def digest(raw: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Raw results with their statistics filled in. Every group must hold a result at keep rate 1."""
+    """Raw results with their statistics filled in. Every group must hold a result at keep rate 1.
+
+    `peak_gflops` is the matrix product's, the best of all rounds and both frameworks, and `peak_share` what a
+    contestant reaches of it. `jax_over` holds JAX's ratio to each PyTorch, `best` names the fastest of these, None
+    where none was measured.
+    """
     unpruned = {group(row): row for row in raw if row["keep_rate"] == 1}
     rows = []
     for row in raw:
         base = unpruned[group(row)]
         mac_ratio = base["gmacs"] / row["gmacs"]
+        peak = peak_gflops(row["product"])
         contestants = {}
         for name, facts in row["contestants"].items():
             spread = summary(facts["seconds"])
+            gflops = 2 * row["gmacs"] * row["batch"] / spread["median"]
             speedup = float(np.median(base["contestants"][name]["seconds"])) / spread["median"]
             contestants[name] = dict(facts) | {
                 **spread,
-                "gflops": 2 * row["gmacs"] * row["batch"] / spread["median"],
+                "gflops": gflops,
+                "peak_share": gflops / peak,
                 "speedup": speedup,
                 "speedup_per_mac_ratio": speedup / mac_ratio,
             }
         jax = contestants["jax"]["seconds"]
         ratios = {name: paired_ratio(jax, facts["seconds"]) for name, facts in contestants.items() if name != "jax"}
-        rows.append(dict(row) | {"mac_ratio": mac_ratio, "contestants": contestants, "jax_over": ratios})
+        best = max(ratios, key=lambda name: ratios[name]["ratio"], default=None)
+        facts = {"mac_ratio": mac_ratio, "peak_gflops": peak, "contestants": contestants, "jax_over": ratios}
+        rows.append(dict(row) | facts | {"best": best})
     return rows
+
+
+def peak_gflops(product: Mapping[str, Any]) -> float:
+    """Of square matrices of a side, multiplied in either framework some times."""
+    fastest = min(min(seconds) for name, seconds in product.items() if name != "side")
+    return 2 * product["side"] ** 3 / fastest / 1e9
 
 
 def group(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What results must share for their speed-ups to be compared."""
-    return tuple(row[field] for field in ("work", "family", "size", "frames", "batch", "dtype"))
+    return tuple(row[field] for field in ("work", "family", "size", "frames", "batch", "dtype", "device"))
 
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:
@@ -65,39 +81,52 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, An
 
 
 COLUMNS = (
-    *("model", "T x batch", "keep", "GMACs", "vs torch", "torch ms", "jax ms", "ratio", "GFLOP/s\ntorch, jax"),
-    *("gain\ntorch, jax", "compile\ns", "peak MB\ntorch, jax", "XLA temp\nMB", "dropped"),
+    *("model", "T x batch", "keep", "GMACs", "framework", "ms", "jax/torch", "GFLOP/s", "of peak", "gain"),
+    *("compile s", "peak MB", "dropped"),
 )
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A line for each result and PyTorch variant, under `COLUMNS`."""
+    """A line for each result and contestant, under `COLUMNS`."""
     lines = []
     for row in rows:
-        jax = row["contestants"]["jax"]
-        for name, ratio in row["jax_over"].items():
-            torch = row["contestants"][name]
-            dropped, contended = (torch[count] + jax[count] for count in ("dropped", "contended"))
-            low, high = ratio["quartiles"]
+        what = [
+            f"{row['family']} {row['size']}\n{row['work']}, {row['dtype']}",
+            f"{row['frames']} x {row['batch']}",
+            f"{row['keep_rate']:g}",
+            f"{row['gmacs']:.2f}",
+        ]
+        for name, facts in row["contestants"].items():
+            against = row["jax_over"].get(name if name != "jax" else row["best"])
+            contended = f"\n{facts['contended']} kept\ncontended" if facts["contended"] else ""
             lines.append(
                 [
-                    f"{row['family']} {row['size']}\n{row['work']}, {row['dtype']}",
-                    f"{row['frames']} x {row['batch']}",
-                    f"{row['keep_rate']:g}",
-                    f"{row['gmacs']:.2f}",
-                    name.removeprefix("torch-"),
-                    milliseconds(torch),
-                    milliseconds(jax),
-                    f"{ratio['ratio']:.3f}\n({low:.2f}-{high:.2f})",
-                    f"{torch['gflops']:.0f}, {jax['gflops']:.0f}",
-                    f"{torch['speedup_per_mac_ratio']:.2f}, {jax['speedup_per_mac_ratio']:.2f}",
-                    f"{jax['compile_seconds']:.1f}",
-                    f"{megabytes(torch['peak_bytes'])}, {megabytes(jax['peak_bytes'])}",
-                    megabytes(jax["temp_bytes"]),
-                    str(dropped) + (f"\n{contended} kept\ncontended" if contended else ""),
+                    *what,
+                    name.removeprefix("torch-") + (" *" if name == row["best"] else ""),
+                    milliseconds(facts),
+                    "-"
+                    if against is None
+                    else "{:.3f}\n({:.2f}-{:.2f})".format(against["ratio"], *against["quartiles"]),
+                    f"{facts['gflops']:.0f}",
+                    f"{facts['peak_share']:.0%}",
+                    f"{facts['speedup_per_mac_ratio']:.2f}",
+                    f"{facts['compile_seconds']:.1f}",
+                    megabytes(facts["peak_bytes"]),
+                    f"{facts['dropped']}{contended}",
                 ]
             )
+            what = ["", "", "", ""]
     return lines
+
+
+def products(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The device's peak in each dtype, the best of its groups, in a sentence."""
+    peaks: dict[str, float] = {}
+    for row in rows:
+        peaks[row["dtype"]] = max(row["peak_gflops"], peaks.get(row["dtype"], 0.0))
+    side = rows[0]["product"]["side"]
+    found = ", ".join(f"{peak:.0f} GFLOP/s in {dtype}" for dtype, peak in peaks.items())
+    return f"peak: {found}, of a {side} x {side} matrix product in the same rounds, the faster framework's best."
 
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> str:

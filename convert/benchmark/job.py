@@ -1,0 +1,74 @@
+"""What a worker is told to measure, and on which device: all that parent and workers must agree on."""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+class Unavailable(Exception):
+    """What was asked for is not to be had on this machine; the user's to mend, so its text is shown as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """`torch`: PyTorch's name of it. `environment`: what brings JAX there. `side`: of the square matrices whose product
+    tells its peak. `float32`: PyTorch's precision of matrix products that equals JAX's default. `notes`: what a reader
+    of figures from it must know."""
+
+    torch: str
+    environment: Mapping[str, str]
+    side: int
+    float32: str
+    notes: tuple[str, ...] = ()
+
+
+DEVICES: Mapping[str, Device] = {
+    "cpu": Device("cpu", {"JAX_PLATFORMS": "cpu"}, side=4096, float32="highest"),
+    "gpu": Device(
+        "cuda",
+        # JAX would take most of the memory at once and leave PyTorch none.
+        {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        side=8192,
+        float32="high",
+        notes=("On a GPU float32 products are TF32 in both frameworks. What else uses the GPU is not watched.",),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker measures. `contestant` is `jax` or `torch-VARIANT`, `work` is forward or step; a sample lasts
+    `min_seconds` at least."""
+
+    contestant: str
+    work: str
+    family: str
+    size: str
+    frames: int
+    batch: int
+    dtype: str
+    device: str
+    classes: int
+    cores: list[int]
+    min_seconds: float
+    seed: int = 0
+
+    def config(self):
+        from jaxprune.config import ModelConfig
+
+        return ModelConfig.of_size(self.family, self.size, frames=self.frames, classes=self.classes)
+
+    def mel(self):
+        import numpy as np
+
+        config = self.config()
+        shape = (self.batch, config.frames, config.mels)
+        return np.random.default_rng(self.seed).standard_normal(shape, np.float32)
+
+    def targets(self):
+        """What a training step learns: a class in a hundred is there, at random."""
+        import numpy as np
+
+        return (np.random.default_rng(self.seed + 1).random((self.batch, self.classes)) < 0.01).astype(np.float32)
+
+
+ADAMW = {"learning_rate": 1e-5, "b1": 0.9, "b2": 0.95, "weight_decay": 1e-4}
