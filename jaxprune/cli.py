@@ -1,4 +1,5 @@
-"""What every command line shares: options from a function's signature, one-sentence errors, tables, progress bars.
+"""What every command line shares: options from a function's signature, one-sentence errors, what was compiled, tables,
+progress bars.
 
 A `ValueError` or `OSError` is the user's to mend, so it is one sentence on stderr and exit code 2 without a traceback
 (`JAXPRUNE_TRACEBACK=1` shows it). Anything else is our mistake and shows itself whole.
@@ -14,11 +15,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from jaxprune import compiling, processes
+
 
 def run(main: Callable[..., int | None]) -> None:
-    """Parses the command line into `main`'s arguments, calls it, and exits with the code it returns (None: 0)."""
+    """Parses the command line into `main`'s arguments, calls it, and exits with the code it returns (None: 0).
+
+    Programs compiled on the way are kept for the next run; the first process's last note says how many there were.
+    """
     try:
-        sys.exit(tyro.cli(main) or 0)
+        with compiling.kept(tell=notice), compiling.counted() as compiled:
+            code = tyro.cli(main) or 0
+        if compiled.programs and processes.is_first():
+            notice(compiled.in_words())
+        sys.exit(code)
     except BrokenPipeError:  # the reader, such as head, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
