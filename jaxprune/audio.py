@@ -34,6 +34,15 @@ class Clip:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SoundHeader:
+    """What a sound file says of itself: `frames` are samples of one channel."""
+
+    frames: int
+    samplerate: int
+    channels: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:
     """A stretch of a longer waveform; `start` is in seconds from its beginning."""
 
@@ -66,6 +75,15 @@ def load_audio(path: str | os.PathLike[str]) -> Clip:
         lasts = f"{1000 * len(waveform) / SAMPLE_RATE:.3g} ms"
         raise ValueError(f"{path}: lasts {lasts}, which is too short; at least {SHORTEST} are needed")
     return Clip(path=path, waveform=waveform, notices=tuple(notices))
+
+
+def sound_header(path: str | os.PathLike[str]) -> SoundHeader | None:
+    """Read without decoding; None where the file is not recognised as sound."""
+    try:
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, TypeError):
+        return None
+    return SoundHeader(frames=info.frames, samplerate=info.samplerate, channels=info.channels)
 
 
 def windows(waveform: Float[np.ndarray, "samples"], *, samples: int, hop: int) -> list[Window]:

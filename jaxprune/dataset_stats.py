@@ -11,12 +11,10 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import soundfile
 from jaxtyping import Array, Float, Int
 
 from jaxprune.data import Batch, Workers, eval_batches
@@ -101,7 +99,7 @@ def measure(
     the share `unusable` of clips that cannot be used.
     """
     records = dataset.clips(split)
-    heads = _headers([record.path for record in records])
+    heads = [head for record in records if (head := record.header())]
     seconds = np.array([head.frames / head.samplerate for head in heads]) if heads else np.zeros(1)
     if frames is None:
         longest = frame_count(int(np.ceil(seconds.max() * 16000)))
@@ -136,17 +134,6 @@ def measure(
         balance={name: int(count) for name, count in zip(dataset.labels, counts, strict=True)},
         single_label=dataset.single_label,
     )
-
-
-def _headers(paths: list[str]) -> list[Any]:
-    """What soundfile knows of each file that it recognises, without decoding."""
-    found = []
-    for path in paths:
-        try:
-            found.append(soundfile.info(path))
-        except (soundfile.LibsndfileError, TypeError):
-            continue
-    return found
 
 
 def _batch_moments(batch: Batch, *, frames: int) -> dict[str, Moments]:

@@ -4,7 +4,7 @@ A source is a small frozen value, so that it can be an option of a command line 
 `source.read()` looks at the disk, refuses what is missing, contradictory or leaks between splits, and gives a
 `jaxprune.records.Dataset`. Sound is not opened here. Layouts: Piczak 2015 (ESC-50), Warden 2018 (Speech Commands
 v0.02), Gemmeke et al. 2017 in the JSON form of Gong et al. 2021 (AudioSet), Nagrani et al. 2017 (VoxCeleb-1). Own
-sounds are sources, too: `jaxprune.own_data`.
+sounds are sources, too (`jaxprune.own_data`), and what was decoded beforehand (`jaxprune.shards`).
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from pathlib import Path
 from jaxprune.labels import named_labels, read_label_file
 from jaxprune.own_data import Folder, Manifest, entry_records, json_entries
 from jaxprune.records import SPLITS, Dataset, Record, Split, checked, read_rows, read_text, refuse, whole_number
+from jaxprune.shards import Shards
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,4 +169,4 @@ class VoxCeleb1:
         return homes
 
 
-Source = ESC50 | SpeechCommands | AudioSet | VoxCeleb1 | Folder | Manifest
+Source = ESC50 | SpeechCommands | AudioSet | VoxCeleb1 | Folder | Manifest | Shards

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxprune.datasets import ESC50, AudioSet, Folder, Manifest, SpeechCommands, VoxCeleb1
+from jaxprune.datasets import ESC50, AudioSet, Folder, Manifest, Shards, SpeechCommands, VoxCeleb1
 from jaxprune.recipes import RECIPES
 
 # A data set a subcommand, its fields as options.
@@ -15,6 +15,7 @@ DataSource = (
     | Annotated[VoxCeleb1, tyro.conf.subcommand("voxceleb1")]
     | Annotated[Folder, tyro.conf.subcommand("folder")]
     | Annotated[Manifest, tyro.conf.subcommand("manifest")]
+    | Annotated[Shards, tyro.conf.subcommand("shards")]
 )
 # A recipe a subcommand, every field of it an option with that recipe's default.
 Recipes = tyro.extras.subcommand_type_from_defaults(RECIPES, prefix_names=False, sort_subcommands=False)

@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxprune.audio import SoundHeader, load_audio, sound_header
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SHOWN = 5  # offenders named in a message
@@ -28,6 +30,19 @@ class Record:
     labels: tuple[int, ...]
     split: Split
     fold: int | None = None
+
+    @property
+    def file(self) -> str:
+        """What must exist for its sound to be read."""
+        return self.path
+
+    def load(self) -> Float[np.ndarray, "samples"]:
+        """Its sound, 16 kHz mono. Raises `ValueError` as `jaxprune.audio.load_audio` does."""
+        return load_audio(self.path).waveform
+
+    def header(self) -> SoundHeader | None:
+        """What is known of its sound without decoding it; None for what is not sound."""
+        return sound_header(self.path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +96,7 @@ def checked(dataset: Dataset, *, needs: Iterable[Split] = ()) -> Dataset:
         f"{name}: clips have no label or one outside the {classes} classes",
     )
     refuse(_listed_twice(records), f"{name}: clips are listed more than once")
-    refuse(missing_files([record.path for record in records]), f"{name}: files are missing")
+    refuse(missing_files(list(dict.fromkeys(record.file for record in records))), f"{name}: files are missing")
     return dataset
 
 

@@ -65,6 +65,10 @@ class Layout:
 
         return jax.tree.map(put, tree)
 
+    def describe(self, tree: Any) -> Any:
+        """A state's shapes and where they belong, for compiling a program without the state."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._of(x)), tree)
+
     def lay(self, tree: Any) -> Any:
         """The same inside a jitted program."""
         return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, self._of(leaf)), tree)
@@ -72,6 +76,15 @@ class Layout:
     def share(self, rows: Any) -> Any:
         """Batches over all processes, put together from each one's own rows, in the order of the processes."""
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.rows, np.asarray(x)), rows)
+
+    def shapes(self, rows: Any) -> Any:
+        """What `share` would make of them, without the numbers."""
+        processes = len({device.process_index for device in self.devices})
+
+        def shape(x: np.ndarray) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((processes * x.shape[0], *x.shape[1:]), x.dtype, sharding=self.rows)
+
+        return jax.tree.map(shape, rows)
 
     def _of(self, leaf: Any) -> NamedSharding:
         return NamedSharding(self._mesh, self.spread(leaf.shape, len(self.devices)))
