@@ -6,7 +6,7 @@ processes decode, nor by interruptions; and the rows of several processes, one a
 one. Grain does the decoding ahead of time and remembers the place; the order is ours, so no other version of it changes
 a run.
 
-Clips that `jaxprune.audio.load_audio` refuses (damaged, silent, under 25 ms) are named and counted in
+Clips that `Record.load` refuses (damaged, silent, under 25 ms) are named and counted in
 `Batches.unusable`; more than a stated share of them is an error, of several processes when they compare (`count_bad`).
 Another clip takes their place in training, weight 0 in evaluation.
 """
@@ -21,7 +21,6 @@ import grain
 import numpy as np
 from jaxtyping import Float, Float32, Int32
 
-from jaxprune.audio import load_audio
 from jaxprune.features import WINDOW, sample_count
 from jaxprune.records import Dataset, Record, Split
 
@@ -166,6 +165,7 @@ class Batches:
         self.unusable: dict[str, str] = {}
         self.waited = 0.0
         self._clips, self._limit, self._name, self._total = load.clips, limit, name, len(order) // rows
+        self._blank = Batch(*(np.broadcast_to(part, (rows, *np.shape(part))) for part in load.blank()[:-1]))
         self._alone = shard.count == 1
         options = grain.ReadOptions(
             num_threads=workers.threads, prefetch_buffer_size=max(workers.ahead, workers.threads)
@@ -193,6 +193,11 @@ class Batches:
         self._note(rows.refused)
         return Batch(*rows[:-1])
 
+    @property
+    def blank(self) -> Batch:
+        """Rows without clips, in the shape of every batch. Not to be written to."""
+        return self._blank
+
     def get_state(self) -> dict[str, Any]:
         """Where the next batch begins and the bad clips so far: plain JSON values, whose place is every shard's."""
         return {"place": self._iterator.get_state(), "unusable": dict(self.unusable)}
@@ -216,7 +221,8 @@ class Batches:
         self.close()
 
     def _note(self, refused: Int32[np.ndarray, "b"]) -> None:
-        new = {path: _reason(path) for path in self.names(refused) if path not in self.unusable}
+        clips = [self._clips[i] for i in refused if i != PAD]
+        new = {clip.path: _reason(clip) for clip in clips if clip.path not in self.unusable}
         self.unusable |= new
         if self._alone:
             self.count_bad([self.unusable])
@@ -325,13 +331,17 @@ class _Load:
         for step in range(1 + self._substitutes if index != PAD else 0):
             candidate = (index + step) % len(self.clips)
             try:
-                waveform = load_audio(self.clips[candidate].path).waveform
+                waveform = self.clips[candidate].load()
             except ValueError:
                 refused = index
                 continue
             return self._row(waveform, candidate, place, refused)
         if self._substitutes:
             raise ValueError(f"{self.clips[index].path}: cannot be used, nor the {self._substitutes} clips after it")
+        return self.blank(index, refused)
+
+    def blank(self, index: int = PAD, refused: int = PAD) -> _Row:
+        """A row of weight 0."""
         silence, nothing = np.zeros(self._samples, np.float32), np.zeros(self._classes, np.float32)
         return _Row(silence, np.int32(WINDOW), nothing, np.float32(0), np.int32(index), np.int32(refused))
 
@@ -347,12 +357,12 @@ class _Load:
         return _Row(padded, np.int32(len(waveform)), target, np.float32(1), np.int32(index), np.int32(refused))
 
 
-def _reason(path: str) -> str:
+def _reason(clip: Record) -> str:
     try:
-        load_audio(path)
+        clip.load()
     except ValueError as error:
         return str(error)
-    return f"{path}: could not be read at first"
+    return f"{clip.path}: could not be read at first"
 
 
 def _local_rows(batch_size: int, shard: Shard) -> int:

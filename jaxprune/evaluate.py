@@ -1,8 +1,8 @@
 """How good a model is on a data set at one or several keep rates: every clip read, decoded and turned to log-mel once.
 
-Batches come from `jaxprune.data.eval_batches`, metrics are `jaxprune.metrics`'. Weights are arguments of the compiled
-programs, which are kept: evaluating each epoch of a training run compiles in the first only. `scripts/evaluate.py` is
-the command.
+Batches come from `jaxprune.data.eval_batches` through a `jaxprune.feed.Feed`, so that the devices need not wait;
+metrics are `jaxprune.metrics`'. Weights are arguments of the compiled programs, which are kept: evaluating each epoch
+of a training run compiles in the first only. `scripts/evaluate.py` is the command, `jaxprune.train` the other user.
 """
 
 import dataclasses
@@ -16,17 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxprune.config import Card
+from jaxprune.config import Activation, Card
 from jaxprune.cost import macs
 from jaxprune.data import Batches
 from jaxprune.features import model_input
-from jaxprune.metrics import Accuracy, Scores
+from jaxprune.feed import Feed
+from jaxprune.metrics import LOSS_OF, Accuracy, Scores
 from jaxprune.models import Classifier, topk
 from jaxprune.prune import DEFAULT_BLOCKS, Policy
-from jaxprune.records import Dataset, first_few
-from jaxprune.sharding import on_host
+from jaxprune.sharding import Layout, on_host
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,13 @@ class Measured:
     """One policy's cost and quality. `metrics` are shares from 0 to 1 (d_prime excepted), the one to choose by first:
     top1 and top5 where every clip has one class, else mean_average_precision, auc and d_prime.
 
-    `macs` are for one clip, as `jaxprune.cost.macs` counts them.
+    `loss` is the clips' mean of what the model was trained with: cross-entropy where its card says softmax, else the
+    binary one. `macs` are for one clip, as `jaxprune.cost.macs` counts them.
     """
 
     macs: int
     saving: float
+    loss: float
     metrics: Mapping[str, float]
 
 
@@ -47,9 +50,12 @@ class Evaluation:
     """What one pass over a split found, by keep rate in the order they were asked for.
 
     All metrics are from the same `clips`; `classes_present` of the `classes` have one: those that mAP is the mean of.
-    `unusable` maps the files that were left out to the reason. `clips_per_second` is of all rates together from the
-    second batch on, because the first may compile; None where there is no second. `waited` is the part of `seconds`
-    that went by waiting for data. Of several processes, each tells its own unusable files and speed.
+    `unusable` maps the files that were left out to the reason.
+
+    `seconds` are all it took, of which `compiling` came before anything was read. From then to the last answer it went
+    at `clips_per_second`, from files to answers of all rates together; `waited` are the seconds of it that went by
+    waiting for data, and `device_idle` its share in which the devices had no work queued because data was awaited, as
+    `jaxprune.feed.Feed` measures it. Of several processes, each tells its own unusable files and speed.
     """
 
     rates: Mapping[float, Measured]
@@ -58,17 +64,20 @@ class Evaluation:
     classes_present: int
     unusable: Mapping[str, str]
     seconds: float
+    compiling: float
+    clips_per_second: float
     waited: float
-    clips_per_second: float | None
+    device_idle: float
 
     def to_json(self) -> dict[str, Any]:
-        """Everything in JSON's types; a metric that is not a finite number becomes None."""
+        """Everything in JSON's types; a number that is not finite becomes None."""
         rows = [
             {
                 "keep_rate": rate,
                 "gmacs": found.macs / 1e9,
                 "saving": found.saving,
                 **{name: value if math.isfinite(value) else None for name, value in found.metrics.items()},
+                "loss": found.loss if math.isfinite(found.loss) else None,
                 "clips": self.clips,
             }
             for rate, found in self.rates.items()
@@ -84,47 +93,52 @@ def evaluate(
     card: Card,
     policies: Mapping[float, Policy],
     single_label: bool,
-    place: Callable[[Any], Any] = jax.device_put,
+    layout: Layout | None = None,
     watch: Callable[[int], None] = lambda clips: None,
 ) -> Evaluation:
     """Runs every batch that is left through the model under each policy, and counts rows of positive weight.
 
-    `policies` are named by their keep rates, as `keep_policies` gives them. `card` normalises the features;
-    `single_label` (a `Dataset` knows) decides the metrics. `place` puts a tuple of arrays with the batch first onto the
-    devices that hold the weights: the default is for one device. `watch` is told how many clips are done.
+    `policies` are named by their keep rates, as `keep_policies` gives them. `card` normalises the features and decides
+    the loss; `single_label` (a `Dataset` knows) decides the metrics. The devices of `layout` (default: one) share each
+    batch, and the weights lie on them. `watch` is told how many clips are on their way or done.
 
     One compilation for the features and one for each policy of another structure, kept for later calls with a model of
     the same structure, whatever its weights. Raises `ValueError` for no policies, another number of classes than the
-    model's, no usable clip, and scores that are not numbers.
+    model's, a batch that the devices cannot share, no usable clip, and scores that are not numbers.
     """
     if not policies:
         raise ValueError("there is nothing to evaluate; give at least one policy")
+    layout = Layout(jax.local_devices()[:1]) if layout is None else layout
+    shapes = layout.shapes(batches.blank[:4])
+    clips, labelled = shapes[2].shape
+    if labelled != model.config.classes:
+        raise ValueError(f"the clips are labelled with {labelled} classes, but the model has {model.config.classes}")
+    layout.check(clips)
+    started = time.perf_counter()
     graph, state = nnx.split(model)
-    program = _program(graph)
+    program = _program(graph, card.activation, whole=layout.whole, rows=layout.rows)
+    features = functools.partial(_features(layout.rows), frames=model.config.frames, mean=card.mean, std=card.std)
+    asked = {rate: jax.tree.flatten(policy) for rate, policy in policies.items()}
+    _compile(program, features, state, shapes=shapes, asked=asked)
+    began = time.perf_counter()
     tallies = {rate: _Tally() for rate in policies}
-    began, waited_before = time.perf_counter(), batches.waited
-    done, first, running = 0, None, None
-    for batch in batches:
-        if batch.targets.shape[1] != model.config.classes:
-            raise ValueError(
-                f"the clips are labelled with {batch.targets.shape[1]} classes, but the model has "
-                f"{model.config.classes}"
-            )
-        waveforms, lengths, targets, weights = place(batch[:4])
-        mel = _features(waveforms, lengths, frames=model.config.frames, mean=card.mean, std=card.std)
-        started = {rate: program(state, mel, targets, weights, policy) for rate, policy in policies.items()}
-        if running:  # the batch before is collected only now, so that the device need not wait for the host
+    done, running = 0, None
+    with Feed(batches, place=layout.share) as feed:
+        for batch, (waveforms, lengths, targets, weights) in feed:
+            mel = features(waveforms, lengths)
+            answers = {
+                rate: program(state, mel, targets, weights, numbers, policy=structure)
+                for rate, (numbers, structure) in asked.items()
+            }
+            feed.queued(answers)
+            if running:  # the batch before is collected only now, so that the devices need not wait for the host
+                _collect(*running, tallies=tallies, single_label=single_label)
+            running = answers, (targets, weights)
+            done += int((batch.indices >= 0).sum())
+            watch(done)
+        if running:
             _collect(*running, tallies=tallies, single_label=single_label)
-        running = started, (targets, weights)
-        done += int((batch.indices >= 0).sum())
-        if first is None:
-            jax.block_until_ready(started)
-            first = done, time.perf_counter()
-        watch(done)
-    if running:
-        _collect(*running, tallies=tallies, single_label=single_label)
-    ended = time.perf_counter()
-    later = done - first[0] if first else 0
+        ended = time.perf_counter()
     clips, present = next((tally.clips, tally.present) for tally in tallies.values())
     if not clips:
         raise ValueError(f"none of the {done} clips could be used, so there is nothing to report")
@@ -135,16 +149,18 @@ def evaluate(
             raise ValueError(f"{tally.broken} of {clips} clips have scores that are not numbers at keep rate {rate:g}")
         cost = macs(model, policies[rate])
         metrics = tally.accuracy() if single_label else tally.ranking()
-        rates[rate] = Measured(macs=cost, saving=1 - cost / unpruned, metrics=metrics)
+        rates[rate] = Measured(macs=cost, saving=1 - cost / unpruned, loss=tally.loss / clips, metrics=metrics)
     return Evaluation(
         rates=rates,
         clips=clips,
         classes=model.config.classes,
         classes_present=int(np.sum(present)),
         unusable=dict(batches.unusable),
-        seconds=ended - began,
-        waited=batches.waited - waited_before,
-        clips_per_second=later / (ended - first[1]) if later else None,
+        seconds=ended - started,
+        compiling=began - started,
+        clips_per_second=done / (ended - began),
+        waited=feed.waited,
+        device_idle=feed.idle / (ended - began),
     )
 
 
@@ -162,53 +178,57 @@ def keep_policies(
     return {rate: topk(model, dict.fromkeys(blocks, rate)) for rate in keep_rates}
 
 
-def check_labels(card: Card, dataset: Dataset) -> None:
-    """Raises `ValueError` unless a model's outputs mean the data set's classes: the same names in the same order.
-
-    A card without names passes on the number of classes alone: the caller should say so.
-    """
-    if card.model.classes != len(dataset.labels):
-        raise ValueError(f"the checkpoint has {card.model.classes} classes, but {dataset.name} {len(dataset.labels)}")
-    if not card.labels or card.labels == dataset.labels:
-        return
-    pairs = zip(card.labels, dataset.labels, strict=True)
-    different = [f"{y} is {mine!r}, not {theirs!r}" for y, (mine, theirs) in enumerate(pairs) if mine != theirs]
-    if sorted(card.labels) == sorted(dataset.labels):
-        why = "has the same classes in another order (a label file in the checkpoint's order mends that)"
-    else:
-        why = "has other classes"
-    raise ValueError(f"{dataset.name} {why}; in the checkpoint class {first_few(different)}")
-
-
 @struct.dataclass
-class _Answers:
-    """What one policy makes of a batch: its logits, counts of right answers, and of real rows with a NaN.
+class _Sums:
+    """What one policy makes of a batch, added up: the losses, counts of right answers, and of real rows with a NaN.
 
     `present` says which classes have a clip; it is here to be counted over the rows of all processes.
     """
 
-    logits: Float[Array, "b y"]
+    loss: Float[Array, ""]
     accuracy: Accuracy
     broken: Int[Array, ""]
     present: Bool[Array, "y"]
 
 
-_features = jax.jit(model_input, static_argnames="frames")
+# A batch's logits, and its sums.
+_Answers = tuple[Float[Array, "b y"], _Sums]
 
 
 @functools.lru_cache(maxsize=8)
-def _program(graph: nnx.GraphDef) -> Callable[..., _Answers]:
-    """`(state, mel, targets, weights, policy) -> _Answers` for every model of this structure: weights are arguments."""
+def _features(rows: NamedSharding) -> Callable[..., Float[Array, "b t f"]]:
+    """`jaxprune.features.model_input`, its rows where the waveforms' are."""
+    return jax.jit(model_input, static_argnames="frames", out_shardings=rows)
 
-    @jax.jit
-    def run(state, mel, targets, weights, policy):
-        logits = nnx.merge(graph, state)(mel, policy).logits
+
+@functools.lru_cache(maxsize=8)
+def _program(
+    graph: nnx.GraphDef, activation: Activation, *, whole: NamedSharding, rows: NamedSharding
+) -> Callable[..., _Answers]:
+    """`(state, mel, targets, weights, numbers, policy) -> _Answers` for every model of this structure: weights are
+    arguments, and so are a policy's numbers; its structure is fixed."""
+
+    @functools.partial(jax.jit, static_argnames="policy", out_shardings=(rows, whole))
+    def run(state, mel, targets, weights, numbers, *, policy):
+        logits = nnx.merge(graph, state)(mel, jax.tree.unflatten(policy, numbers)).logits
         real = weights > 0
+        loss = jnp.sum(LOSS_OF[activation](logits, targets), where=real)
         broken = jnp.sum(jnp.isnan(logits).any(axis=1) & real)
         present = ((targets > 0) & real[:, None]).any(axis=0)
-        return _Answers(logits, Accuracy.empty().add(logits, targets, weights=weights), broken, present)
+        return logits, _Sums(loss, Accuracy.empty().add(logits, targets, weights=weights), broken, present)
 
     return run
+
+
+def _compile(program: Any, features: Any, state: Any, *, shapes: tuple[Any, ...], asked: Mapping[float, Any]) -> None:
+    """Compiles all that is not yet compiled, before anything is read: the speed that is told is then all reading and
+    computing."""
+    waveforms, lengths, targets, weights = shapes
+    lowered = features.func.lower(waveforms, lengths, **features.keywords)
+    lowered.compile()
+    mel = jax.ShapeDtypeStruct(lowered.out_info.shape, lowered.out_info.dtype, sharding=waveforms.sharding)
+    for numbers, structure in asked.values():
+        program.lower(state, mel, targets, weights, numbers, policy=structure).compile()
 
 
 class _Tally:
@@ -216,14 +236,16 @@ class _Tally:
 
     def __init__(self):
         self.first = self.among_five = self.clips = self.broken = 0
+        self.loss = 0.0
         self.present = False  # of each class, from the first batch on
         self.scores = Scores()
 
-    def count(self, answers: _Answers) -> None:
-        accuracy = answers.accuracy
-        counts = jax.device_get((accuracy.first, accuracy.among_five, accuracy.clips, answers.broken))
+    def count(self, sums: _Sums) -> None:
+        accuracy = sums.accuracy
+        counts = jax.device_get((accuracy.first, accuracy.among_five, accuracy.clips, sums.broken))
         first, among_five, clips, broken = map(int, counts)
-        self.present = self.present | np.asarray(answers.present)
+        self.present = self.present | np.asarray(sums.present)
+        self.loss += float(sums.loss)
         self.first += first
         self.among_five += among_five
         self.clips += clips
@@ -242,7 +264,7 @@ class _Tally:
 
 
 def _collect(
-    started: Mapping[float, _Answers],
+    answers: Mapping[float, _Answers],
     truth: tuple[Float[Array, "b y"], Float[Array, "b"]],
     *,
     tallies: Mapping[float, _Tally],
@@ -250,7 +272,7 @@ def _collect(
 ) -> None:
     """Adds a batch's answers to the tallies, waiting for them; the logits themselves only where a metric needs them."""
     targets, weights = (None, None) if single_label else map(on_host, truth)
-    for rate, answers in started.items():
-        tallies[rate].count(answers)
+    for rate, (logits, sums) in answers.items():
+        tallies[rate].count(sums)
         if not single_label:
-            tallies[rate].scores.add(on_host(answers.logits), targets, weights=weights)
+            tallies[rate].scores.add(on_host(logits), targets, weights=weights)

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from jaxprune import checkpoint
-from jaxprune.config import Card, ModelConfig
+from jaxprune.config import ModelConfig
 from jaxprune.cost import macs
 from jaxprune.data import Shard, Workers, eval_batches, train_batches
-from jaxprune.datasets import ESC50, AudioSet, Folder, Manifest, Source, SpeechCommands, VoxCeleb1
+from jaxprune.datasets import ESC50, AudioSet, Folder, Manifest, Shards, Source, SpeechCommands, VoxCeleb1
 from jaxprune.files import write_text
 from jaxprune.models import Classifier, build, topk
 from jaxprune.processes import by_first, gather, is_first, together
@@ -32,12 +32,15 @@ from jaxprune.runs import (
     Checkpoints,
     Facts,
     MetricsLog,
+    clear,
+    finished,
     finite,
     open_run,
     start_or_resume,
 )
 from jaxprune.settings import Recipe
 from jaxprune.sharding import Layout, divided, whole
+from jaxprune.shards import is_shards
 from jaxprune.tensorboard import EVENTS, EventLog
 from jaxprune.train import Training
 
@@ -61,13 +64,15 @@ class Where:
     also: tuple[Path, ...] = ()
 
     def source(self, recipe: Recipe) -> Source:
-        """The recipe's data set at its root: a published one by name, else a folder or manifest of own data.
+        """The recipe's data set at its root: shards if they are there, a published one by name, else own data.
 
         Raises `ValueError` where no root is given.
         """
         root = Path(recipe.data.root)
         if not recipe.data.root:
             raise ValueError(f"where {recipe.data.dataset} lies was not said; give --data.root")
+        if is_shards(root):
+            return Shards(root=root, fold=self.fold, labels=self.labels)
         match recipe.data.dataset:
             case "esc50":
                 return ESC50(root=root, fold=self.fold)
@@ -89,8 +94,10 @@ class Options:
     eval_batch: int = 0
     # Steps between checkpoints within an epoch; 0: only after each epoch.
     save_every: int = 0
-    # Latest checkpoints to keep, beside the best.
+    # Latest checkpoints to keep, beside the best, until the run is finished.
     keep: int = 2
+    # Keep them after that, too; they hold the optimiser's moments, and the model is saved without them.
+    keep_checkpoints: bool = False
     # Threads that decode clips.
     threads: int = 2
     # Processes that decode clips, beside the threads.
@@ -139,8 +146,8 @@ def finetune(
 
     Evaluated after each epoch at the base keep rate, on the validation clips, or where there are none on the test
     clips. The model saved is the best on validation; without validation clips it is the last, because choosing on the
-    test clips would flatter it: the best epoch's score is reported beside it. Raises `ValueError` and `OSError` in
-    words for the user.
+    test clips would flatter it: the best epoch's score is reported beside it. A finished run's result comes again, and
+    checkpoints that it need not keep are removed. Raises `ValueError` and `OSError` in words for the user.
 
     All processes of a run (`jaxprune.processes.joined`) call this alike, with `out` on a disk that all of them see. The
     first writes there; all yield the same.
@@ -151,6 +158,21 @@ def finetune(
     selects_on: Split | None = next((split for split in ("validation", "test") if split in sizes), None)
     metric: Metric = "accuracy" if dataset.single_label else "mAP"
     out = Path(out)
+    result = by_first(lambda: finished(out, recipe, seed=seed))
+    if result is not None:
+        tidy(out, options)
+        step = result["steps"]
+        already = f"{out} holds this run, and it is finished: this is its result"
+        yield Beginning(
+            recipe=recipe,
+            dataset=dataset,
+            step=step,
+            total_steps=step,
+            selects_on=selects_on,
+            notes=(*notes, already),
+        )
+        yield Outcome(step=step, result=result)
+        return
     model, more = starting_model(recipe, dataset.labels, seed=seed)
     facts, loop = recipe.data, recipe.loop
     workers = Workers(threads=options.threads, processes=options.processes)
@@ -229,11 +251,7 @@ def finetune(
             params = training.state.params if chosen == step else checkpoints.params(chosen, training.state)
             final = training.model(params)
             scores = {split: evaluate(split, params) for split in ("validation", "test") if split in sizes}
-            card = Card(
-                model=training.config,
-                mean=facts.mean,
-                std=facts.std,
-                activation=loop.activation,
+            card = training.card(
                 labels=dataset.labels,
                 source=f"fine-tuned by jaxprune: recipe {recipe.name}, seed {seed}, step {chosen}, "
                 f"keep rate {recipe.prune.keep_rate:g}, from {recipe.start.checkpoint or 'scratch'}",
@@ -260,7 +278,14 @@ def finetune(
                 "model": str(out / MODEL),
             }
             by_first(lambda: write_text(out / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n"))
-            yield Outcome(step=step, result=result)
+        tidy(out, options)
+        yield Outcome(step=step, result=result)
+
+
+def tidy(out: Path, options: Options) -> None:
+    """Removes the checkpoints of a finished run, unless they are to be kept. All processes call it alike."""
+    if not options.keep_checkpoints:
+        by_first(lambda: clear(out))
 
 
 def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, tuple[str, ...]]:

@@ -28,6 +28,8 @@ def cross_entropy(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> F
 
 
 LOSSES = {"bce": binary_cross_entropy, "ce": cross_entropy}
+# What a model was trained with, by how its logits become probabilities.
+LOSS_OF = {"sigmoid": binary_cross_entropy, "softmax": cross_entropy}
 
 
 def weighted_mean(values: Float[Array, "b"], weights: Num[Array, "b"]) -> Float[Array, ""]:

@@ -57,7 +57,7 @@ def print_beginning(event: Beginning, out: Path) -> None:
     recipe, sizes = event.recipe, event.dataset.sizes()
     clips = ", ".join(f"{count} {split}" for split, count in sizes.items())
     cli.notice(f"{recipe.name} ({recipe.source}) on {event.dataset.name}: {clips} clips; run in {out}")
-    if event.step:
+    if 0 < event.step < event.total_steps:
         cli.notice(f"goes on after step {event.step} of {event.total_steps}")
     for note in event.notes:
         cli.notice(note)
@@ -71,9 +71,7 @@ def print_result(result: dict[str, Any], out: Path, *, seconds: float) -> None:
         (
             split,
             found["clips"],
-            f"{100 * found['top1']:.2f} %",
-            f"{100 * found['top5']:.2f} %",
-            "-" if found["mean_average_precision"] is None else f"{100 * found['mean_average_precision']:.2f} %",
+            *(percent(found[name]) for name in ("top1", "top5", "mean_average_precision")),
             f"{found['loss']:.4f}",
             f"{rate:g}",
             f"{result['macs'] / 1e9:.2f}",
@@ -91,4 +89,8 @@ def print_result(result: dict[str, Any], out: Path, *, seconds: float) -> None:
         if score["keep_rate"] == rate:
             notes.append(f"published: {score['metric']} {score['percent']:.2f} % ({score['source']})")
     cli.print_table(f"{result['data_set']}, {result['recipe']['name']}", columns, rows, notes=notes)
-    cli.notice(f"wrote {out / 'result.json'} and {out / 'metrics.jsonl'}")
+    cli.notice(f"see {out / 'result.json'} and {out / 'metrics.jsonl'}")
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"

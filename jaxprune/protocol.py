@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.datasets import ESC50
+from jaxprune.datasets import ESC50, Shards
 from jaxprune.files import write_text
-from jaxprune.finetune import Beginning, Event, Options, Outcome, Where, finetune
+from jaxprune.finetune import Beginning, Event, Options, Outcome, Where, finetune, tidy
 from jaxprune.processes import by_first
 from jaxprune.records import Split
 from jaxprune.runs import RESULT, differences
@@ -134,6 +134,7 @@ def carry_out(
     seconds, steps, whole = 0.0, 0, 0
     for number, run in enumerate(planned, start=1):
         if run in results:
+            tidy(out / run.directory, options)
             continue
         if by_first(stop):
             return
@@ -195,7 +196,8 @@ def check_folds(recipe: Recipe, where: Where) -> None:
     Without it own data would be trained on once per fold of a recipe made for ESC-50, each time the same.
     """
     folds, name = recipe.data.folds, recipe.data.dataset
-    if not isinstance(where.source(recipe), ESC50):
+    source = where.source(recipe)
+    if not (isinstance(source, ESC50) or (isinstance(source, Shards) and source.has_folds)):
         if folds:
             raise ValueError(f"{name} has no folds, but data.folds is {list(folds)}; give --data.folds and no number")
     elif not folds:

@@ -34,16 +34,16 @@ class Step:
 class Evaluation:
     """What a split gave after `step` updates, at one keep rate gathered exactly.
 
-    Shares from 0 to 1. Ranking metrics are None where accuracy is the data set's metric. `score` is the one that
-    decides which checkpoint is best.
+    Shares from 0 to 1: top1 and top5 where accuracy is the data set's metric, else the ranking metrics; the others are
+    None. `score` is the one that decides which checkpoint is best.
     """
 
     step: int
     keep_rate: float
     clips: int
     loss: float
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
     mean_average_precision: float | None
     auc: float | None
     d_prime: float | None

@@ -1,11 +1,12 @@
 """A run's directory: checkpoints that a killed run goes on from, the log of its metrics, and what asks it to stop.
 
     run/recipe.json     everything that decides the run, as it was resolved
-    run/checkpoints/    Orbax, written in the background: the latest ones and the best
+    run/checkpoints/    Orbax, written in the background: the latest ones and the best; removed when the run is finished
     run/metrics.jsonl   a line an update and a line an evaluation
     run/result.json     the outcome; there when the run is finished
 
-A checkpoint is complete under its name or is not one, so a run may be killed at any moment. What a step computes is
+A checkpoint is complete under its name or is not one, and checkpoints are removed only after result.json is there, so a
+run may be killed at any moment. What a step computes is
 `jaxprune.train`'s matter; models to be used are saved by `jaxprune.checkpoint`.
 """
 
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -233,6 +235,35 @@ class StopOnSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+
+
+def finished(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> dict[str, Any] | None:
+    """The result of a finished run, or None where there is none. Raises `ValueError` where it had other settings."""
+    directory = Path(directory)
+    try:
+        result = json.loads((directory / RESULT).read_text(encoding="utf-8"))
+        saved = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{directory} holds a finished run that cannot be read ({error})") from error
+    if others := differences(saved, json.loads(json.dumps({"seed": seed} | recipe.to_json()))):
+        raise ValueError(
+            f"{directory} holds a finished run with other settings ({'; '.join(others[:3])}); choose another output "
+            "directory"
+        )
+    return result
+
+
+def clear(directory: str | os.PathLike) -> None:
+    """Removes a finished run's checkpoints, or what is left of them; its model and result stay.
+
+    Raises `ValueError` for a run that is not finished.
+    """
+    directory = Path(directory)
+    if not (directory / RESULT).exists():
+        raise ValueError(f"{directory} holds no finished run, so its checkpoints are still needed")
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
 
 
 def open_run(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> bool:

@@ -10,7 +10,7 @@ what is reported `jaxprune.reports`, what is saved `jaxprune.runs`, where arrays
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,8 +22,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxprune import augment, data, schedules
 from jaxprune.checkpoint import dotted
-from jaxprune.features import model_input
-from jaxprune.metrics import LOSSES, Accuracy, Scores, weighted_mean
+from jaxprune.config import Card
+from jaxprune.evaluate import evaluate as measure
+from jaxprune.metrics import LOSSES, weighted_mean
 from jaxprune.models import Classifier, abstract, topk
 from jaxprune.optim import optimizer
 from jaxprune.prune import Policy, Stage
@@ -121,7 +122,6 @@ class Training:
         # The seed is not part of the program: runs share it.
         self._key = jax.jit(jax.random.key, out_shardings=self.layout.whole)(seed)
         self._step = jax.jit(self._update, static_argnames="hidden", donate_argnums=0)
-        self._evaluate = jax.jit(self._answer, out_shardings=(self.layout.whole, self.layout.rows, self.layout.whole))
 
     def plan(self, step: int) -> Plan:
         """What the step is to do. From shrink start on SpecAugment and patch masking are off, if the base is below
@@ -201,33 +201,39 @@ class Training:
                 return
 
     def evaluate(
-        self, batches: Iterable[data.Batch], *, keep_rate: float, metric: Metric, params: Weights | None = None
+        self, batches: data.Batches, *, keep_rate: float, metric: Metric, params: Weights | None = None
     ) -> Evaluation:
-        """The present weights (or `params`) on every clip of the batches, without augmentation, at exactly a rate."""
-        params = self.state.params if params is None else params
-        blocks = self.recipe.prune.blocks
-        policy = topk(abstract(self.config), dict.fromkeys(blocks, keep_rate), score=self.score)
-        counts, loss, scores = self.layout.put(Accuracy.empty()), 0.0, Scores()
-        for batch in batches:
-            sound = self._send(batch)
-            total, logits, counts = self._evaluate(params, self.state.tables, sound, counts, policy)
-            loss += float(total)
-            if metric == "mAP":
-                scores.add(on_host(logits), on_host(sound.targets), weights=on_host(sound.weights))
-        clips = int(counts.clips)
-        ranking = scores.ranking() if metric == "mAP" else None
+        """The present weights (or `params`) on every clip of the batches, without augmentation, at exactly a rate.
+
+        They stay where they are; `jaxprune.evaluate` does the work and raises what it raises.
+        """
+        model = self._merged((self.state.params if params is None else params) | self.state.tables)
+        policy = topk(model, dict.fromkeys(self.recipe.prune.blocks, keep_rate), score=self.score)
+        found = measure(
+            model,
+            batches,
+            card=self.card(),
+            policies={keep_rate: policy},
+            single_label=metric == "accuracy",
+            layout=self.layout,
+        )
+        measured = found.rates[keep_rate]
+        names = ("top1", "top5", "mean_average_precision", "auc", "d_prime")
         return Evaluation(
             step=int(self.state.step),
             keep_rate=keep_rate,
-            clips=clips,
-            loss=loss / max(clips, 1),
-            top1=counts.top1,
-            top5=counts.top5,
-            mean_average_precision=ranking and ranking.mean_average_precision,
-            auc=ranking and ranking.auc,
-            d_prime=ranking and ranking.d_prime,
+            clips=found.clips,
+            loss=measured.loss,
+            **{name: measured.metrics.get(name) for name in names},
             metric=metric,
-            score=ranking.mean_average_precision if ranking else counts.top1,
+            score=next(iter(measured.metrics.values())),
+        )
+
+    def card(self, *, labels: tuple[str, ...] = (), source: str = "") -> Card:
+        """What the model that is trained needs to be used, beside its weights."""
+        facts, activation = self.recipe.data, self.recipe.loop.activation
+        return Card(
+            model=self.config, mean=facts.mean, std=facts.std, activation=activation, labels=labels, source=source
         )
 
     def model(self, params: Weights | None = None) -> Classifier:
@@ -324,17 +330,6 @@ class Training:
             visible = augment.visible_patches(for_mask, clips=clips, config=self.config, hidden=hidden)
         output = self._merged(weights)(batch.mel, policy, visible=visible, drop_path=DropPath(for_drop, drop_path))
         return LOSSES[self.recipe.loop.loss](output.logits, batch.labels)
-
-    def _answer(
-        self, params: Weights, tables: Weights, sound: Sound, counts: Accuracy, policy: Policy
-    ) -> tuple[Float[Array, ""], Float[Array, "b y"], Accuracy]:
-        """The jitted evaluation of a batch: its summed loss, logits, and the counts with it added."""
-        facts = self.recipe.data
-        mel = model_input(sound.waveforms, sound.lengths, frames=facts.frames, mean=facts.mean, std=facts.std)
-        logits = self._merged(params | tables)(mel, policy).logits
-        losses = LOSSES[self.recipe.loop.loss](logits, sound.targets)
-        total = jnp.sum(losses, where=sound.weights > 0)
-        return total, logits, counts.add(logits, sound.targets, weights=sound.weights)
 
 
 def check_fit(recipe: Recipe, model: Classifier) -> None:

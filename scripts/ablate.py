@@ -26,11 +26,10 @@ from jaxprune import checkpoint as checkpoints
 from jaxprune import cli, files
 from jaxprune.ablation import SCORES, ScoreName, ablate, range_settings, score_settings, summarize
 from jaxprune.bootstrap import DEFAULT, Bootstrap
-from jaxprune.classify import has_random_weights
 from jaxprune.clusters import CLUSTERS, k_means
 from jaxprune.data import Workers, eval_batches
-from jaxprune.evaluate import check_labels
 from jaxprune.extraction import read_extraction
+from jaxprune.opening import card_for
 from jaxprune.options import DataSource
 from jaxprune.prune import DEFAULT_BLOCKS
 from jaxprune.records import Split, first_few
@@ -93,13 +92,7 @@ def main(
     paths = (checkpoint, *also)
     if len(set(paths)) < len(paths):
         raise ValueError(f"a checkpoint is named twice among {', '.join(map(str, paths))}")
-    cards = {path: checkpoints.load_card(path) for path in paths}
-    for path, card in cards.items():
-        check_labels(card, dataset)
-        if not card.labels:
-            cli.notice(f"{path} names no classes: its {card.model.classes} are taken to be in the data set's order")
-        if has_random_weights(card):
-            cli.notice(f"{path}: random weights, so the metrics mean nothing")
+    cards = {path: card_for(path, dataset) for path in paths}
     clips = len(dataset.clips(split))
     began, base, rows, bad = time.perf_counter(), None, {}, {}
     for path, card in cards.items():

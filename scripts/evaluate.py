@@ -16,9 +16,9 @@ import tyro
 
 from jaxprune import checkpoint as checkpoints
 from jaxprune import cli, files
-from jaxprune.classify import has_random_weights
 from jaxprune.data import Workers, eval_batches
-from jaxprune.evaluate import Evaluation, check_labels, evaluate, keep_policies
+from jaxprune.evaluate import Evaluation, evaluate, keep_policies
+from jaxprune.opening import card_for
 from jaxprune.options import DataSource
 from jaxprune.prune import DEFAULT_BLOCKS
 from jaxprune.records import Split, first_few
@@ -64,13 +64,8 @@ def main(
         if out.is_dir():
             raise ValueError(f"{out} is a directory; --out names a file")
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    card = checkpoints.load_card(checkpoint)
     dataset = data.read()
-    check_labels(card, dataset)
-    if not card.labels:
-        cli.notice(f"the checkpoint names no classes: its {card.model.classes} are taken to be in the data set's order")
-    if has_random_weights(card):
-        cli.notice(f"{checkpoint}: random weights, so the metrics mean nothing")
+    card = card_for(checkpoint, dataset)
     clips = dataset.clips(split)
     model = checkpoints.load(checkpoint, dtype=dtype)
     policies = keep_policies(model, keep_rates, blocks=blocks)
@@ -125,8 +120,13 @@ def print_evaluation(found: Evaluation, *, title: str, device: str, dtype: str) 
         for rate, measured in found.rates.items()
     ]
     headings = [COLUMNS[name][0] for name in names]
-    speed = "" if found.clips_per_second is None else f", {found.clips_per_second:.1f} clips/s at all rates together"
-    notes = [f"{device}, {dtype}: {found.seconds:.1f} s{speed}; {found.waited:.1f} s were spent waiting for data."]
+    notes = [
+        f"{device}, {dtype}: {found.seconds:.1f} s, {found.compiling:.1f} of them compiling; then "
+        f"{found.clips_per_second:.1f} clips/s from files to answers, at all rates together.",
+        f"The device was idle for want of data {100 * found.device_idle:.1f} % of that time; the host waited "
+        f"{found.waited:.1f} s for it."
+        + (" A CPU decodes on the cores that compute: idle means nothing queued." if device == "cpu" else ""),
+    ]
     if found.classes_present < found.classes:
         notes.append(f"{found.classes_present} of {found.classes} classes have a clip.")
     if found.unusable:

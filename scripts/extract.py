@@ -21,12 +21,12 @@ import tyro
 
 from jaxprune import checkpoint as checkpoints
 from jaxprune import cli
-from jaxprune.classify import has_random_weights
 from jaxprune.data import Batches, Workers, eval_batches
 from jaxprune.description import SHARD_CLIPS, MelType, describe
-from jaxprune.evaluate import check_labels, evaluate
+from jaxprune.evaluate import evaluate
 from jaxprune.extract import extract
 from jaxprune.models import topk
+from jaxprune.opening import card_for
 from jaxprune.options import DataSource
 from jaxprune.prune import DEFAULT_BLOCKS
 from jaxprune.records import Split, first_few
@@ -69,13 +69,8 @@ def main(
     for name, value, lowest in (("batch", batch, 1), ("shard", shard, 1), ("compare", compare, 0)):
         if value < lowest:
             raise ValueError(f"{name} is {value}; it must be at least {lowest}")
-    card = checkpoints.load_card(checkpoint)
     dataset = data.read()
-    check_labels(card, dataset)
-    if not card.labels:
-        cli.notice(f"the checkpoint names no classes: its {card.model.classes} are taken to be in the data set's order")
-    if has_random_weights(card):
-        cli.notice(f"{checkpoint}: random weights, so what is extracted means nothing")
+    card = card_for(checkpoint, dataset)
     model = checkpoints.load(checkpoint, dtype=dtype)
     policy = topk(model, dict.fromkeys(blocks, keep_rate))
     clips = len(dataset.clips(split))

@@ -4,18 +4,20 @@
     python scripts/protocol.py ast-speechcommands --data.root data/speech_commands_v0.02 --loop.seeds 0 1 2
 
 Finished runs are skipped and a run that was cut off goes on, so the same command again does what is left, and more
---loop.seeds or --data.folds add theirs.
+--loop.seeds or --data.folds add theirs. Several processes train together as with scripts/finetune.py: --launch.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from jaxprune import cli
-from jaxprune.finetune import Options, Where
+from jaxprune.finetune import Event, Options, Where
 from jaxprune.options import Recipes
+from jaxprune.processes import Launch, is_first, joined
 from jaxprune.progress import show
 from jaxprune.protocol import SUMMARY, Next, Spread, Summary, carry_out
 from jaxprune.runs import StopOnSignal
@@ -29,7 +31,7 @@ class Elsewhere(Where):
     fold: tyro.conf.Suppress[int] = 1
 
 
-NOWHERE_ELSE, DEFAULTS = Elsewhere(), Options()
+NOWHERE_ELSE, DEFAULTS, ALONE = Elsewhere(), Options(), Launch()
 
 
 @tyro.conf.configure(tyro.conf.CascadeSubcommandArgs, tyro.conf.AvoidSubcommands)
@@ -37,6 +39,7 @@ def main(
     recipe: Annotated[Recipes, tyro.conf.arg(name="")],
     where: Annotated[Elsewhere, tyro.conf.arg(name="")] = NOWHERE_ELSE,
     options: Annotated[Options, tyro.conf.arg(name="")] = DEFAULTS,
+    launch: Launch = ALONE,
     out: Path | None = None,
 ) -> int:
     """Fine-tune by a recipe once for each of its folds and seeds; the same command goes on (exit code 143 on SIGTERM).
@@ -45,28 +48,37 @@ def main(
         recipe: what to train on what, how, and with which folds and seeds.
         where: where the clips are, beside --data.root.
         options: how to carry it out.
+        launch: several processes that train together, each started with the same command but for its index.
         out: the directory, with one for each run in it; by default runs/RECIPE-KEEPRATE-protocol.
     """
     out = out or Path("runs") / f"{recipe.name}-{recipe.prune.keep_rate:g}-protocol"
-    summary, total, finished = None, 0, 0
-    with StopOnSignal() as stop:
+    with StopOnSignal() as stop, joined(launch):
         events = carry_out(recipe, out, where=where, options=options, stop=stop)
-        for event in events:
-            match event:
-                case Next():
-                    total, finished = event.total, event.finished
-                    left = "" if event.seconds_left is None else f", about {in_words(event.seconds_left)} left"
-                    cli.notice(f"run {event.number} of {total}: {event.run}; {finished} finished{left}")
-                    title = f"{event.run} ({event.number} of {total})"
-                    outcome = show(events, out / event.run.directory, title=title)
-                    finished += outcome.result is not None
-                case Summary():
-                    summary = event
-    if summary is None:
-        cli.notice(f"asked to stop: {finished} of {total} runs are finished; the same command goes on")
-        return 143
-    print_summary(summary, recipe, out)
-    return 0
+        if is_first():
+            summary = show_runs(events, out)
+            if summary is not None:
+                print_summary(summary, recipe, out)
+        else:
+            summary = next((event for event in events if isinstance(event, Summary)), None)
+    return 143 if summary is None else 0
+
+
+def show_runs(events: Iterator[Next | Event | Summary], out: Path) -> Summary | None:
+    """Shows each run as scripts/finetune.py does; the summary, or None where it was asked to stop before."""
+    total = finished = 0
+    for event in events:
+        match event:
+            case Next():
+                total, finished = event.total, event.finished
+                left = "" if event.seconds_left is None else f", about {in_words(event.seconds_left)} left"
+                cli.notice(f"run {event.number} of {total}: {event.run}; {finished} finished{left}")
+                title = f"{event.run} ({event.number} of {total})"
+                outcome = show(events, out / event.run.directory, title=title)
+                finished += outcome.result is not None
+            case Summary():
+                return event
+    cli.notice(f"asked to stop: {finished} of {total} runs are finished; the same command goes on")
+    return None
 
 
 def print_summary(summary: Summary, recipe: Recipe, out: Path) -> None:

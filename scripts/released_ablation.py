@@ -29,10 +29,10 @@ from jaxprune import bootstrap, cli, files
 from jaxprune import checkpoint as checkpoints
 from jaxprune.bootstrap import DEFAULT, Estimate
 from jaxprune.data import Workers, eval_batches
-from jaxprune.evaluate import check_labels
 from jaxprune.features import model_input
 from jaxprune.metrics import rank_of_class
 from jaxprune.models import Classifier, cut_patches, topk
+from jaxprune.opening import card_for
 from jaxprune.options import DataSource
 from jaxprune.prune import DEFAULT_BLOCKS, PatchMean, PatchStd, keep_count
 from jaxprune.records import Split
@@ -84,8 +84,8 @@ def main(
         unusable: the share of clips that may be damaged or silent.
         out: where to save the table as JSON.
     """
-    card, dataset = checkpoints.load_card(checkpoint), data.read()
-    check_labels(card, dataset)
+    dataset = data.read()
+    card = card_for(checkpoint, dataset)
     if not dataset.single_label:
         raise ValueError(f"{dataset.name} has clips of several classes; this comparison counts right answers")
     model, clips = checkpoints.load(checkpoint), len(dataset.clips(split))

@@ -23,16 +23,15 @@ from jaxprune import cli, files
 from jaxprune.ablation import ScoreName, Setting, score_settings
 from jaxprune.ablation_tables import METRICS
 from jaxprune.analysis_tables import Table
-from jaxprune.classify import has_random_weights
 from jaxprune.cost import macs
 from jaxprune.data import Batches, Workers, eval_batches
 from jaxprune.description import describe, weights_digest
-from jaxprune.evaluate import check_labels
 from jaxprune.models import Classifier, topk
+from jaxprune.opening import card_for
 from jaxprune.options import DataSource
 from jaxprune.pareto_plot import pareto_front
 from jaxprune.recipes import recipe
-from jaxprune.records import Split
+from jaxprune.records import Dataset, Split
 from jaxprune.settings import Published
 from jaxprune.sweep import Candidate, Store, measure_quality, measure_time
 from jaxprune.sweep_points import Point, fastest, points
@@ -94,13 +93,10 @@ def main(
     if max_drop < 0 or not 0 <= share <= 1:
         raise ValueError(f"max drop is {max_drop} and share {share}; they must be at least 0, and from 0 to 1")
     dataset, paths = data.read(), (checkpoint, *also)
-    candidates = candidates_at(paths, dtype=dtype)
+    candidates = candidates_at(paths, dataset, dtype=dtype)
     first = candidates[0]
     scored = () if published is None else scores_of(published, first.model)
     for path, one in zip(paths, candidates, strict=True):
-        check_labels(one.card, dataset)
-        if has_random_weights(one.card):
-            cli.notice(f"{path}: random weights, so the metrics mean nothing")
         if one.model.config != first.model.config:
             raise ValueError(f"{path} is not of the geometry of {checkpoint}; sweep it to a folder of its own")
     if len({one.weights for one in candidates}) < len(candidates):
@@ -177,13 +173,14 @@ def scores_of(published: str, model: Classifier) -> tuple[Published, ...]:
     return found.expected
 
 
-def candidates_at(paths: tuple[Path, ...], *, dtype: str) -> list[Candidate]:
+def candidates_at(paths: tuple[Path, ...], dataset: Dataset, *, dtype: str) -> list[Candidate]:
     """Checkpoints, each named by its folder, or by the one above where that is just "model", as in a run; by the whole
     path where two would be called the same."""
     names = [path.resolve().parent.name if path.name == "model" else path.name for path in paths]
     found = []
     for path, name in zip(paths, names, strict=True):
-        model, card = checkpoints.load(path, dtype=dtype), checkpoints.load_card(path)
+        card = card_for(path, dataset)
+        model = checkpoints.load(path, dtype=dtype)
         name = name if names.count(name) == 1 else str(path)
         found.append(Candidate(name=name, weights=weights_digest(model), model=model, card=card))
     return found

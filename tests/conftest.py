@@ -20,7 +20,9 @@ OWNER = f"{CACHE}_OWNER"
 def pytest_configure(config):
     """The first process makes the folder; pytest-xdist's workers and child processes inherit its name."""
     if CACHE not in os.environ:
-        os.environ |= {CACHE: tempfile.mkdtemp(prefix="jaxprune-tests-"), OWNER: str(os.getpid())}
+        folder = tempfile.mkdtemp(prefix="jaxprune-tests-")
+        # Scripts keep their programs there as well, and not where the user's are.
+        os.environ |= {CACHE: folder, "JAX_COMPILATION_CACHE_DIR": folder, OWNER: str(os.getpid())}
 
 
 def pytest_unconfigure(config):

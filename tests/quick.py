@@ -9,7 +9,7 @@ import pytest
 QUICK = {
     "jax_disable_most_optimizations": True,
     "jax_compilation_cache_dir": os.environ["JAXPRUNE_TEST_CACHE"],  # conftest.py makes it
-    "jax_persistent_cache_min_compile_time_secs": 0.3,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
 }
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from quick import quick_compiling  # noqa: F401
 from training import CLASSES, FRAMES, corpus
 from training import model as make_model
@@ -337,19 +338,31 @@ def test_a_bad_option_is_one_sentence(run, home, options, why):
     assert err.count("\n") == 1
 
 
-def slipped(model, mel, signal, rates):
+attend = nnx.jit(lambda block, tokens: block.attend(tokens, queries=slice(0, 1), mask=None)[0])
+feed_forward = nnx.jit(lambda block, tokens: block.feed_forward(tokens))
+
+
+@functools.cache
+def embed(family):
+    """A compiled function from one spectrogram to its embedded tokens."""
+    model, _ = make(family)
+    forward = jaxprune.compiled(model, lambda output: output.embedded[0])
+    return lambda mel: forward(mel, jaxprune.topk(model, {}))
+
+
+def slipped(family, mel, signal, rates):
     """The released indexing on one clip, token by token."""
+    model, _ = make(family)
     p = model.config.extra_tokens
-    tokens = list(np.asarray(model(mel).embedded[0]))
+    tokens = list(np.asarray(embed(family)(mel)))
     names, signal = list(range(len(tokens))), list(signal)
     for number, block in enumerate(model.encoder.blocks):
-        stacked, _ = block.attend(jnp.asarray(np.array(tokens))[None], queries=slice(0, 1), mask=None)
-        tokens = list(np.asarray(stacked[0]))
+        tokens = list(np.asarray(attend(block, jnp.asarray(np.array(tokens))[None])[0]))
         if number in rates:
             order = sorted(range(len(signal)), key=lambda i: (-signal[i], i))
             order = order[: math.ceil(rates[number] * (len(tokens) - p))]
             tokens, names, signal = ([values[i] for i in order] for values in (tokens, names, signal))
-        tokens = list(np.asarray(block.feed_forward(jnp.asarray(np.array(tokens))[None])[0]))
+        tokens = list(np.asarray(feed_forward(block, jnp.asarray(np.array(tokens))[None])[0]))
     features = model.pool(jnp.asarray(np.array(tokens))[None], None)
     return np.asarray(model.head(model.head_norm(features))[0]), names
 
@@ -358,10 +371,11 @@ def slipped(model, mel, signal, rates):
 def test_the_released_indexing_token_by_token(dataset, family, what):
     model, _ = make(family)
     released = runpy.run_path(str(SCRIPTS / "released_ablation.py"))["released"]
+    compiled = nnx.jit(lambda model, mel, signal: released(model, mel, signal=signal, rates=RATES))
     for mel in spectrograms(dataset, family)[:2]:
         signal = pixels(mel, model.config, what)
-        logits, kept = released(model, mel, signal=jnp.asarray([signal], jnp.float32), rates=RATES)
-        expected, names = slipped(model, mel, signal, RATES)
+        logits, kept = compiled(model, mel, jnp.asarray([signal], jnp.float32))
+        expected, names = slipped(family, mel, signal, RATES)
         assert kept[0].tolist() == names
         np.testing.assert_allclose(logits[0], expected, atol=2e-5)
 

@@ -337,28 +337,18 @@ def test_statistics_choose_frames_in_whole_patches(tmp_path):
     assert measure(corpus(tmp_path, test=0, long=False), batch_size=4).frames == 32
 
 
-def test_dataset_stats_prints_the_line_to_use(tmp_path):
+def test_dataset_stats_prints_the_line_to_use(tmp_path, run_script):
     corpus(tmp_path, train=5, test=0)
     for i in range(5):
         (tmp_path / "own" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{i:02d}.wav").rename(tmp_path / "own" / "ab"[i % 2] / f"{i}.wav")
     script = Path(__file__).parent.parent / "scripts" / "dataset_stats.py"
-    command = [
-        sys.executable,
-        script,
-        "folder",
-        "--root",
-        tmp_path / "own",
-        "--test",
-        "0",
-        "--json",
-        tmp_path / "s.json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    options = ["folder", "--root", tmp_path / "own", "--test", 0, "--json", tmp_path / "s.json"]
+    code, printed, said = run_script(script, *options)
+    assert code == 0, said
     written = json.loads((tmp_path / "s.json").read_text())
-    assert written["recipe"] in done.stdout
+    assert written["recipe"] in printed
     assert written["clips"] == 5
-    done = subprocess.run([sys.executable, script, "esc50", "--root", tmp_path], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path}/meta/esc50.csv: cannot be read")
+    code, _, said = run_script(script, "esc50", "--root", tmp_path)
+    assert code == 2
+    assert said.startswith(f"error: {tmp_path}/meta/esc50.csv: cannot be read")

@@ -17,7 +17,7 @@ from training import CLASSES, FRAMES, corpus
 from training import model as make_model
 
 import jaxprune
-from jaxprune import data
+from jaxprune import records
 from jaxprune.audio import load_audio
 from jaxprune.config import Card
 from jaxprune.data import eval_batches
@@ -152,7 +152,7 @@ def test_an_interrupted_extraction_is_unfinished_and_goes_on_to_the_same_files(t
         read_extraction(cut)
     (cut / ".shard-00001.unfinished-1.npz").write_bytes(b"a killed run's")
     read, heard = [], []
-    monkeypatch.setattr(data, "load_audio", lambda path: read.append(path) or load_audio(path))
+    monkeypatch.setattr(records, "load_audio", lambda path: read.append(path) or load_audio(path))
     run_once(cut, dataset, watch=heard.append)
     assert sorted(read) == [record.path for record in dataset.clips("test")[8:]]
     assert heard == [8, 12, 13]

@@ -15,7 +15,7 @@ import jaxprune
 from jaxprune.checkpoint import leaves
 from jaxprune.classify import has_random_weights
 from jaxprune.config import Card
-from jaxprune.finetune import Beginning, Outcome, Where, finetune, fitted, starting_model
+from jaxprune.finetune import Beginning, Options, Outcome, Where, finetune, fitted, starting_model
 from jaxprune.records import Dataset, Record
 from jaxprune.runs import read_metrics
 from jaxprune.settings import Loop, Start
@@ -151,25 +151,55 @@ def test_the_script_trains_evaluates_and_leaves_a_model_to_classify_with(clips, 
     assert left.value.code == 0
     assert json.loads(capsys.readouterr().out)["windows"][0]["top"][0]["label"] in CLASSES
 
-    assert script(monkeypatch, *arguments(clips, start, out)) == 2
-    assert capsys.readouterr().err == f"error: {out} holds a finished run; choose another output directory\n"
+    assert not (out / "checkpoints").exists()
+    before = (out / "result.json").stat().st_mtime_ns
+    assert script(monkeypatch, *arguments(clips, start, out)) == 0
+    again = capsys.readouterr()
+    assert f"{out} holds this run, and it is finished: this is its result" in again.err
+    tables = [[line for line in text.splitlines() if line.startswith("│")] for text in (printed.out, again.out)]
+    assert tables[0] == tables[1] != []
+    assert (out / "result.json").stat().st_mtime_ns == before
+    assert script(monkeypatch, *arguments(clips, start, out), "--seed", 8) == 2
+    said = f"error: {out} holds a finished run with other settings (seed is 7 there, 8 here); choose another output "
+    assert capsys.readouterr().err == said + "directory\n"
 
 
-def test_a_run_asked_to_stop_goes_on_with_the_same_command(clips, start, tmp_path):
+class Killed(BaseException):
+    """Stands in for SIGKILL."""
+
+
+def killed(*_):
+    raise Killed
+
+
+def test_a_run_asked_to_stop_goes_on_with_the_same_command(clips, start, tmp_path, monkeypatch):
+    """And is killed when it has just ended, before its checkpoints are removed."""
     made, events = short(clips, start), []
     for event in finetune(made, tmp_path / "a", seed=7, stop=lambda: len(events) >= 3):
         events.append(event)
     assert events[-1].result is None
     left = events[-1].step
     assert 0 < left < EPOCHS * STEPS
+    again, ended = [], finetune(made, tmp_path / "a", seed=7)
+    with monkeypatch.context() as killing:
+        killing.setattr("jaxprune.finetune.clear", killed)
+        with pytest.raises(Killed):
+            again.extend(ended)
+    assert again[0].step == left
+    assert (tmp_path / "a" / "checkpoints" / "6").exists()
+    kept = list(finetune(made, tmp_path / "a", seed=7, options=Options(keep_checkpoints=True)))
+    assert (tmp_path / "a" / "checkpoints" / "6").exists()
     again = list(finetune(made, tmp_path / "a", seed=7))
+    assert not (tmp_path / "a" / "checkpoints").exists()
+    assert again[-1] == kept[-1]
+    assert again[-1].result == json.loads((tmp_path / "a" / "result.json").read_text())
     whole = list(finetune(made, tmp_path / "b", seed=7))
     assert isinstance(again[0], Beginning)
-    assert again[0].step == left
+    assert again[0].step == again[0].total_steps == EPOCHS * STEPS
     assert isinstance(again[-1], Outcome)
     drop = ("model", "compilations")
     one, other = ({k: v for k, v in events[-1].result.items() if k not in drop} for events in (again, whole))
-    assert one == other
+    assert one == json.loads(json.dumps(other))
     a, b = (leaves(jaxprune.load(tmp_path / name / "model")) for name in "ab")
     for name in a:
         np.testing.assert_array_equal(a[name][...], b[name][...], err_msg=name)

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -182,12 +180,12 @@ def test_refuses_impossible_settings(changes, sentence):
         corpus.Corpus(**changes)
 
 
-def test_without_espeak_one_sentence_and_code_2(tmp_path):
-    environment = os.environ | {"PATH": str(tmp_path)}
-    run = subprocess.run([sys.executable, SCRIPT, tmp_path / "out"], capture_output=True, text=True, env=environment)
-    assert run.returncode == 2
+def test_without_espeak_one_sentence_and_code_2(tmp_path, monkeypatch, run_script):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, said = run_script(SCRIPT, tmp_path / "out")
+    assert code == 2
     assert (
-        run.stderr.strip()
+        said.strip()
         == f"error: espeak-ng, which speaks the words, is not installed; on Debian or Ubuntu: {corpus.INSTALL}"
     )
     assert not (tmp_path / "out").exists()

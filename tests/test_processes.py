@@ -117,21 +117,7 @@ with joined(me):
     except (OSError, ValueError) as error:
         said = str(error)
     done = by_first(lambda: me.index), gather({"of": "é" * me.index})
-    print(json.dumps([on_host(rows).tolist(), *done, said]))
-"""
-
-
-def test_processes_agree():
-    for printed in ended(pair(AGREE)):
-        rows, first, gathered, said = json.loads(printed.splitlines()[-1])
-        assert rows == list(range(8))
-        assert first == 0
-        assert gathered == [{"of": ""}, {"of": "é"}]
-        assert said == "the disk is full"
-
-
-FAIL = """
-with joined(me):
+    print(json.dumps([on_host(rows).tolist(), *done, said]), flush=True)
     gather(0)
     if me.index == int(arguments[0]):
         raise ValueError("mine alone")
@@ -140,14 +126,21 @@ with joined(me):
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_an_error_in_one_ends_both(index):
-    processes = pair(FAIL, index)
-    _, errors = processes[index].communicate(timeout=PATIENCE)
+def test_processes_agree_and_an_error_in_one_ends_both(index):
+    processes = pair(AGREE, index)
+    printed, errors = processes[index].communicate(timeout=PATIENCE)
     began = time.perf_counter()
-    processes[1 - index].communicate(timeout=PATIENCE)
+    others, _ = processes[1 - index].communicate(timeout=PATIENCE)
     assert time.perf_counter() - began < 60  # JAX alone would take 100 s
     assert [process.returncode == 0 for process in processes] == [False, False]
     assert "ValueError: mine alone" in errors
+    for of_one in (printed, others):
+        (line,) = (line for line in of_one.splitlines() if line.startswith("[["))
+        rows, first, gathered, said = json.loads(line)
+        assert rows == list(range(8))
+        assert first == 0
+        assert gathered == [{"of": ""}, {"of": "é"}]
+        assert said == "the disk is full"
 
 
 def test_one_process_has_nobody_to_wait_for():

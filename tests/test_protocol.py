@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from test_tensorboard import curves
 from training import CLASSES, FRAMES, model
 
 import jaxprune
-from jaxprune import protocol
+from jaxprune import processes, protocol
 from jaxprune.config import Card
 from jaxprune.finetune import Beginning, Outcome, Where
 from jaxprune.protocol import Next, Run, Summary, carry_out, runs, summarize
@@ -129,6 +130,7 @@ def test_what_was_cut_off_goes_on_and_the_summary_is_numpys(esc50, start, tmp_pa
     begun.clear()
     code, text, said = script(*options)
     assert (code, begun) == (0, PLANNED[2:]), said
+    assert not list(out.rglob("checkpoints"))
     assert "goes on after step 2 of 3" in said
     assert {path: path.stat().st_mtime_ns for path in out.glob("fold-1-*/**/*")} == whole
 
@@ -167,13 +169,23 @@ def test_what_was_cut_off_goes_on_and_the_summary_is_numpys(esc50, start, tmp_pa
         assert len(shown) == {"step": 3, "evaluation": 1}[kind]
 
     begun.clear()
+    left = out / "fold-1-seed-4" / "checkpoints" / "3"
+    left.mkdir(parents=True)  # as if the removal had been cut off
     events = list(carry_out(short(esc50, start), out))  # the options' recipe is this one
+    assert not left.parent.exists()
     assert (begun, [type(event) for event in events]) == ([], [Summary])
     with pytest.raises(
         ValueError, match=re.escape("other settings (recipe.optimizer.base_lr is 0.03 there, 0.01 here)")
     ):
         next(carry_out(dataclasses.replace(short(esc50, start), optimizer=AdamW(base_lr=0.01)), out))
     one = dataclasses.replace(short(esc50, start), loop=dataclasses.replace(short(esc50).loop, seeds=(4,)))
+    met = []
+    with monkeypatch.context() as second:  # the second process of two says nothing
+        second.setattr(processes, "is_first", lambda: False)
+        second.setattr(processes, "joined", lambda launch: met.append(launch) or nullcontext())
+        code, *said = script(*options, "--launch.coordinator", "h:1", "--launch.count", 2, "--launch.index", 1)
+    assert (code, met) == (0, [processes.Launch(coordinator="h:1", count=2, index=1)])
+    assert not any(said)
     (summary,) = carry_out(one, out)  # a part of the seeds is a protocol, too
     assert (summary.final.mean, summary.final.std) == (scores[1].mean(), None)
 

@@ -1,8 +1,11 @@
 """A run that stops, is killed or goes wrong: what is on disk, and that it ends where an uninterrupted run does."""
 
 import dataclasses
+import functools
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from quick import quick_compiling  # noqa: F401
-from training import STEPS, Poisoned, batches, child_environment, corpus, recipe, training
+from training import STEPS, Poisoned, Rewound, batches, child_environment, corpus, recipe, training
 
 from jaxprune.reports import Evaluation, NotFinite, Step
 from jaxprune.runs import (
@@ -24,6 +27,8 @@ from jaxprune.runs import (
     Facts,
     MetricsLog,
     StopOnSignal,
+    clear,
+    finished,
     named_arrays,
     open_run,
     read_metrics,
@@ -38,10 +43,16 @@ RECIPE_OF_TEST = dataclasses.replace(RECIPE_OF_TEST, loop=dataclasses.replace(RE
 TOTAL = 3 * STEPS
 
 
+@functools.cache
+def shared() -> Rewound:
+    """Compiled once for this process; that a new process goes on as well, the test of signals shows."""
+    return Rewound(training(RECIPE_OF_TEST))
+
+
 def run(dataset, folder: Path, *, stop_at: int | None = None, **options):
     """A run with a checkpoint a step, from wherever `folder` stands; its last state and the losses it saw."""
     made = RECIPE_OF_TEST
-    trained = training(made)
+    trained = shared().training()
     losses = {}
     with Checkpoints(folder, **options) as checkpoints, batches(dataset, made) as loader:
         trained.put(start_or_resume(checkpoints, trained.state, loader))
@@ -83,7 +94,7 @@ def evaluation(step: int, score: float) -> Evaluation:
 
 
 def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(dataset, whole, tmp_path):
-    """Stopped and rebuilt from the disk after every single step."""
+    """Stopped after every single step, and all of it taken from the disk again."""
     losses = {}
     for step in range(1, TOTAL + 1):
         state, seen = run(dataset, tmp_path / "checkpoints", stop_at=step)
@@ -125,7 +136,7 @@ def test_the_latest_and_the_best_stay(dataset, whole, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_untouched(dataset, whole, tmp_path):
-    made, trained = RECIPE_OF_TEST, training(RECIPE_OF_TEST)
+    made, trained = RECIPE_OF_TEST, shared().training()
     with Checkpoints(tmp_path / "c") as checkpoints, batches(dataset, made) as loader:
 
         def save(done, found):
@@ -144,25 +155,19 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_untouched(dataset,
 
 
 CHILD = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from test_runs import *
 from jaxprune.runs import StopOnSignal
 data, folder = Path(sys.argv[1]), Path(sys.argv[2])
-made, limit = RECIPE_OF_TEST, sys.argv[3:]
-dataset = corpus(data)
+made, dataset = RECIPE_OF_TEST, corpus(data)
 trained = training(made)
 stop = StopOnSignal()
 with stop, Checkpoints(folder) as checkpoints, batches(dataset, made) as loader:
     trained.put(start_or_resume(checkpoints, trained.state, loader))
     def save(done, found):
         facts = Facts(recipe=made, labels=dataset.labels, seed=7, place=loader.get_state())
-        if limit and done == 2:
-            checkpoints.wait()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit[0]), int(limit[0])))
         checkpoints.save(trained.state, facts)
-        if limit:
-            checkpoints.wait()
     for event in trained.fit(loader, save=save, save_every=1, stop=stop):
         print("step", event.step, flush=True)
         time.sleep(0.05)
@@ -170,8 +175,8 @@ print("left at", int(trained.state.step), flush=True)
 """
 
 
-def child(data: Path, folder: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", CHILD, str(data), str(folder), *arguments]
+def child(data: Path, folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", CHILD, str(data), str(folder)]
     return subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -202,27 +207,6 @@ def test_sigkill_in_the_middle_and_on_to_the_same_end(dataset, whole, tmp_path):
     assert losses == {step: whole[1][step] for step in range(left, TOTAL)}
 
 
-KILLED_INSIDE = """
-import os, signal, sys
-from pathlib import Path
-from test_runs import *
-folder, moment = sys.argv[1:]
-armed = False
-
-def watch(event, arguments):
-    if armed and event == moment and str(arguments[0]).startswith(folder):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(watch)
-with Checkpoints(folder, keep=1) as checkpoints:
-    checkpoints.save(small_state(1), small_facts())
-    checkpoints.wait()
-    armed = True
-    checkpoints.save(small_state(2), small_facts())
-    checkpoints.wait()
-"""
-
-
 def small_state(step: int, layout: Layout | None = None) -> State:
     numbers = jax.numpy.arange(64 * 96, dtype=jax.numpy.float32).reshape(64, 96)
     state = State({"kernel": numbers + step, "bias": numbers[0]}, {}, (numbers * step,), jax.numpy.int32(step))
@@ -234,26 +218,39 @@ def small_facts() -> Facts:
 
 
 @pytest.mark.parametrize(
-    ("moment", "left"),
+    ("module", "call", "left"),
     [
-        ("os.mkdir", 1),  # of the new one's temporary name
-        ("os.rename", 1),  # of what was written to its own name
-        ("shutil.rmtree", 2),  # of the old one
+        (os, "mkdir", 1),  # of the new one's temporary name
+        (os, "rename", 1),  # of what was written to its own name
+        (shutil, "rmtree", 2),  # of the old one
     ],
 )
-def test_sigkill_inside_a_save_leaves_a_whole_checkpoint(tmp_path, moment, left):
-    folder = tmp_path / "c"
-    command = [sys.executable, "-c", KILLED_INSIDE, str(folder), moment]
-    killed = subprocess.run(command, env=child_environment(), capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+def test_a_save_cut_off_at_a_bad_moment_leaves_a_whole_checkpoint(tmp_path, monkeypatch, module, call, left):
+    """SIGKILL just before the call would leave what is on the disk then; that is copied, and the save goes on."""
+    folder, found = tmp_path / "saved", tmp_path / "as left"
+    real = getattr(module, call)
+
+    def copied_before(path, *arguments, **options):
+        if str(path).startswith(str(folder)) and not found.exists():
+            shutil.copytree(folder, found)
+        return real(path, *arguments, **options)
+
     with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(small_state(1), small_facts())
+        checkpoints.wait()
+        monkeypatch.setattr(module, call, copied_before)
+        checkpoints.save(small_state(2), small_facts())
+        checkpoints.wait()
+        assert checkpoints.steps == (2,)
+    monkeypatch.undo()
+    with Checkpoints(found, keep=1) as checkpoints:
         assert checkpoints.latest == left
         assert checkpoints.best is None
         same(checkpoints.restore(left, small_state(0))[0], small_state(left))
         checkpoints.save(small_state(3), small_facts())
         checkpoints.wait()
         assert checkpoints.steps == (3,)
-    assert [path.name for path in folder.iterdir()] == ["3"]
+    assert [path.name for path in found.iterdir()] == ["3"]
 
 
 ON_EIGHT = """
@@ -287,12 +284,27 @@ def test_a_checkpoint_goes_from_one_device_to_eight_that_divide_it_and_back(tmp_
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_error_and_leaves_the_one_before(dataset, whole, tmp_path):
     """A limit on file sizes stands in for a full disk."""
-    failed = child(tmp_path / "tones", tmp_path / "c", "20000")
-    _, errors = failed.communicate()
-    assert failed.returncode == 1
-    assert "a checkpoint could not be written" in errors
-    assert "Those of steps 1 are whole" in errors
-    state, losses = run(corpus(tmp_path / "tones"), tmp_path / "c")
+    made, trained = RECIPE_OF_TEST, shared().training()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def until_full():
+        with Checkpoints(tmp_path / "c") as checkpoints, batches(dataset, made) as loader:
+
+            def save(done, found):
+                facts = Facts(recipe=made, labels=dataset.labels, seed=7, place=loader.get_state())
+                if done == 2:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+                checkpoints.save(trained.state, facts)
+                checkpoints.wait()
+
+            list(trained.fit(loader, save=save, save_every=1))
+
+    try:
+        with pytest.raises(OSError, match=r"a checkpoint could not be written .*Those of steps 1 are whole"):
+            until_full()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    state, losses = run(dataset, tmp_path / "c")
     assert min(losses) == 1
     same(state, whole[0])
 
@@ -341,9 +353,22 @@ def test_a_directory_is_a_new_run_an_unfinished_one_or_refused(tmp_path):
     other = dataclasses.replace(made, loop=dataclasses.replace(made.loop, epochs=9))
     with pytest.raises(ValueError, match=r"loop\.epochs is 6 there, 9 here"):
         open_run(tmp_path / "a", other, seed=1)
-    (tmp_path / "a" / RESULT).write_text("{}")
+    assert finished(tmp_path / "a", made, seed=1) is None
+    (tmp_path / "a" / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds no finished run, so its checkpoints are still needed"):
+        clear(tmp_path / "a")
+    (tmp_path / "a" / RESULT).write_text('{"steps": 3}')
     with pytest.raises(ValueError, match="holds a finished run"):
         open_run(tmp_path / "a", made, seed=1)
+    assert finished(tmp_path / "a", made, seed=1) == {"steps": 3}
+    with pytest.raises(ValueError, match=r"a finished run with other settings \(loop\.epochs is 6 there, 9 here\)"):
+        finished(tmp_path / "a", other, seed=1)
+    clear(tmp_path / "a")
+    clear(tmp_path / "a")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [RECIPE, RESULT]
+    (tmp_path / "a" / RESULT).write_text("{")
+    with pytest.raises(ValueError, match="a finished run that cannot be read"):
+        finished(tmp_path / "a", made, seed=1)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="exists and is no run"):

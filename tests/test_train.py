@@ -18,6 +18,7 @@ from training import (
     SHRINK,
     STEPS,
     Poisoned,
+    Rewound,
     batches,
     child_environment,
     corpus,
@@ -28,12 +29,14 @@ from training import (
 
 import jaxprune
 from jaxprune.checkpoint import leaves
+from jaxprune.compiling import counted
 from jaxprune.data import Batch, eval_batches
 from jaxprune.features import model_input, sample_count
-from jaxprune.metrics import LOSSES
+from jaxprune.metrics import LOSS_OF, LOSSES
 from jaxprune.models import topk
 from jaxprune.prune import top_k_stages
 from jaxprune.recipes import RECIPES
+from jaxprune.records import Dataset
 from jaxprune.reports import Evaluation, NotFinite, Step
 from jaxprune.settings import Augment, Loop, Precision, StepDecay
 from jaxprune.sharding import Layout
@@ -47,14 +50,25 @@ def dataset(tmp_path_factory):
     return corpus(tmp_path_factory.mktemp("tones"))
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a whole run yielded and left, and its training with all that it compiled, for other tests to begin anew."""
+
+    steps: list[Step]
+    compilations: int
+    cached: int
+    left_at: int
+    rewound: Rewound
+
+
 @pytest.fixture(scope="module")
 def run(dataset):
-    """A whole run, and what it yielded."""
     made = recipe()
     trained = training(made)
+    rewound = Rewound(trained)
     with batches(dataset, made) as loader:
         steps = list(trained.fit(loader))
-    return trained, steps
+    return Run(steps, trained.compilations, trained._step._cache_size(), int(trained.state.step), rewound)
 
 
 def random_batch(*, seed: int = 0, clips: int = BATCH) -> Batch:
@@ -69,19 +83,19 @@ def random_batch(*, seed: int = 0, clips: int = BATCH) -> Batch:
 
 
 def test_losses_of_a_whole_run_equal_those_of_exact_gathering(dataset, run):
-    made, (trained, steps) = recipe(), run
+    made, steps = recipe(), run.steps
     exact = training(made, stages=lambda rate, patches: top_k_stages(dict.fromkeys(made.prune.blocks, rate)))
     with batches(dataset, made) as loader:
         reference = list(exact.fit(loader))
     assert [step.step for step in steps] == list(range(TOTAL))
     np.testing.assert_allclose([s.loss for s in steps], [s.loss for s in reference], atol=1e-5)
-    assert exact.compilations > trained.compilations
-    assert trained.compilations == trained._step._cache_size() <= 10
-    assert trained.compilations <= sum(step.compiled for step in steps) <= 2 * trained.compilations
+    assert exact.compilations > run.compilations
+    assert run.compilations == run.cached <= 10
+    assert run.compilations <= sum(step.compiled for step in steps) <= 2 * run.compilations
 
 
 def test_the_run_follows_its_schedules(run):
-    trained, steps = run
+    steps = run.steps
     rates = [step.keep_rate for step in steps]
     assert rates[: SHRINK * STEPS] == [1.0] * SHRINK * STEPS
     assert rates[-1] == 0.5
@@ -89,9 +103,9 @@ def test_the_run_follows_its_schedules(run):
     assert len(set(rates)) == 5
     assert [step.epoch for step in steps] == [i // STEPS for i in range(TOTAL)]
     assert steps[0].lr == 0
-    assert max(step.lr for step in steps) == pytest.approx(trained.recipe.peak_lr)
+    assert max(step.lr for step in steps) == pytest.approx(recipe().peak_lr)
     assert all(step.seconds > 0 and 0 <= step.waiting <= 1 and step.gradient > 0 for step in steps)
-    assert int(trained.state.step) == TOTAL
+    assert run.left_at == TOTAL
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -153,8 +167,10 @@ def test_without_pruning_masking_goes_on_to_the_end():
 
 def test_the_seed_and_the_step_decide_what_is_drawn():
     made, batch = recipe(augment=Augment(mixup=0.5, roll=1.0, noise=0.5, drop_path=0.1)), random_batch()
-    first, again, other = (float(training(made, seed=seed).step(batch).loss) for seed in (0, 0, 1))
-    later = training(made, seed=0)
+    rewound = Rewound(training(made, seed=0))
+    first, again = (float(rewound.training().step(batch).loss) for _ in range(2))
+    other = float(training(made, seed=1).step(batch).loss)
+    later = rewound.training()
     later.put(later.state.replace(step=jax.numpy.int32(1)))
     assert first == again
     assert len({first, other, float(later.step(batch).loss)}) == 3
@@ -172,27 +188,29 @@ def test_parts_of_a_batch_add_up_to_it():
     np.testing.assert_allclose((a.loss, a.gradient, a.lr), (b.loss, b.gradient, b.lr), atol=1e-6)
 
 
-def test_bfloat16_computes_so_and_keeps_its_parameters_in_float32():
+def test_bfloat16_computes_so_and_keeps_its_parameters_in_float32(run):
     made = recipe(precision=Precision())
     with pytest.raises(ValueError, match="compute dtype is float32, but the recipe test calls for bfloat16"):
         training(made)
     full = model()
     half = jaxprune.build(full.config, dtype=jax.numpy.bfloat16)
     nnx.update(half, nnx.state(full))
-    trained, full = training(made, model=half), training(recipe(), model=full)
+    trained, full = training(made, model=half), run.rewound.training()
     loss = float(trained.step(random_batch()).loss)
     assert 0 < abs(loss - float(full.step(random_batch()).loss)) < 0.05
     assert {leaf.dtype for leaf in trained.state.params.values()} == {jax.numpy.dtype("float32")}
     assert trained.model().dtype == jax.numpy.bfloat16
 
 
-def test_evaluation_counts_every_clip_once_at_an_exact_rate(dataset):
+def test_evaluation_counts_every_clip_once_at_an_exact_rate(dataset, run):
     made = recipe()
-    trained, trusted = training(made), model()
+    trained, trusted = run.rewound.training(), model()
     found = {}
     for metric in ("accuracy", "mAP"):
-        with eval_batches(dataset, frames=FRAMES, batch_size=4) as loader:
+        with eval_batches(dataset, frames=FRAMES, batch_size=4) as loader, counted() as compiled:
             found[metric] = trained.evaluate(loader, keep_rate=0.5, metric=metric)
+        trained.put(jax.tree.map(lambda leaf: leaf + 0, trained.state))  # other arrays
+    assert compiled.programs == 0  # the second time
     with eval_batches(dataset, frames=FRAMES, batch_size=5) as loader:
         (whole,) = list(loader)
     mel = model_input(whole.waveforms, whole.lengths, frames=FRAMES, mean=made.data.mean, std=made.data.std)
@@ -202,14 +220,22 @@ def test_evaluation_counts_every_clip_once_at_an_exact_rate(dataset):
     assert found["accuracy"].clips == 5
     assert found["accuracy"].score == found["accuracy"].top1 == right
     assert found["accuracy"].loss == pytest.approx(float(LOSSES["ce"](logits, jax.numpy.asarray(whole.targets)).mean()))
-    assert found["accuracy"].auc is None
+    assert found["accuracy"].auc is found["mAP"].top1 is None
     assert found["mAP"].score == found["mAP"].mean_average_precision > 0
-    assert trained._evaluate._cache_size() == 1
+    assert found["mAP"].loss == found["accuracy"].loss
+    assert LOSSES[made.loop.loss] is LOSS_OF[trained.card().activation]
 
 
-def test_epochs_end_with_an_evaluation_and_a_save(dataset):
+def evaluated(trained: Training, dataset: Dataset) -> list[float]:
+    """Its loss and mean average precision."""
+    with eval_batches(dataset, frames=FRAMES, batch_size=BATCH) as loader:
+        found = trained.evaluate(loader, keep_rate=0.5, metric="mAP")
+    return [found.loss, found.score]
+
+
+def test_epochs_end_with_an_evaluation_and_a_save(dataset, run):
     made = recipe()
-    trained, saved = training(made), []
+    trained, saved = run.rewound.training(), []
     trained.put(trained.state.replace(step=jax.numpy.int32(4 * STEPS)))
 
     def evaluate():
@@ -230,9 +256,9 @@ def test_epochs_end_with_an_evaluation_and_a_save(dataset):
     assert events == [(Step, 8), (Step, 9), (Evaluation, 10), (Step, 10), (Step, 11), (Evaluation, 12)]
 
 
-def test_a_loss_that_is_not_finite_names_its_clips_and_saves_nothing(dataset):
+def test_a_loss_that_is_not_finite_names_its_clips_and_saves_nothing(dataset, run):
     made = recipe()
-    trained, saved = training(made), []
+    trained, saved = run.rewound.training(), []
 
     with batches(dataset, made) as loader:
         poisoned = Poisoned(loader, number=4)
@@ -259,31 +285,39 @@ def test_a_model_of_another_recipe_is_refused():
 
 
 EIGHT = """
-import itertools, json
+import itertools, json, sys
 from pathlib import Path
 import jax
-from jaxprune.sharding import Layout, {spread}
+from jaxprune.sharding import Layout, divided, whole
+from test_train import evaluated
 from training import batches, corpus, recipe, training
 assert len(jax.devices()) == 8
-made = recipe()
-trained = training(made, layout=Layout(spread={spread}))
-with batches(corpus(Path({folder!r})), made) as loader:
-    losses = [step.loss for step in itertools.islice(trained.fit(loader), {steps})]
-arrays = jax.tree.leaves(trained.state)
-assert {{len(leaf.sharding.device_set) for leaf in arrays}} == {{8}}
-held = sum(leaf.addressable_shards[0].data.nbytes for leaf in arrays) / sum(leaf.nbytes for leaf in arrays)
-print(json.dumps([losses, trained.compilations, held]))
+made, dataset = recipe(), corpus(Path(sys.argv[1]))
+for spread, steps in ((whole, 6), (divided, 4)):
+    trained = training(made, layout=Layout(spread=spread))
+    found = evaluated(trained, dataset)
+    with batches(dataset, made) as loader:
+        losses = [step.loss for step in itertools.islice(trained.fit(loader), steps)]
+    arrays = jax.tree.leaves(trained.state)
+    assert {len(leaf.sharding.device_set) for leaf in arrays} == {8}
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in arrays) / sum(leaf.nbytes for leaf in arrays)
+    print(json.dumps([found, losses, trained.compilations, held]))
 """
 
 
-@pytest.mark.parametrize(("spread", "share", "steps", "sizes"), [("whole", 1, 6, 3), ("divided", 1 / 8, 4, 1)])
-def test_eight_devices_give_the_losses_of_one(tmp_path, run, spread, share, steps, sizes):
-    """`share` of the weights and moments is on each device, but for what is too small to be divided."""
-    code = EIGHT.format(folder=str(tmp_path / "tones"), spread=spread, steps=steps)
+def test_eight_devices_give_the_losses_of_one(tmp_path, run, dataset):
+    """And its evaluation, with the weights and moments whole on each device, and divided: an eighth on each, but for
+    what is too small."""
     env = child_environment(XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    command = [sys.executable, "-c", EIGHT, str(tmp_path / "tones")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    losses, compilations, held = json.loads(done.stdout.splitlines()[-1])
-    np.testing.assert_allclose(losses, [step.loss for step in run[1][:steps]], atol=1e-5)
-    assert compilations == sizes  # masked; whole, and a masked size on the way down
-    assert share <= held < share + 0.05
+    alone = evaluated(run.rewound.training(), dataset)
+    lines = done.stdout.splitlines()[-2:]
+    # Sizes: masked; whole, and a masked one on the way down.
+    for line, steps, sizes, share in zip(lines, (6, 4), (3, 1), (1, 1 / 8), strict=True):
+        found, losses, compilations, held = json.loads(line)
+        assert found == pytest.approx(alone, abs=1e-5)
+        np.testing.assert_allclose(losses, [step.loss for step in run.steps[:steps]], atol=1e-5)
+        assert compilations == sizes
+        assert share <= held < share + 0.05

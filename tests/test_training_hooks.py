@@ -24,6 +24,26 @@ KEEP = {0: 0.7, 1: 0.5}
 KEY = jax.random.key(0)
 
 
+def compiled(model):
+    """A jitted `(policy, *, visible, drop_path) -> Output` of `MEL`: rates and keys are values, so tests share it."""
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def forward(state, policy, visible, drop_path):
+        return nnx.merge(graph, state)(MEL, policy, visible=visible, drop_path=drop_path)
+
+    return lambda policy, *, visible=None, drop_path=None: forward(state, policy, visible, drop_path)
+
+
+FORWARD = {family: compiled(model) for family, model in MODELS.items()}
+EVERYTHING = jaxprune.topk(MODELS["audiomae"], {})
+run = FORWARD["audiomae"]
+
+
+def drop(rate: float, *, key=KEY) -> DropPath:
+    return DropPath(key, jnp.float32(rate))
+
+
 @pytest.fixture
 def model():
     return MODELS["audiomae"]
@@ -31,7 +51,7 @@ def model():
 
 def test_a_drop_rate_of_zero_is_evaluation_exactly(model):
     policy = jaxprune.topk(model, KEEP)
-    plain, dropped = model(MEL, policy), model(MEL, policy, drop_path=DropPath(KEY, jnp.float32(0)))
+    plain, dropped = run(policy), run(policy, drop_path=drop(0))
     assert (plain.logits == dropped.logits).all()
     assert (plain.trace[-1].patch_ids == dropped.trace[-1].patch_ids).all()
 
@@ -53,8 +73,10 @@ def test_shares_are_zero_at_a_rate_that_rises_over_depth_and_one_on_average():
 
 def test_a_dropped_branch_is_skipped_and_the_others_are_divided(model):
     """Against a loop over blocks and clips that leaves the branches out."""
-    drop_path = DropPath(KEY, 0.6)
-    output = model(MEL, drop_path=drop_path)
+    drop_path = drop(0.6)
+    output = run(EVERYTHING, drop_path=drop_path)
+    attend = nnx.jit(lambda block, tokens: block.attend(tokens, queries=slice(0, 1), mask=None)[0])
+    feed_forward = nnx.jit(lambda block, tokens: block.feed_forward(tokens))
     tokens = output.embedded
     skipped = 0
     for i, block in enumerate(model.encoder.blocks):
@@ -64,10 +86,9 @@ def test_a_dropped_branch_is_skipped_and_the_others_are_divided(model):
         for clip in range(3):
             one = tokens[clip : clip + 1]
             if shares[0, clip]:
-                after, _ = block.attend(one, queries=slice(0, 1), mask=None)
-                one = one + (after - one) / (1 - 0.6 * i / (DEPTH - 1))
+                one = one + (attend(block, one) - one) / (1 - 0.6 * i / (DEPTH - 1))
             if shares[1, clip]:
-                one = one + (block.feed_forward(one) - one) / (1 - 0.6 * i / (DEPTH - 1))
+                one = one + (feed_forward(block, one) - one) / (1 - 0.6 * i / (DEPTH - 1))
             rows.append(one)
         tokens = jnp.concatenate(rows)
         np.testing.assert_allclose(output.trace[i].tokens, tokens, atol=1e-5)
@@ -89,8 +110,8 @@ def test_drop_path_keeps_the_compute_dtype_and_new_keys_and_rates_compile_nothin
     assert traces == 1
 
 
-def test_the_key_decides_which_branches_drop(model):
-    first, again, other = (model(MEL, drop_path=DropPath(jax.random.key(seed), 0.5)).logits for seed in (0, 0, 1))
+def test_the_key_decides_which_branches_drop():
+    first, again, other = (run(EVERYTHING, drop_path=drop(0.5, key=jax.random.key(seed))).logits for seed in (0, 0, 1))
     assert (first == again).all()
     assert (first != other).any()
 
@@ -105,27 +126,28 @@ def test_masking_patches_out_equals_a_model_of_the_smaller_picture(family, short
     state["positions"] = state["positions"].replace(state["positions"][...][: model.config.extra_tokens + 32])
     nnx.update(half, state)
     visible = jnp.broadcast_to(jnp.arange(32, dtype=jnp.int32), (3, 32))
-    masked = model(MEL, jaxprune.topk(model, KEEP), visible=visible)
-    small_picture = half(MEL[:, : half.config.frames, : half.config.mels], jaxprune.topk(half, KEEP))
+    masked = FORWARD[family](jaxprune.topk(model, KEEP), visible=visible)
+    picture = MEL[:, : half.config.frames, : half.config.mels]
+    small_picture = jaxprune.compiled(half)(picture, jaxprune.topk(half, KEEP))
     np.testing.assert_allclose(masked.logits, small_picture.logits, atol=1e-6)
     assert masked.embedded.shape == small_picture.embedded.shape
     assert (masked.trace[-1].patch_ids == small_picture.trace[-1].patch_ids).all()
 
 
-def test_all_patches_visible_is_evaluation_exactly(model):
+def test_all_patches_visible_is_evaluation_exactly():
     everything = jnp.broadcast_to(jnp.arange(64, dtype=jnp.int32), (3, 64))
-    assert (model(MEL, visible=everything).logits == model(MEL).logits).all()
+    assert (run(EVERYTHING, visible=everything).logits == run(EVERYTHING).logits).all()
 
 
 def test_the_order_of_visible_patches_does_not_matter(model):
     policy = jaxprune.topk(model, KEEP)
     shuffled = VISIBLE[:, RNG.permutation(40)]
-    a, b = model(MEL, policy, visible=VISIBLE), model(MEL, policy, visible=shuffled)
+    a, b = run(policy, visible=VISIBLE), run(policy, visible=shuffled)
     np.testing.assert_allclose(a.logits, b.logits, atol=1e-6)
 
 
 def test_traces_name_original_positions_and_counts_start_from_the_visible(model):
-    output = model(MEL, jaxprune.topk(model, KEEP, score=PatchMean()), visible=VISIBLE)
+    output = run(jaxprune.topk(model, KEEP, score=PatchMean()), visible=VISIBLE)
     means = np.asarray(cut_patches(MEL, model.config)).mean(axis=2)
     assert (output.trace[0].scored_ids == VISIBLE).all()
     for entry in output.trace:
@@ -140,10 +162,10 @@ def test_traces_name_original_positions_and_counts_start_from_the_visible(model)
 
 
 def test_masked_stages_count_from_the_visible(model):
-    exact = model(MEL, jaxprune.topk(model, KEEP), visible=VISIBLE)
+    exact = run(jaxprune.topk(model, KEEP), visible=VISIBLE)
     policy = jaxprune.masked_topk(model, KEEP, multiple=8, patches=40)
     assert all(isinstance(stage, MaskedTopK) for stage in policy.stages.values())
-    masked = model(MEL, policy, visible=VISIBLE)
+    masked = run(policy, visible=VISIBLE)
     np.testing.assert_allclose(masked.logits, exact.logits, atol=1e-6)
 
 

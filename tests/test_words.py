@@ -7,7 +7,8 @@ from quick import quick_compiling  # noqa: F401
 import jaxprune
 from jaxprune.data import eval_batches
 from jaxprune.datasets import Manifest
-from jaxprune.evaluate import check_labels, evaluate, keep_policies
+from jaxprune.evaluate import evaluate, keep_policies
+from jaxprune.opening import check_labels
 
 CLIPS, MODEL = Path(__file__).parent / "words" / "words.csv", jaxprune.SHIPPED / "ast-words"
 

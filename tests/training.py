@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import soundfile
 from helpers import small
@@ -71,6 +72,19 @@ def model(family: str = "audiomae", **changes):
 
 def training(made: Recipe, **changes) -> Training:
     return Training(made, **{"model": model(made.start.family), "steps_per_epoch": STEPS, "seed": 7} | changes)
+
+
+class Rewound:
+    """A training that tests share, so that its programs are traced and compiled once."""
+
+    def __init__(self, shared: Training):
+        # Copies, because the step reuses its buffers.
+        self._shared, self._beginning = shared, jax.tree.map(jnp.copy, shared.state)
+
+    def training(self) -> Training:
+        """The training back at its beginning, with the weights it was made of."""
+        self._shared.put(jax.tree.map(jnp.copy, self._beginning))
+        return self._shared
 
 
 def batches(dataset: Dataset, made: Recipe) -> Batches:
