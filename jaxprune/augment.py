@@ -89,22 +89,34 @@ def mixup(
 
     Both clips lose their mean first and the mixture its own afterwards. The result is as long as the clip: a shorter
     partner is followed by silence, a longer one cut (AST, AudioMAE). Samples beyond a clip's length are left alone.
-    The originals draw the partner from the whole data set; here it is the clip's successor in a random order of the
-    batch, so it is another clip whenever there is one.
+    The originals draw the partner from the whole data set; here it is the clip's successor in the batch, whose order
+    is random already. So it is another clip whenever there is one, and of devices that share a batch each needs one
+    clip of its neighbour, where a random order would have every device gather all clips.
     """
-    order, chance, weight = jax.random.split(key, 3)
+    chance, weight = jax.random.split(key)
     b = len(waveforms)
     mixed = jax.random.uniform(chance, (b, 1)) < probability
-    lam = jax.random.beta(weight, 10.0, 10.0, (b, 1))
-    cycle = jax.random.permutation(order, b)
-    partner = jnp.zeros(b, jnp.int32).at[cycle].set(jnp.roll(cycle, -1).astype(jnp.int32))
+    lam = beta_10_10(weight, b)
     real = inside(waveforms, lengths)
     centred = without_mean(waveforms, real)
-    mixture = without_mean(lam * centred + (1 - lam) * centred[partner], real)
+    mixture = without_mean(lam * centred + (1 - lam) * successor(centred), real)
     return (
         jnp.where(mixed & real, mixture, waveforms),
-        jnp.where(mixed, lam * labels + (1 - lam) * labels[partner], labels),
+        jnp.where(mixed, lam * labels + (1 - lam) * successor(labels), labels),
     )
+
+
+def successor(rows: Float[Array, "b x"]) -> Float[Array, "b x"]:
+    """The next row of each, the first after the last."""
+    return jnp.roll(rows, -1, axis=0)
+
+
+def beta_10_10(key: Key[Array, ""], clips: int) -> Float[Array, "{clips} 1"]:
+    """Draws from Beta(10, 10): the 10th smallest of 19 uniform numbers is so distributed.
+
+    `jax.random.beta` rejects until all is accepted, for which devices that share a batch would wait for each other.
+    """
+    return jnp.sort(jax.random.uniform(key, (clips, 19)), axis=1)[:, 9:10]
 
 
 def roll_and_scale(
@@ -120,7 +132,7 @@ def roll_and_scale(
     chosen = jax.random.uniform(chance, (b, 1)) < probability
     shift = jnp.floor(jax.random.uniform(offset, (b,)) * lengths).astype(jnp.int32)
     shift = jnp.minimum(shift, lengths - 1)  # float32 may round the product up to the length
-    factor = jax.random.beta(loudness, 10.0, 10.0, (b, 1)) + 0.5
+    factor = beta_10_10(loudness, b) + 0.5
     # Sample i comes from i - shift, or from as far before the clip's end: two rolls of the whole row, pieced together.
     head, tail = roll(waveforms, shift - lengths), roll(waveforms, shift)
     rolled = jnp.where(jnp.arange(waveforms.shape[1])[None] < shift[:, None], head, tail)
@@ -192,7 +204,7 @@ def visible_grid(config: ModelConfig, *, hidden: float) -> tuple[int, int]:
 
 def subset(key: Key[Array, ""], *, clips: int, size: int, keep: int) -> Int[Array, "{clips} {keep}"]:
     """For each clip, `keep` different numbers below `size`, rising, every set as likely."""
-    return jnp.sort(jax.lax.top_k(jax.random.uniform(key, (clips, size)), keep)[1], axis=1)
+    return jnp.sort(jnp.argsort(-jax.random.uniform(key, (clips, size)), axis=1)[:, :keep], axis=1)
 
 
 def stretch(key: Key[Array, ""], *, clips: int, size: int, widest: Number) -> Array:

@@ -210,6 +210,7 @@ def _program(
 
     @functools.partial(jax.jit, static_argnames="policy", out_shardings=(rows, whole))
     def run(state, mel, targets, weights, numbers, *, policy):
+        state = jax.lax.with_sharding_constraint(state, whole)  # XLA might gather activations rather than weights
         logits = nnx.merge(graph, state)(mel, jax.tree.unflatten(policy, numbers)).logits
         real = weights > 0
         loss = jnp.sum(LOSS_OF[activation](logits, targets), where=real)

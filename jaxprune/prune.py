@@ -232,7 +232,9 @@ class Policy:
 
 def best(score: Float[Array, "b n"], alive: Bool[Array, "b n"] | None, k: int) -> Int[Array, "b k"]:
     """Indices of the k highest scores, dead patches last."""
-    return jax.lax.top_k(score if alive is None else jnp.where(alive, score, -jnp.inf), k)[1]
+    # A sort, because each of several devices can sort its own clips: XLA gathers all clips for a top-k.
+    score = jax.lax.stop_gradient(score if alive is None else jnp.where(alive, score, -jnp.inf))
+    return jnp.argsort(-score, axis=1)[:, :k]  # stable: of equals the first, as top-k
 
 
 def keep_count(rate: float, patches: int) -> int:

@@ -124,7 +124,8 @@ def step_time(
     assumptions: Assumptions = Assumptions(),
 ) -> StepTime:
     """Of `clips` on each device with whole weights, where a step all-reduces `reduced_bytes`. The backward pass costs
-    twice the forward's arithmetic; the optimiser, the features and the latency of messages are left out."""
+    twice the forward's arithmetic; the optimiser, the features, the latency of messages and the one clip that a device
+    sends its neighbour for mixup are left out."""
     model = abstract(config)
     operations = 3 * 2 * macs(model, topk(model, keep_rate)) * clips
     wire = 2 * (devices - 1) / devices * reduced_bytes
@@ -139,18 +140,20 @@ def step_time(
 def reduced_bytes(steps: list[Mapping[str, Any]], recipe: str) -> int:
     """The all-reduced bytes of a recipe's step with whole weights, as `scripts/collectives.py` has saved them.
 
-    Raises `ValueError` where there is none, where other collectives than all-reduces occur, and where the bytes depend
-    on the number of devices or clips: then they tell nothing of other numbers.
+    Raises `ValueError` where there is none, where anything is gathered or scattered, and where the bytes depend on the
+    number of devices or clips: then they tell nothing of other numbers.
     """
     chosen = [step for step in steps if (step["recipe"], step["weights"]) == (recipe, "whole")]
     if not chosen:
         raise ValueError(f"there is no step of {recipe} with whole weights; run scripts/collectives.py")
-    if others := {kind for step in chosen for kind in step["collectives"]} - {"all-reduce"}:
-        raise ValueError(f"the step of {recipe} also has {', '.join(sorted(others))}; only all-reduces are worked out")
-    found = {step["collectives"]["all-reduce"]["bytes"] for step in chosen}
-    if max(found) - min(found) > 1e-3 * max(found):
-        raise ValueError(f"the bytes of {recipe} are {sorted(found)}, not the same for all devices and clips")
-    return max(found)
+    known = {"all-reduce", "collective-permute"}
+    if others := {kind for step in chosen for kind in step["collectives"]} - known:
+        raise ValueError(f"the step of {recipe} also has {', '.join(sorted(others))}, which is not worked out")
+    for kind in known:
+        found = {step["collectives"].get(kind, {"bytes": 0})["bytes"] for step in chosen}
+        if max(found) - min(found) > 1e-3 * max(found):
+            raise ValueError(f"the bytes of {recipe} are {sorted(found)}, not the same for all devices and clips")
+    return max(step["collectives"]["all-reduce"]["bytes"] for step in chosen)
 
 
 def cores(clips_per_second: float, cpu_ms: float) -> int:

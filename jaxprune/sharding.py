@@ -5,6 +5,7 @@ One mesh with one axis. Programs are written as for one device and jitted with t
 devices tell each other. `jaxprune.processes` is about the processes themselves.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,6 +74,14 @@ class Layout:
         """The same inside a jitted program."""
         return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, self._of(leaf)), tree)
 
+    def gathered(self, weights: Any) -> Any:
+        """Inside a jitted program: weights as they are multiplied with, whole on every device. Their gradients come
+        back laid out as the weights are.
+
+        Left to itself XLA may keep weights divided and gather activations, which grow with the clips.
+        """
+        return jax.tree.map(lambda leaf: _gathered(leaf, self.whole, self._of(leaf)), weights)
+
     def share(self, rows: Any) -> Any:
         """Batches over all processes, put together from each one's own rows, in the order of the processes."""
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.rows, np.asarray(x)), rows)
@@ -88,6 +97,17 @@ class Layout:
 
     def _of(self, leaf: Any) -> NamedSharding:
         return NamedSharding(self._mesh, self.spread(leaf.shape, len(self.devices)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(leaf: Array, whole: NamedSharding, own: NamedSharding) -> Array:
+    return jax.lax.with_sharding_constraint(leaf, whole)
+
+
+_gathered.defvjp(
+    lambda leaf, whole, own: (_gathered(leaf, whole, own), None),
+    lambda whole, own, _, cotangent: (jax.lax.with_sharding_constraint(cotangent, own),),
+)
 
 
 def on_host(array: Array | np.ndarray) -> np.ndarray:

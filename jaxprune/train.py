@@ -328,7 +328,9 @@ class Training:
         visible = None
         if hidden:
             visible = augment.visible_patches(for_mask, clips=clips, config=self.config, hidden=hidden)
-        output = self._merged(weights)(batch.mel, policy, visible=visible, drop_path=DropPath(for_drop, drop_path))
+        output = self._merged(self.layout.gathered(weights))(
+            batch.mel, policy, visible=visible, drop_path=DropPath(for_drop, drop_path)
+        )
         return LOSSES[self.recipe.loop.loss](output.logits, batch.labels)
 
 

@@ -53,6 +53,7 @@ class WeakScaling:
 
 def measure(
     recipe: Recipe,
+    config: ModelConfig,
     *,
     clips: int,
     cores: tuple[int, int] = (0, 1),
@@ -60,7 +61,7 @@ def measure(
     steps: int = 3,
     watch: Callable[[int], None] = lambda round: None,
 ) -> WeakScaling:
-    """Times steps of a recipe with `clips` in each process: `rounds` turns of so many `steps` of each kind.
+    """Times steps of a recipe on a model of `config`, `clips` in each process: `rounds` turns of `steps` of each kind.
 
     Raises `ValueError` for cores that this process may not use, and where a process fails, with its reason.
     """
@@ -75,7 +76,7 @@ def measure(
     with contextlib.ExitStack() as stack:
 
         def start(index: int, launch: dict[str, Any]) -> _Process:
-            task = {"recipe": recipe.to_json(), "clips": clips, "launch": launch}
+            task = {"recipe": recipe.to_json(), "config": dataclasses.asdict(config), "clips": clips, "launch": launch}
             return stack.enter_context(_running(task, core=cores[index]))
 
         alone = [start(i, {}) for i in range(2)]
@@ -90,6 +91,8 @@ def measure(
                 seconds[AT_ONCE] += times
             seconds[TOGETHER] += map(max, *_steps(pair, steps))
             watch(turn + 1)
+        for process in (*alone, *pair):
+            process.end()  # all before one is waited for: the pair leave together
     return WeakScaling(seconds={kind: tuple(times) for kind, times in seconds.items()})
 
 
@@ -102,6 +105,9 @@ class _Process:
     def ask(self, steps: int) -> None:
         self._child.stdin.write(f"{steps}\n")
         self._child.stdin.flush()
+
+    def end(self) -> None:
+        self._child.stdin.close()
 
     def answer(self) -> Any:
         for line in self._child.stdout:
@@ -162,10 +168,8 @@ def _serve(task: dict[str, Any]) -> None:
 
     recipe, launch, clips = Recipe.from_json(task["recipe"]), Launch(**task["launch"]), task["clips"]
     recipe = dataclasses.replace(recipe, loop=dataclasses.replace(recipe.loop, batch=clips * launch.count))
-    start, facts = recipe.start, recipe.data
-    config = ModelConfig.of_size(start.family, start.size, classes=facts.classes, frames=facts.frames)
     with joined(launch):
-        model = build(config, dtype=recipe.precision.compute)
+        model = build(ModelConfig(**task["config"]), dtype=recipe.precision.compute)
         training = Training(recipe, model, steps_per_epoch=1_000_000)
         batch = noise(recipe, clips=clips)
 

@@ -16,7 +16,10 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv(compiling.DIRECTORY.upper())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compiling, "WORTH_KEEPING", 0.0)
-    return tmp_path
+    told = {name: jax.config.values[name] for name in (compiling.DIRECTORY, compiling.SHORTEST)}  # by other tests
+    compiling.configure({compiling.DIRECTORY: None, compiling.SHORTEST: compiling.USUAL})
+    yield tmp_path
+    compiling.configure(told)
 
 
 @pytest.fixture

@@ -182,6 +182,7 @@ def test_refuses_impossible_settings(changes, sentence):
 
 def test_without_espeak_one_sentence_and_code_2(tmp_path, monkeypatch, run_script):
     monkeypatch.setenv("PATH", str(tmp_path))
+    corpus.espeak_version.cache_clear()
     code, _, said = run_script(SCRIPT, tmp_path / "out")
     assert code == 2
     assert (

@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers import small
+from quick import QUICK
 
 from jaxprune.config import ModelConfig
 from jaxprune.recipes import recipe
 from jaxprune.scaling import Accelerator, Assumptions, StepTime, cores, reduced_bytes, steady, step_time
 from jaxprune.schedules import keep_rate
-from jaxprune.weak_scaling import measure
+from jaxprune.settings import Recipe
+from jaxprune.weak_scaling import ALONE, AT_ONCE, TOGETHER, WeakScaling, measure
 
 ROOT = Path(__file__).parent.parent
 SLOW = Accelerator(name="slow", flops=1e12, node=8, inside=1e9, across=1e8, source="made up")
@@ -88,37 +91,52 @@ def test_the_script_refuses(run_script, tmp_path):
 needs_two_cores = pytest.mark.skipif(len(getattr(os, "sched_getaffinity", set)(0)) < 2, reason="needs two cores")
 
 
+def micro(depth: int) -> tuple[Recipe, ModelConfig]:
+    made = steady(recipe("audiomae-words"), keep_rate=0.7)
+    made = dataclasses.replace(made, prune=dataclasses.replace(made.prune, blocks=(1,)))
+    return made, small("audiomae", depth=depth, frames=made.data.frames, classes=made.data.classes)
+
+
 @needs_two_cores
-def test_weak_scaling_is_measured(run_script, tmp_path):
-    cores = sorted(os.sched_getaffinity(0))[:2]
+def test_four_processes_take_turns(monkeypatch):
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name.upper(), str(value))
+    cores, turns = tuple(sorted(os.sched_getaffinity(0))[:2]), []
+    found = measure(*micro(depth=2), clips=2, cores=cores, rounds=2, steps=2, watch=turns.append)
+    assert turns == [1, 2]
+    assert {kind: len(times) for kind, times in found.seconds.items()} == {ALONE: 8, AT_ONCE: 8, TOGETHER: 4}
+    assert all(0 < time < 60 for times in found.seconds.values() for time in times)
+
+
+def test_weak_scaling_is_told_and_saved(run_script, tmp_path, monkeypatch):
+    given = {}
+
+    def measured(recipe, config, **rest):
+        given.update(rest, size=recipe.start.size, depth=config.depth)
+        rest["watch"](1)
+        return WeakScaling(seconds={ALONE: (1.0, 9.0, 2.0), AT_ONCE: (3.0,), TOGETHER: (4.0, 5.0)})
+
+    monkeypatch.setattr("jaxprune.weak_scaling.measure", measured)
     out = tmp_path / "weak.json"
-    arguments = ("--quick", "--recipe", "audiomae-words", "--cores", *cores, "--out", out)
-    code, printed, err = run_script(ROOT / "scripts" / "weak_scaling.py", *arguments)
+    code, printed, err = run_script(ROOT / "scripts" / "weak_scaling.py", "--quick", "--clips", 3, "--out", out)
     assert code == 0, err
-    assert "Weak-scaling efficiency" in printed
+    assert "efficiency 44.4%; two processes that do not talk reach 66.7%" in " ".join(printed.split())
     found = json.loads(out.read_text())
-    assert {kind: len(times) for kind, times in found["seconds"].items()} == {
-        "alone": 8,
-        "both alone at once": 8,
-        "together": 4,
-    }
-    assert found["efficiency"] == found["medians"]["alone"] / found["medians"]["together"]
+    assert (found["efficiency"], found["medians"]["together"], found["clips"]) == (2 / 4.5, 4.5, 3)
+    assert (given["size"], given["depth"], given["clips"], given["rounds"], given["steps"]) == ("micro", 12, 3, 2, 2)
 
 
 def test_weak_scaling_refuses():
-    made = steady(recipe("audiomae-words"), keep_rate=0.7)
     for changes, said in (
         ({"clips": 0}, "clips is 0"),
         ({"cores": (0, 0)}, r"cores are \(0, 0\); they must be two of"),
         ({"cores": (0, 10**6)}, "they must be two of"),
     ):
         with pytest.raises(ValueError, match=said):
-            measure(made, **{"clips": 1} | changes)
+            measure(*micro(depth=2), **{"clips": 1} | changes)
 
 
 @needs_two_cores
-def test_a_process_that_fails_says_why(monkeypatch):
-    made = steady(recipe("audiomae-words"), keep_rate=0.7)
-    impossible = dataclasses.replace(made, prune=dataclasses.replace(made.prune, blocks=(40,)))
-    with pytest.raises(ValueError, match=r"ended with code 1: .*blocks \[40\] cannot prune"):
-        measure(impossible, clips=1, cores=tuple(sorted(os.sched_getaffinity(0))[:2]))
+def test_a_process_that_fails_says_why():
+    with pytest.raises(ValueError, match=r"ended with code 1: .*blocks \[1\] cannot prune"):
+        measure(*micro(depth=1), clips=1, cores=tuple(sorted(os.sched_getaffinity(0))[:2]))

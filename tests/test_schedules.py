@@ -221,7 +221,9 @@ def test_step_decay_equals_pytorchs_milestones():
 def test_learning_rates_are_the_same_under_jit(name):
     rate = learning_rate(RECIPES[name], steps_per_epoch=9)
     steps = np.arange(0, 270, 4, dtype=np.int32)
-    np.testing.assert_allclose(jax.jit(jax.vmap(rate))(steps), [rate(int(step)) for step in steps], rtol=1e-6)
+    found, expected = jax.jit(jax.vmap(rate))(steps), [rate(int(step)) for step in steps]
+    # A cosine that is nearly down cancels: its error is one of the whole rate's.
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7 * max(expected))
 
 
 def test_a_rate_can_be_raised_on_the_command_line_without_moving_its_course():
