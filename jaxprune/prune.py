@@ -7,8 +7,10 @@ so that their counts may be traced values or come from the data. Running the blo
 """
 
 import abc
+import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -218,7 +220,8 @@ class Within(Stage):
         return patches
 
 
-@struct.dataclass
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
 class Policy:
     """A score and the blocks that prune by it, `{0-based block: stage}`.
 
@@ -228,6 +231,25 @@ class Policy:
 
     score: Score
     stages: dict[int, Stage]
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in ("score", "stages")]
+        return children, (_types(self.score), tuple(map(_types, self.stages.values())))
+
+    @classmethod
+    def tree_unflatten(cls, types: Any, children: Any) -> "Policy":
+        return cls(*children)
+
+
+def _types(value: Any) -> Any:
+    """The types in a score or stage, for JAX to tell policies apart by.
+
+    jax 0.10.2 takes two dataclasses of the same fields for equal, whatever their types. A jitted function then answers
+    for one score with the program of another, now and then, as the hashes fall.
+    """
+    if not dataclasses.is_dataclass(value):
+        return None
+    return type(value), tuple(_types(getattr(value, field.name)) for field in dataclasses.fields(value))
 
 
 def best(score: Float[Array, "b n"], alive: Bool[Array, "b n"] | None, k: int) -> Int[Array, "b k"]:

@@ -11,6 +11,7 @@ from jaxprune.prune import (
     Opposite,
     PatchMean,
     PatchStd,
+    Policy,
     Random,
     RandomByClip,
     ReceivedAttention,
@@ -159,3 +160,22 @@ def test_bucketed_capacities_cover_the_counts_and_never_grow():
     assert [stage.capacity for stage in stages.values()] == [120, 96, 64]
     assert [int(stage.count) for stage in stages.values()] == [119, 84, 42]
     assert [stage.capacity for stage in masked_stages({3: 0.5}, patches=120).values()] == [120]
+
+
+def test_policies_of_other_types_are_told_apart_by_jit():
+    """JAX compares the structures of arguments to find the program that it has compiled for them."""
+    stages, values = {3: TopK(0.5)}, jnp.zeros((1, 4))
+    scores = [ClsAttention(), ReceivedAttention(), PatchMean(), PatchStd(), Given(values), Random(jnp.zeros(2, int))]
+    scores += [Opposite(score) for score in scores] + [RandomByClip(jax.random.split(jax.random.key(0), 3))]
+    policies = [Policy(score, stages) for score in scores]
+    policies += [
+        Policy(PatchMean(), {3: stage})
+        for stage in (MaskedTopK(jnp.int32(4), 9), Within(jnp.float32(0), jnp.float32(1)))
+    ]
+    policies += [Policy(PatchMean(), {4: TopK(0.5)}), Policy(PatchMean(), {3: TopK(0.6)})]
+    for i, one in enumerate(policies):
+        for j, other in enumerate(policies):
+            assert (jax.tree.structure(one) == jax.tree.structure(other)) == (i == j)
+    structure = jax.tree.structure(policies[4])
+    assert structure == jax.tree.structure(Policy(Given(jnp.ones((2, 4))), stages))  # other numbers, same program
+    assert structure == jax.tree.structure(jax.jit(lambda policy: policy)(policies[4]))
