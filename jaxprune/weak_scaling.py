@@ -80,9 +80,11 @@ def measure(
             return stack.enter_context(_running(task, core=cores[index]))
 
         alone = [start(i, {}) for i in range(2)]
-        pair = [start(i, {"coordinator": coordinator, "count": 2, "index": i}) for i in range(2)]
-        for process in (*alone, *pair):
+        for process in alone:
             process.answer()  # compiled
+        pair = [start(i, {"coordinator": coordinator, "count": 2, "index": i}) for i in range(2)]
+        for process in pair:
+            process.answer()
         seconds: dict[str, list[float]] = {ALONE: [], AT_ONCE: [], TOGETHER: []}
         for turn in range(rounds):
             for process in alone:
@@ -127,13 +129,12 @@ def _steps(processes: list[_Process], count: int) -> list[list[float]]:
 def _running(task: dict[str, Any], *, core: int) -> Iterator[_Process]:
     """A child process held to a core from its start, so that XLA makes one thread; it ends with its input."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "jaxprune.weak_scaling", json.dumps(task)],
+        [sys.executable, "-m", "jaxprune.weak_scaling", json.dumps(task | {"core": core})],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
     )
     try:
         yield _Process(child)
@@ -166,6 +167,7 @@ def _serve(task: dict[str, Any]) -> None:
     from jaxprune.processes import Launch, joined
     from jaxprune.train import Training
 
+    os.sched_setaffinity(0, {task["core"]})  # before XLA counts the cores to make its threads for
     recipe, launch, clips = Recipe.from_json(task["recipe"]), Launch(**task["launch"]), task["clips"]
     recipe = dataclasses.replace(recipe, loop=dataclasses.replace(recipe.loop, batch=clips * launch.count))
     with joined(launch):
