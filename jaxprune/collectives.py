@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxprune import augment
 from jaxprune.config import ModelConfig
 from jaxprune.features import sample_count
 from jaxprune.models import Classifier, abstract
@@ -112,17 +111,7 @@ def compiled_step(recipe: Recipe, config: ModelConfig, *, layout: Layout, clips:
             for name, (size, dtype) in rows.items()
         }
     )
-    key = training._key
-    lowered = training._step.lower(
-        layout.describe(training.state),
-        jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.whole),
-        sound,
-        plan.policy,
-        augment.amounts(plan.augment),
-        jnp.float32(plan.augment.drop_path),
-        hidden=plan.augment.patch_mask,
-    )
-    hlo = lowered.compile(compiler_options=QUICK).as_text()
+    hlo = training.lowered(sound, plan).compile(compiler_options=QUICK).as_text()
     return Program(hlo=hlo, parameters=parameters, devices=len(layout.devices), clips=clips)
 
 

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from jaxprune import checkpoint
-from jaxprune.config import ModelConfig
 from jaxprune.cost import macs
 from jaxprune.data import Shard, Workers, eval_batches, train_batches
 from jaxprune.datasets import ESC50, AudioSet, Folder, Manifest, Shards, Source, SpeechCommands, VoxCeleb1
@@ -251,7 +250,8 @@ def finetune(
             params = training.state.params if chosen == step else checkpoints.params(chosen, training.state)
             final = training.model(params)
             scores = {split: evaluate(split, params) for split in ("validation", "test") if split in sizes}
-            card = training.card(
+            card = recipe.card(
+                training.config,
                 labels=dataset.labels,
                 source=f"fine-tuned by jaxprune: recipe {recipe.name}, seed {seed}, step {chosen}, "
                 f"keep rate {recipe.prune.keep_rate:g}, from {recipe.start.checkpoint or 'scratch'}",
@@ -314,8 +314,7 @@ def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tup
     """
     start, facts, dtype = recipe.start, recipe.data, recipe.precision.compute
     if not start.checkpoint:
-        config = ModelConfig.of_size(start.family, start.size, classes=facts.classes, frames=facts.frames)
-        return build(config, dtype=dtype, seed=seed), ("the model starts from random weights",)
+        return build(recipe.model(), dtype=dtype, seed=seed), ("the model starts from random weights",)
     card = checkpoint.load_card(start.checkpoint)
     if card.model.family != start.family:
         raise ValueError(f"{start.checkpoint} holds an {card.model.family}; the recipe trains an {start.family}")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from jaxprune.config import FAMILY_SIZES, Activation, Family
+from jaxprune.config import FAMILY_SIZES, Activation, Card, Family, ModelConfig
 from jaxprune.features import STATISTICS
 
 
@@ -335,6 +335,25 @@ class Recipe:
             raise ValueError(
                 f"a time mask of {self.augment.time_mask} is wider than clips of {self.data.frames} frames"
             )
+
+    def model(self, **changes: Any) -> ModelConfig:
+        """The geometry that a model of `start.size` has for these classes and frames, but for what `changes`."""
+        start, facts = self.start, self.data
+        return ModelConfig.of_size(
+            start.family, start.size, **{"classes": facts.classes, "frames": facts.frames} | changes
+        )
+
+    def card(self, model: ModelConfig, *, labels: tuple[str, ...] = (), source: str = "") -> Card:
+        """What a model that the recipe trains needs to be used, beside its weights."""
+        facts = self.data
+        return Card(
+            model=model,
+            mean=facts.mean,
+            std=facts.std,
+            activation=self.loop.activation,
+            labels=labels,
+            source=source,
+        )
 
     @property
     def peak_lr(self) -> float:

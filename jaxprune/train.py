@@ -22,7 +22,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxprune import augment, data, schedules
 from jaxprune.checkpoint import dotted
-from jaxprune.config import Card
 from jaxprune.evaluate import evaluate as measure
 from jaxprune.metrics import LOSSES, weighted_mean
 from jaxprune.models import Classifier, abstract, topk
@@ -212,7 +211,7 @@ class Training:
         found = measure(
             model,
             batches,
-            card=self.card(),
+            card=self.recipe.card(self.config),
             policies={keep_rate: policy},
             single_label=metric == "accuracy",
             layout=self.layout,
@@ -229,13 +228,6 @@ class Training:
             score=next(iter(measured.metrics.values())),
         )
 
-    def card(self, *, labels: tuple[str, ...] = (), source: str = "") -> Card:
-        """What the model that is trained needs to be used, beside its weights."""
-        facts, activation = self.recipe.data, self.recipe.loop.activation
-        return Card(
-            model=self.config, mean=facts.mean, std=facts.std, activation=activation, labels=labels, source=source
-        )
-
     def model(self, params: Weights | None = None) -> Classifier:
         """The model with the present weights (or `params`), as copies."""
         weights = (self.state.params if params is None else params) | self.state.tables
@@ -245,11 +237,13 @@ class Training:
         """Takes a restored state as the present one."""
         self.state = self.layout.put(state)
 
+    def lowered(self, sound: Sound, plan: Plan) -> jax.stages.Lowered:
+        """The step's program for a batch of this kind, given by shapes that say where they lie, before XLA has it."""
+        key = jax.ShapeDtypeStruct(self._key.shape, self._key.dtype, sharding=self.layout.whole)
+        return _ask(self._step.lower, self.layout.describe(self.state), key, sound, plan)
+
     def _run(self, batch: data.Batch, plan: Plan) -> Measured:
-        amounts, drop_path = augment.amounts(plan.augment), jnp.float32(plan.augment.drop_path)
-        self.state, measured = self._step(
-            self.state, self._key, self._send(batch), plan.policy, amounts, drop_path, hidden=plan.augment.patch_mask
-        )
+        self.state, measured = _ask(self._step, self.state, self._key, self._send(batch), plan)
         return measured
 
     def _send(self, batch: data.Batch) -> Sound:
@@ -332,6 +326,13 @@ class Training:
             batch.mel, policy, visible=visible, drop_path=DropPath(for_drop, drop_path)
         )
         return LOSSES[self.recipe.loop.loss](output.logits, batch.labels)
+
+
+def _ask(step: Callable[..., Any], state: Any, key: Any, sound: Sound, plan: Plan) -> Any:
+    """Calls the jitted step, or what else takes its arguments, as a plan says."""
+    settings = plan.augment
+    amounts, drop_path = augment.amounts(settings), jnp.float32(settings.drop_path)
+    return step(state, key, sound, plan.policy, amounts, drop_path, hidden=settings.patch_mask)
 
 
 def check_fit(recipe: Recipe, model: Classifier) -> None:

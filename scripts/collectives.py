@@ -18,7 +18,6 @@ import jax
 
 from jaxprune import cli
 from jaxprune.collectives import compiled_step, totals
-from jaxprune.config import ModelConfig
 from jaxprune.files import write_text
 from jaxprune.finetune import SPREADS
 from jaxprune.recipes import recipe as named
@@ -76,13 +75,11 @@ def main(
 
 def measured(recipe: Recipe, *, devices: int, weights: str, clips: int) -> dict[str, Any]:
     began = time.perf_counter()
-    start, data = recipe.start, recipe.data
-    config = ModelConfig.of_size(start.family, start.size, classes=data.classes, frames=data.frames)
     layout = Layout(jax.devices()[:devices], spread=SPREADS[weights])
-    program = compiled_step(recipe, config, layout=layout, clips=clips)
+    program = compiled_step(recipe, recipe.model(), layout=layout, clips=clips)
     return {
         "recipe": recipe.name,
-        "size": start.size,
+        "size": recipe.start.size,
         "keep_rate": recipe.prune.keep_rate,
         "accumulate": recipe.loop.accumulate,
         "weights": weights,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune import cli
-from jaxprune.config import ModelConfig
 from jaxprune.files import write_text
 from jaxprune.recipes import recipe as named
 from jaxprune.records import read_text
@@ -73,11 +72,9 @@ def main(
         accelerator = ACCELERATORS[name]
         rows = []
         for family, recipe in RECIPES.items():
-            start, data = named(recipe).start, named(recipe).data
-            config = ModelConfig.of_size(start.family, start.size, classes=data.classes, frames=data.frames)
             work = partial(
                 step_time,
-                config,
+                named(recipe).model(),
                 reduced_bytes=reduced_bytes(steps, recipe),
                 accelerator=accelerator,
                 assumptions=assumptions,

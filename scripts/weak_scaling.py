@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 
 from jaxprune import cli
-from jaxprune.config import ModelConfig
 from jaxprune.files import write_text
 from jaxprune.recipes import recipe as named
 from jaxprune.scaling import steady
@@ -44,8 +43,6 @@ def main(
         quick: see that it works: a micro model, 2 clips, 2 rounds of 2 steps, each unless given. Its times mean little.
     """
     settings = steady(named(recipe), size=size or ("micro" if quick else "base"), keep_rate=keep_rate)
-    start, data = settings.start, settings.data
-    config = ModelConfig.of_size(start.family, start.size, classes=data.classes, frames=data.frames)
     clips, rounds, steps = clips or (2 if quick else 4), rounds or (2 if quick else 5), steps or (2 if quick else 3)
     load = os.getloadavg()[0]
     if load > 0.5:
@@ -54,7 +51,7 @@ def main(
         bar = progress.add_task("", total=rounds)
         found = measure(
             settings,
-            config,
+            settings.model(),
             clips=clips,
             cores=cores,
             rounds=rounds,

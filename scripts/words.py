@@ -20,7 +20,7 @@ import jax
 import tyro
 
 from jaxprune import checkpoint, cli
-from jaxprune.config import Card, Family, ModelConfig
+from jaxprune.config import Family
 from jaxprune.data import eval_batches
 from jaxprune.datasets import SpeechCommands
 from jaxprune.evaluate import evaluate, keep_policies
@@ -111,17 +111,10 @@ def from_checkpoint(stage: Recipe, start: str | Path) -> Recipe:
 
 def save_start(path: Path, stage: Recipe, *, depth: int, before: Classifier | None, labels: tuple[str, ...]) -> None:
     """Saves the model a stage starts from: random weights, or the stage's before with blocks added."""
-    start, facts = stage.start, stage.data
-    config = ModelConfig.of_size(start.family, start.size, classes=facts.classes, frames=facts.frames, depth=depth)
+    config = stage.model(depth=depth)
     model = build(config) if before is None else deepened(before, depth)
-    card = Card(
-        model=config,
-        mean=facts.mean,
-        std=facts.std,
-        activation=stage.loop.activation,
-        labels=labels,
-        source="random weights" if before is None else "a shallow model deepened",
-    )
+    source = "random weights" if before is None else "a shallow model deepened"
+    card = stage.card(config, labels=labels, source=source)
     checkpoint.save(path, model, card=card)
 
 

@@ -223,7 +223,7 @@ def test_evaluation_counts_every_clip_once_at_an_exact_rate(dataset, run):
     assert found["accuracy"].auc is found["mAP"].top1 is None
     assert found["mAP"].score == found["mAP"].mean_average_precision > 0
     assert found["mAP"].loss == found["accuracy"].loss
-    assert LOSSES[made.loop.loss] is LOSS_OF[trained.card().activation]
+    assert LOSSES[made.loop.loss] is LOSS_OF[made.card(trained.config).activation]
 
 
 def evaluated(trained: Training, dataset: Dataset) -> list[float]:
