@@ -1,237 +1,36 @@
-"""Softmax attention that also says what every token received, and never holds all of its weights.
+"""Softmax attention that also says what every token received, by the way that suits the device.
 
-The weights `(b, h, s, s)` are the largest array of a transformer on spectrograms, and only products with them matter:
-the mixed values and, for pruning, sums over queries. So they are computed in parts, some heads at a time on a CPU,
-where a part then fits the cache, some queries at a time elsewhere, and in the backward pass once more, from the
-log-sum-exp of each query. Parts differ from the whole by rounding only (`tests/test_attention.py` has the whole).
+Nothing holds all the weights `(b, h, s, s)`: bfloat16 goes through a library's fused kernels on a GPU
+(`jaxprune.attention_fused`), all else in parts (`jaxprune.attention_parts`).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-from einops import rearrange
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-WHOLE_BYTES = 12 << 20  # of weights, up to which parts would only cost time
-HEADS_BYTES = 4 << 20  # weights of the heads taken together, on a CPU; one head may have more
-QUERIES = 128  # taken together, elsewhere
+from jaxprune import attention_fused, attention_parts
+
+Project = Callable[[Float[Array, "b s d"], slice], Float[Array, "b s r h c"]]
+
+ROLES = slice(0, 3)  # queries, keys, values
 
 
 def attend(
-    qkv: Float[Array, "b s 3 h c"], *, queries: slice, mask: Bool[Array, "b s"] | None
-) -> tuple[Float[Array, "b s h c"], Float[Array, "b s"]]:
+    tokens: Float[Array, "b s d"],
+    project: Project,
+    *,
+    queries: slice,
+    mask: Bool[Array, "b s"] | None,
+) -> tuple[Float[Array, "b rows h c"], Float[Array, "b s"]]:
     """Softmax attention, scale c ** -0.5, and what each token received: float32, mean over heads and the unmasked
     `queries`.
 
-    A token where `mask` is False gets weight 0 as a key and is left out of the mean as a query; its own output row is
-    finite and means nothing. Both results have a gradient.
+    `project(tokens, roles)` gives the tokens as queries, keys or values, or as several of them. A token where `mask` is
+    False gets weight 0 as a key and is left out of the mean as a query; its own output row is finite and means nothing.
+    Neither do rows after the tokens', of which there may be one. Both results have a gradient.
     """
-    b, s, _, h, _ = qkv.shape
-    asked = jnp.zeros((b, s), jnp.float32).at[:, queries].set(1)
-    if mask is not None:
-        asked = asked * mask
-    share = asked / (h * jnp.maximum(asked.sum(axis=1, keepdims=True), 1))
-    if 4 * b * h * s * s > WHOLE_BYTES:
-        return in_parts(qkv, mask, share)
-    found = part(*by_role(qkv), mask, share)
-    return rearrange(found.mixed, "b h s c -> b s h c"), found.received
-
-
-class Part(NamedTuple):
-    """What attention of some heads or queries gives: the `mixed` values, what tokens `received`, and `log_sum`, the
-    log-sum-exp of each query's logits."""
-
-    mixed: Float[Array, "b h q c"]
-    received: Float[Array, "b s"]
-    log_sum: Float[Array, "b h q"]
-
-
-class Wanted(NamedTuple):
-    """What the gradient of a part starts from. `d_received` is None where what tokens received is not read, or only
-    chosen by."""
-
-    mixed: Float[Array, "b h q c"]
-    log_sum: Float[Array, "b h q"]
-    d_mixed: Float[Array, "b h q c"]
-    d_received: Float[Array, "b s"] | None
-
-
-def part(
-    q: Float[Array, "b h q c"],
-    k: Float[Array, "b h s c"],
-    v: Float[Array, "b h s c"],
-    mask: Bool[Array, "b s"] | None,
-    share: Float[Array, "b q"],
-) -> Part:
-    """Some queries, each with its `share` in what tokens receive, against keys and values."""
-    logits = masked_logits(q, k, mask)
-    top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    weights = jnp.exp(logits - top)
-    total = weights.sum(axis=-1)  # b h q; divided after the product with v: s * c divisions, not s * s
-    mixed = jnp.einsum("bhqk,bhkc->bhqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    received = jnp.einsum("bhqk,bhq->bk", weights, share[:, None] / total)
-    return Part((mixed / total[..., None]).astype(v.dtype), received, top[..., 0] + jnp.log(total))
-
-
-def part_gradient(
-    q: Float[Array, "b h q c"],
-    k: Float[Array, "b h s c"],
-    v: Float[Array, "b h s c"],
-    mask: Bool[Array, "b s"] | None,
-    share: Float[Array, "b q"],
-    wanted: Wanted,
-) -> tuple[Float[Array, "b h q c"], Float[Array, "b h s c"], Float[Array, "b h s c"]]:
-    """Gradients by q, k and v of a `part`; its weights are computed again."""
-    weights = jnp.exp(masked_logits(q, k, mask) - wanted.log_sum[..., None])  # b h q k, sum 1 over k
-    d_mixed = wanted.d_mixed
-    d_weights = jnp.einsum("bhqc,bhkc->bhqk", d_mixed, v, preferred_element_type=jnp.float32)
-    mean = (d_mixed.astype(jnp.float32) * wanted.mixed).sum(axis=-1)  # b h q: of d_weights under the weights
-    if wanted.d_received is not None:
-        d_weights = d_weights + share[:, None, :, None] * wanted.d_received[:, None, None, :]
-        mean = mean + share[:, None] * jnp.einsum("bhqk,bk->bhq", weights, wanted.d_received)
-    d_logits = (weights * (d_weights - mean[..., None]) * q.shape[-1] ** -0.5).astype(q.dtype)
-    return (
-        jnp.einsum("bhqk,bhkc->bhqc", d_logits, k),
-        jnp.einsum("bhqk,bhqc->bhkc", d_logits, q),
-        jnp.einsum("bhqk,bhqc->bhkc", weights.astype(d_mixed.dtype), d_mixed),
-    )
-
-
-def masked_logits(
-    q: Float[Array, "b h q c"], k: Float[Array, "b h s c"], mask: Bool[Array, "b s"] | None
-) -> Float[Array, "b h q s"]:
-    """Scaled products of queries and keys, float32, minus infinity for masked keys."""
-    logits = jnp.einsum("bhqc,bhkc->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    return logits if mask is None else jnp.where(mask[:, None, None, :], logits, -jnp.inf)
-
-
-@jax.custom_vjp
-def in_parts(
-    qkv: Float[Array, "b s 3 h c"], mask: Bool[Array, "b s"] | None, share: Float[Array, "b s"]
-) -> tuple[Float[Array, "b s h c"], Float[Array, "b s"]]:
-    """`attend`, given each query's share in what tokens receive, in the parts that suit the platform. No gradient goes
-    to the share."""
-    return forward(qkv, mask, share)[:2]
-
-
-def forward(qkv, mask, share) -> tuple[Float[Array, "b s h c"], Float[Array, "b s"], Float[Array, "b h s"]]:
-    """Mixed values, what tokens received, and the log-sum-exp that the gradient needs."""
-    return jax.lax.platform_dependent(qkv, mask, share, cpu=by_heads, default=by_queries)
-
-
-def with_residuals(qkv, mask, share):
-    qkv, mask, share = qkv.value, None if mask is None else mask.value, share.value
-    mixed, received, log_sum = forward(qkv, mask, share)
-    return (mixed, received), (qkv, mask, share, mixed, log_sum)
-
-
-def gradient(residuals, cotangents):
-    qkv, mask, share, mixed, log_sum = residuals
-    d_mixed, d_received = (None if isinstance(x, SymbolicZero) else x for x in cotangents)
-    if d_mixed is None:
-        d_mixed = jnp.zeros_like(mixed)
-    d_qkv = jax.lax.platform_dependent(
-        qkv, mask, share, mixed, log_sum, d_mixed, d_received, cpu=gradient_by_heads, default=gradient_by_queries
-    )
-    return d_qkv, None, jnp.zeros_like(share)
-
-
-in_parts.defvjp(with_residuals, gradient, symbolic_zeros=True)
-
-
-def by_heads(qkv, mask, share):
-    """Some heads at a time. The batch stays whole, because devices may have divided it among them."""
-    b, s, _, h, c = qkv.shape
-    together = heads_together(b, h, s)
-
-    def step(i, results):
-        mixed, received, log_sum = results
-        first = i * together
-        found = part(*by_role(heads(qkv, first, together, axis=3)), mask, share)
-        values = rearrange(found.mixed, "b h s c -> b s h c")
-        return (
-            jax.lax.dynamic_update_slice_in_dim(mixed, values, first, axis=2),
-            received + found.received,
-            jax.lax.dynamic_update_slice_in_dim(log_sum, found.log_sum, first, axis=1),
-        )
-
-    empty = (jnp.zeros((b, s, h, c), qkv.dtype), jnp.zeros((b, s)), jnp.zeros((b, h, s)))
-    return jax.lax.fori_loop(0, h // together, step, empty)
-
-
-def gradient_by_heads(qkv, mask, share, mixed, log_sum, d_mixed, d_received):
-    """The backward pass of `by_heads`."""
-    b, s, _, h, _ = qkv.shape
-    together = heads_together(b, h, s)
-
-    def step(i, d_qkv):
-        first = i * together
-        values, d_values = (
-            rearrange(heads(x, first, together, axis=2), "b s h c -> b h s c") for x in (mixed, d_mixed)
-        )
-        wanted = Wanted(values, heads(log_sum, first, together, axis=1), d_values, d_received)
-        found = part_gradient(*by_role(heads(qkv, first, together, axis=3)), mask, share, wanted)
-        for role, d in enumerate(found):  # in place: one array of all three would be a copy more
-            d_role = rearrange(d, "b h s c -> b s 1 h c")
-            d_qkv = jax.lax.dynamic_update_slice(d_qkv, d_role, (0, 0, role, first, 0))
-        return d_qkv
-
-    return jax.lax.fori_loop(0, h // together, step, jnp.zeros_like(qkv))
-
-
-def heads_together(b: int, h: int, s: int) -> int:
-    """The largest divisor of the heads whose weights stay within `HEADS_BYTES`, at least 1."""
-    return max(g for g in range(1, h + 1) if h % g == 0 and (g == 1 or 4 * b * g * s * s <= HEADS_BYTES))
-
-
-def heads(x, first, count: int, *, axis: int):
-    return jax.lax.dynamic_slice_in_dim(x, first, count, axis=axis)
-
-
-def by_role(qkv: Float[Array, "b s 3 h c"]) -> Float[Array, "3 b h s c"]:
-    """Queries, keys, values."""
-    return rearrange(qkv, "b s three h c -> three b h s c")
-
-
-def by_queries(qkv, mask, share):
-    """Some queries at a time, all heads at once: few large steps, for a device with thousands of lanes."""
-    s = qkv.shape[1]
-    q, k, v = by_role(qkv)
-
-    def step(received, of_queries):
-        found = part(of_queries[0], k, v, mask, of_queries[1])
-        return received + found.received, (found.mixed, found.log_sum)
-
-    of_queries = (split(q, axis=2), split(share, axis=1))
-    received, (mixed, log_sum) = jax.lax.scan(step, jnp.zeros(share.shape), of_queries)
-    return (
-        rearrange(mixed, "i b h q c -> b (i q) h c")[:, :s],
-        received,
-        rearrange(log_sum, "i b h q -> b h (i q)")[:, :, :s],
-    )
-
-
-def gradient_by_queries(qkv, mask, share, mixed, log_sum, d_mixed, d_received):
-    """The backward pass of `by_queries`: every part adds to the gradients of all keys and values."""
-    s = qkv.shape[1]
-    q, k, v = by_role(qkv)
-
-    def step(sums, of_queries):
-        q, share, *rest = of_queries
-        dq, dk, dv = part_gradient(q, k, v, mask, share, Wanted(*rest, d_received))
-        return (sums[0] + dk, sums[1] + dv), dq
-
-    values, d_values = (split(rearrange(x, "b s h c -> b h s c"), axis=2) for x in (mixed, d_mixed))
-    of_queries = (split(q, axis=2), split(share, axis=1), values, split(log_sum, axis=2), d_values)
-    (dk, dv), dq = jax.lax.scan(step, (jnp.zeros(k.shape), jnp.zeros(v.shape)), of_queries)
-    dq = rearrange(dq, "i b h q c -> b h (i q) c")[:, :, :s]
-    return rearrange(jnp.stack([dq, dk.astype(dq.dtype), dv.astype(dq.dtype)]), "three b h s c -> b s three h c")
-
-
-def split(x, *, axis: int):
-    """The axis in parts of `QUERIES`, filled up with zeros, along a new first axis."""
-    count = -(-x.shape[axis] // QUERIES)
-    padded = jnp.pad(x, [(0, count * QUERIES - x.shape[i] if i == axis else 0) for i in range(x.ndim)])
-    return jnp.moveaxis(padded.reshape(*x.shape[:axis], count, QUERIES, *x.shape[axis + 1 :]), axis, 0)
+    qkv = jax.eval_shape(lambda tokens: project(tokens, ROLES), tokens)
+    if attention_fused.suits(qkv.dtype, channels=qkv.shape[-1]):
+        return attention_fused.attend(tokens, project, queries=queries, mask=mask)
+    return attention_parts.attend(project(tokens, ROLES), queries=queries, mask=mask)

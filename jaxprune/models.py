@@ -17,6 +17,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune.config import ModelConfig
+from jaxprune.layers import LayerNorm, Linear
 from jaxprune.patches import patch_corners
 from jaxprune.positions import sincos_positions
 from jaxprune.prune import (
@@ -29,7 +30,7 @@ from jaxprune.prune import (
     stage_rates,
     top_k_stages,
 )
-from jaxprune.vit import BlockTrace, DropPath, Encoder, layer_norm, linear, select
+from jaxprune.vit import BlockTrace, DropPath, Encoder, select
 
 
 @struct.dataclass
@@ -56,11 +57,11 @@ class Classifier(nnx.Module):
     def __init__(self, config: ModelConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         self.dtype = jnp.dtype(dtype)
-        self.patch_embed = linear(config.patch**2, config.width, dtype=dtype, rngs=rngs)
+        self.patch_embed = Linear(config.patch**2, config.width, dtype=dtype, rngs=rngs)
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
-        self.head_norm = layer_norm(config.width, eps=config.head_norm_eps, dtype=jnp.float32, rngs=rngs)
+        self.head_norm = LayerNorm(config.width, eps=config.head_norm_eps, dtype=jnp.float32, rngs=rngs)
         start = nnx.initializers.truncated_normal(self.head_std)
-        self.head = linear(config.width, config.classes, init=start, dtype=jnp.float32, rngs=rngs)
+        self.head = Linear(config.width, config.classes, init=start, dtype=jnp.float32, rngs=rngs)
 
     def __call__(
         self,
@@ -124,7 +125,7 @@ class AST(Classifier):
         # As large as a patch's own code: trained from scratch, the blocks tell places apart from the first step.
         places = nnx.initializers.truncated_normal(0.3)
         self.positions = nnx.Param(places(rngs.params(), (config.extra_tokens + config.patches, config.width)))
-        self.norm = layer_norm(config.width, eps=config.norm_eps, dtype=jnp.float32, rngs=rngs)
+        self.norm = LayerNorm(config.width, eps=config.norm_eps, dtype=jnp.float32, rngs=rngs)
 
     def embed(self, patches):
         extra = repeat(self.extra_tokens[...].astype(self.dtype), "p d -> b p d", b=len(patches))

@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxprune.attention import attend
 from jaxprune.config import ModelConfig
+from jaxprune.layers import GeluLinear, LayerNorm, Linear
+from jaxprune.program import stored
 from jaxprune.prune import Evidence, Policy, Selection
-
-XAVIER = nnx.initializers.xavier_uniform()
 
 
 @struct.dataclass
@@ -105,9 +105,9 @@ class Block(nnx.Module):
     """One pre-norm transformer block, offered as its two halves so that tokens can leave in between."""
 
     def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(config.width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(config.width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(config.width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(config.width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
 
     def attend(
@@ -137,51 +137,31 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.heads = config.heads
-        self.qkv = linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
-        self.out = linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
+        self.out = Linear(config.width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, tokens: Float[Array, "b s d"], *, queries: slice, mask: Bool[Array, "b s"] | None
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s"]]:
-        qkv = rearrange(self.qkv(tokens), "b s (three h c) -> b s three h c", three=3, h=self.heads)
-        mixed, received = attend(qkv, queries=queries, mask=mask)
-        return self.out(rearrange(mixed, "b s h c -> b s (h c)")), received
+        mixed, received = attend(tokens, self.project, queries=queries, mask=mask)
+        return self.out(rearrange(mixed, "b s h c -> b s (h c)"))[:, : tokens.shape[1]], received
+
+    def project(self, tokens: Float[Array, "b s d"], roles: slice) -> Float[Array, "b s r h c"]:
+        """The tokens as queries (role 0), keys (1) or values (2), or as several of them."""
+        d = tokens.shape[-1]
+        columns = slice(d * roles.start, d * roles.stop)
+        return rearrange(self.qkv(tokens, columns), "b s (r h c) -> b s r h c", h=self.heads, c=d // self.heads)
 
 
 class Mlp(nnx.Module):
-    """Two linear layers around the exact (erf) GELU."""
+    """Two linear layers around the exact GELU."""
 
     def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.fc1 = linear(config.width, config.mlp_width, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(config.width, config.mlp_width, dtype=dtype, rngs=rngs)
+        self.fc2 = GeluLinear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        return self.fc2(gelu(self.fc1(tokens)))
-
-
-def gelu(x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
-    """The exact GELU as PyTorch writes it. `jax.nn.gelu` goes through erfc, which takes a CPU two to three times as
-    long."""
-    return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
-
-
-@jax.custom_vjp
-def stored(tokens: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-    """The tokens themselves, computed once, and so their cotangent.
-
-    They are a sum that grows with every block. XLA's CPU compiler would rather add up all its terms again wherever one
-    of the sums is read, and it takes optimisation barriers away before it decides that.
-    """
-    return jax.lax.platform_dependent(tokens, cpu=divided_by_one, default=lambda x: x)
-
-
-def divided_by_one(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-    """Exactly x. A quotient counts as too dear to compute twice, and that this is one by 1 is not seen through."""
-    sign = jnp.where(x < 0, -1, 1).astype(x.dtype)
-    return x / (sign * sign)
-
-
-stored.defvjp(lambda x: (stored(x), None), lambda _, cotangent: (stored(cotangent),))
+        return self.fc2(self.fc1(tokens))
 
 
 def scaled(update: Float[Array, "b s d"], share: Float[Array, "b"] | None) -> Float[Array, "b s d"]:
@@ -201,25 +181,3 @@ def select(
 def token_mask(alive: Bool[Array, "b n"] | None, extra_tokens: int) -> Bool[Array, "b s"] | None:
     """The patches' mask with the always-alive extra tokens in front."""
     return None if alive is None else jnp.pad(alive, ((0, 0), (extra_tokens, 0)), constant_values=True)
-
-
-def linear(
-    features_in: int, features_out: int, *, dtype: Any, rngs: nnx.Rngs, init: nnx.Initializer = XAVIER
-) -> nnx.Linear:
-    """A biased linear layer. By default it starts as MAE's do, Xavier uniform with zero bias: unlike timm's fixed
-    deviation of 0.02, its scale follows the width."""
-    return FlatLinear(features_in, features_out, dtype=dtype, kernel_init=init, rngs=rngs)
-
-
-class FlatLinear(nnx.Linear):
-    """`nnx.Linear` on the last axis of `(*b, d)`, computed as one product of two matrices."""
-
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
-        # With more axes, XLA's CPU compiler makes the gradients from transposed copies of the cotangent, element by
-        # element, and computes whatever led to the cotangent once more inside those copies.
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
-
-
-def layer_norm(width: int, *, eps: float, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with float32 statistics; the two-pass variance, because the one-pass form cancels."""
-    return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)

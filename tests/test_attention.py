@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from jaxprune import attention
+from jaxprune import attention, attention_fused, attention_parts
 
 B, S, H, C = 2, 9, 6, 4
 QKV = jnp.asarray(np.random.default_rng(0).standard_normal((B, S, 3, H, C)), jnp.float32)
@@ -16,15 +16,31 @@ WAYS = {
 }
 
 
-@pytest.fixture(params=[*WAYS, "by queries"])
+@pytest.fixture(params=[*WAYS, "by queries", "fused"])
 def attend(request, monkeypatch):
     """`attend` made to take each of its ways, on a small input."""
     for name, value in WAYS.get(request.param, {"WHOLE_BYTES": 0, "QUERIES": 4}).items():
-        monkeypatch.setattr(attention, name, value)
+        monkeypatch.setattr(attention_parts, name, value)
     if request.param == "by queries":  # what an accelerator takes
-        monkeypatch.setattr(attention, "by_heads", attention.by_queries)
-        monkeypatch.setattr(attention, "gradient_by_heads", attention.gradient_by_queries)
-    return attention.attend
+        monkeypatch.setattr(attention_parts, "by_heads", attention_parts.by_queries)
+        monkeypatch.setattr(attention_parts, "gradient_by_heads", attention_parts.gradient_by_queries)
+    if request.param == "fused":  # what a GPU takes, with another library
+        monkeypatch.setattr(attention_fused, "QUERIES", 4)
+        monkeypatch.setattr(attention_fused, "suits", lambda *_, **__: True)
+        monkeypatch.setattr(attention_fused, "LIBRARY", "xla")
+    return attend_qkv
+
+
+def attend_qkv(qkv, *, queries, mask):
+    """`attend` for projected tokens."""
+    s, _, h, c = qkv.shape[1:]
+    tokens = rearrange(qkv, "b s three h c -> b s (three h c)")
+
+    def project(tokens, roles):
+        return rearrange(tokens, "b s (three h c) -> b s three h c", h=h, c=c)[:, :, roles]
+
+    mixed, received = attention.attend(tokens, project, queries=queries, mask=mask)
+    return mixed[:, :s], received
 
 
 def attend_one_by_one(queries, mask):
@@ -116,7 +132,7 @@ def test_no_array_holds_the_weights_of_all_heads(by):
     s, h, c = 513, 12, 64
 
     def mixed(qkv):
-        return attention.attend(qkv, queries=slice(1, None), mask=None)
+        return attend_qkv(qkv, queries=slice(1, None), mask=None)
 
     work = mixed if by == "forward" else jax.grad(lambda qkv: mixed(qkv)[0].sum())
     program = jax.jit(work).lower(jax.ShapeDtypeStruct((1, s, 3, h, c), jnp.float32)).compile()
@@ -129,7 +145,7 @@ def test_what_nobody_reads_of_the_received_attention_is_not_computed():
 
     def flops(pick):
         def work(qkv):
-            return pick(attention.attend(qkv, queries=slice(1, None), mask=None))
+            return pick(attend_qkv(qkv, queries=slice(1, None), mask=None))
 
         return jax.jit(work).lower(shape).compile().cost_analysis()["flops"]
 

@@ -7,8 +7,9 @@ from flax import nnx
 from helpers import small
 
 from jaxprune.models import abstract, topk
+from jaxprune.program import stored
 from jaxprune.prune import Selection
-from jaxprune.vit import Mlp, select, stored, token_mask
+from jaxprune.vit import Mlp, select, token_mask
 
 
 def test_gelu_is_the_exact_one():

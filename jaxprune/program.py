@@ -1,0 +1,46 @@
+"""What XLA's CPU compiler has to be told about a program: values to compute once, and not before others are known.
+
+It takes optimisation barriers away before it decides what to compute where, and it starts whatever depends on nothing
+as early as it can, with a buffer for each. What it cannot see through is a division by a number that happens to be 1.
+Elsewhere these functions are the identity. They change no value anywhere.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.custom_vjp
+def stored(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """x itself, computed once, and so its cotangent.
+
+    The stream of tokens is a sum that grows with every block: the compiler would rather add up all its terms again
+    wherever one of the sums is read.
+    """
+    return jax.lax.platform_dependent(x, cpu=lambda x: x / one(x), default=lambda x: x)
+
+
+stored.defvjp(lambda x: (stored(x), None), lambda _, cotangent: (stored(cotangent),))
+
+
+def later(tree: Any, *, than: Float[Array, "..."]) -> Any:
+    """The arrays of a tree, not to be read before the first number of `than` is known.
+
+    For what a backward pass computes again instead of keeping it: the compiler would take it for the forward pass's,
+    and keep that. And for new weights, which may overwrite the old ones only after every gradient has read them: it
+    would copy the old ones first.
+    """
+    first = than[(0,) * than.ndim]
+
+    def divided(tree: Any, first: Float[Array, ""]) -> Any:
+        return jax.tree.map(lambda x: x / one(first).astype(x.dtype), tree)
+
+    return jax.lax.platform_dependent(tree, first, cpu=divided, default=lambda tree, first: tree)
+
+
+def one(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """1 for every number, NaN and infinity included."""
+    sign = jnp.where(x < 0, -1, 1).astype(x.dtype)
+    return sign * sign
