@@ -14,6 +14,8 @@ from einops import rearrange, reduce, repeat
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Shaped
 
+from jaxprune.program import stored
+
 WHOLE_BYTES = 12 << 20  # of weights, up to which parts would only cost time
 HEADS_BYTES = 4 << 20  # weights of the heads taken together, on a CPU; one head may have more
 QUERIES = 128  # taken together, elsewhere
@@ -69,7 +71,9 @@ def part(
     logits = masked_logits(q, k, mask)
     top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - top)
-    total = weights.sum(axis=-1)  # g q; divided after the product with v: s * c divisions, not s * s
+    # Divided by after the product with v: s * c divisions, not s * s. Stored, or a kernel library of the CPU takes all
+    # of this for one kernel, which asks the system for the memory of the weights anew in each part.
+    total = stored(weights.sum(axis=-1))  # g q
     mixed = jnp.einsum("gqk,gkc->gqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     received = jnp.einsum("gqk,gq->gk", weights, for_heads(share, like=q) / total)
     return Part(
