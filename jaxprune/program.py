@@ -5,8 +5,6 @@ as early as it can, with a buffer for each. What it cannot see through is a divi
 Elsewhere these functions are the identity. They change no value anywhere.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -25,19 +23,16 @@ def stored(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 stored.defvjp(lambda x: (stored(x), None), lambda _, cotangent: (stored(cotangent),))
 
 
-def later(tree: Any, *, than: Float[Array, "..."]) -> Any:
-    """The arrays of a tree, not to be read before the first number of `than` is known.
+def later(x: Float[Array, "rows d"], *, than: Float[Array, "rows e"]) -> Float[Array, "rows d"]:
+    """x itself, of which no row is to be read before the same row of `than` has begun.
 
     For what a backward pass computes again instead of keeping it: the compiler would take it for the forward pass's,
-    and keep that. And for new weights, which may overwrite the old ones only after every gradient has read them: it
-    would copy the old ones first.
+    and keep that. By rows, because devices may have divided them among them.
     """
-    first = than[(0,) * than.ndim]
-
-    def divided(tree: Any, first: Float[Array, ""]) -> Any:
-        return jax.tree.map(lambda x: x / one(first).astype(x.dtype), tree)
-
-    return jax.lax.platform_dependent(tree, first, cpu=divided, default=lambda tree, first: tree)
+    first = than[:, :1]
+    return jax.lax.platform_dependent(
+        x, first, cpu=lambda x, first: x / one(first).astype(x.dtype), default=lambda x, _: x
+    )
 
 
 def one(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
