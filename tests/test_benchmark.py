@@ -236,6 +236,7 @@ def test_program_reports_what_follows_from_its_samples(tmp_path):
             assert facts["difference"] < 1e-4
             if machine.LINUX:
                 assert facts["peak_bytes"] > 4 * 0.6e6  # at least the micro AST's weights
+        assert 4 * 0.6e6 < jax["program_bytes"] < jax["peak_bytes"]
         for name, ratio in row["jax_over"].items():
             assert ratio["ratio"] == pytest.approx(jax["median"] / row["contestants"][name]["median"])
 

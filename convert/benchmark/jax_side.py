@@ -45,9 +45,17 @@ class Jax:
         executable = self.program.lower(self.state, self.mel, self.policy(keep_rate)).compile()
         seconds = time.perf_counter() - began
         self.compiled[keep_rate] = executable, self.policy(keep_rate)
-        analysis = executable.memory_analysis()
-        self.temp_bytes[keep_rate] = analysis and analysis.temp_size_in_bytes
-        return {"compile_seconds": seconds, "temp_bytes": self.temp_bytes[keep_rate]}
+        facts = {"compile_seconds": seconds, "temp_bytes": None, "program_bytes": None}
+        if analysis := executable.memory_analysis():
+            facts["temp_bytes"] = analysis.temp_size_in_bytes
+            facts["program_bytes"] = (
+                analysis.argument_size_in_bytes
+                + analysis.output_size_in_bytes
+                - analysis.alias_size_in_bytes
+                + analysis.temp_size_in_bytes
+            )
+        self.temp_bytes[keep_rate] = facts["temp_bytes"]
+        return facts
 
     def call(self, keep_rate: float) -> Any:
         executable, policy = self.compiled[keep_rate]

@@ -18,7 +18,8 @@ NOTES = (
     "gain: speed-up over keep rate 1.0 as a share of the MAC ratio; 1.00 means that time follows the arithmetic. "
     "GMACs are per clip, of a training step three times the forward pass's; GFLOP/s 2 x GMACs x batch / time.",
     "compile: of PyTorch what the first call took above a later one; no cache is used. peak: memory of one call with "
-    "weights and input, on a CPU less what importing the libraries takes.",
+    "weights and input, on a CPU less what importing the libraries takes (of it what XLA's program itself holds; the "
+    "rest is mostly what the compiler leaves, of all keep rates so far).",
     "dropped: samples in which other processes used the cores, taken again (of those kept, how many were contended all "
     "the same). Memory allocators are the frameworks' defaults.",
 )
@@ -111,7 +112,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                     f"{facts['peak_share']:.0%}",
                     f"{facts['speedup_per_mac_ratio']:.2f}",
                     f"{facts['compile_seconds']:.1f}",
-                    megabytes(facts["peak_bytes"]),
+                    megabytes(facts["peak_bytes"])
+                    + (f"\n({megabytes(facts['program_bytes'])})" if "program_bytes" in facts else ""),
                     f"{facts['dropped']}{contended}",
                 ]
             )
