@@ -1,10 +1,10 @@
 """The parent process: starts a worker for JAX and for each PyTorch variant, lets them take turns, and throws away
 disturbed samples.
 
-Turns are single calls, one after the other on the same device (`torch-eager`, `jax`, `torch-eager`, ...) over all keep
-rates, so that whatever the machine does, it does to both, and to the pruned and the unpruned model alike. Each round
-ends with a large matrix product in either framework, which tells what the device could do at the time. What the samples
-mean is `report`'s matter.
+Turns are a call or a few, right after one that is not timed, on the same device (`torch-eager`, `jax`, `torch-eager`,
+...) over all keep rates, so that whatever the machine does, it does to both, and to the pruned and the unpruned model
+alike. Each round ends with a large matrix product in either framework, which tells what the device could do at the
+time. What the samples mean is `report`'s matter.
 """
 
 import dataclasses

@@ -13,8 +13,9 @@ import numpy as np
 from jaxprune.files import write_text
 
 NOTES = (
-    "ms: median of single calls (interquartile range). jax/torch: jax's median over that PyTorch's, below 1 JAX is "
-    "faster (quartiles of the paired samples' ratios); on jax's line the ratio to the fastest, which is marked *.",
+    "ms: median of calls, each right after one of the same (interquartile range). jax/torch: jax's median over that "
+    "PyTorch's, below 1 JAX is faster (quartiles of the paired samples' ratios); on jax's line the ratio to the "
+    "fastest, which is marked *.",
     "gain: speed-up over keep rate 1.0 as a share of the MAC ratio; 1.00 means that time follows the arithmetic. "
     "GMACs are per clip, of a training step three times the forward pass's; GFLOP/s 2 x GMACs x batch / time.",
     "compile: of PyTorch what the first call took above a later one; no cache is used. peak: memory of one call with "
