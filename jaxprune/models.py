@@ -105,7 +105,7 @@ class Classifier(nnx.Module):
         return Output(self.head(self.head_norm(features)), features, embedded, trace)
 
     def embed(self, patches: Float[Array, "b n d"]) -> Float[Array, "b s d"]:
-        """Projected patches with position table and extra tokens."""
+        """Projected patches with position table and extra tokens, float32 whatever the compute dtype."""
         raise NotImplementedError
 
     def pool(self, tokens: Float[Array, "b s d"], alive: Bool[Array, "b n"] | None) -> Float[Array, "b d"]:
@@ -128,8 +128,8 @@ class AST(Classifier):
         self.norm = LayerNorm(config.width, eps=config.norm_eps, dtype=jnp.float32, rngs=rngs)
 
     def embed(self, patches):
-        extra = repeat(self.extra_tokens[...].astype(self.dtype), "p d -> b p d", b=len(patches))
-        return jnp.concatenate([extra, patches], axis=1) + self.positions[...].astype(self.dtype)[None]
+        extra = repeat(self.extra_tokens[...], "p d -> b p d", b=len(patches))
+        return jnp.concatenate([extra, patches], axis=1) + self.positions[...][None]
 
     def pool(self, tokens, alive):
         return self.norm(tokens[:, : self.config.extra_tokens]).mean(axis=1)
@@ -148,13 +148,12 @@ class AudioMAE(Classifier):
         self.positions = Table(jnp.asarray(sincos_positions(config), jnp.float32))
 
     def embed(self, patches):
-        positions = self.positions[...].astype(self.dtype)
-        p = self.config.extra_tokens
-        extra = repeat(self.extra_tokens[...].astype(self.dtype) + positions[:p], "p d -> b p d", b=len(patches))
+        p, positions = self.config.extra_tokens, self.positions[...]
+        extra = repeat(self.extra_tokens[...] + positions[:p], "p d -> b p d", b=len(patches))
         return jnp.concatenate([extra, patches + positions[None, p:]], axis=1)
 
     def pool(self, tokens, alive):
-        patches = tokens[:, self.config.extra_tokens :].astype(jnp.float32)
+        patches = tokens[:, self.config.extra_tokens :]
         if alive is None:
             return patches.mean(axis=1)
         # A clip may have lost all its patches to an intensity range: its mean is then zero, not 0 / 0.

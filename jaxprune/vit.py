@@ -1,8 +1,8 @@
 """The transformer both models share: attention, MLP, block, and the encoder that prunes between a block's two halves.
 
 It knows tokens `(b, s, d)` whose first p are extra tokens, and a policy; patches, position tables, pooling and heads
-are `jaxprune.models`' matter. Parameters are float32; products run in the compute dtype, while norms, softmax and
-scores are float32 whatever that is.
+are `jaxprune.models`' matter. Parameters are float32; products run in the compute dtype, while the tokens that blocks
+add to, norms, softmax and scores are float32 whatever that is.
 """
 
 from typing import Any
