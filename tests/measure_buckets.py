@@ -1,6 +1,6 @@
 """What slices of the keep-rate schedule cost: programs to compile against arithmetic beyond exact gathering.
 
-python tests/measure_buckets.py audiomae-as20k --keep-rate 0.7 --steps-per-epoch 625 --compile-seconds 5 --step-seconds 55
+python tests/measure_buckets.py audiomae-as20k --base 0.5 --compile-seconds 5.5 --step-seconds 57
 
 Counts programs and multiply-accumulates of a recipe's whole schedule for several `prune.buckets`, and, given how long a
 program takes to compile and an unpruned step to run (`scripts/benchmark.py --work step` tells both), the seconds that

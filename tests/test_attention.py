@@ -5,6 +5,7 @@ import pytest
 from einops import rearrange
 
 from jaxprune import attention, attention_fused, attention_parts
+from jaxprune.program import stored
 
 B, S, H, C = 2, 9, 6, 4
 QKV = jnp.asarray(np.random.default_rng(0).standard_normal((B, S, 3, H, C)), jnp.float32)
@@ -150,3 +151,20 @@ def test_what_nobody_reads_of_the_received_attention_is_not_computed():
         return jax.jit(work).lower(shape).compile().cost_analysis()["flops"]
 
     assert flops(lambda results: results) - flops(lambda results: results[0]) >= 2 * 2 * 513 * 513  # one loop body
+
+
+def test_blocks_share_the_memory_that_their_loops_write_to():
+    """Zeros to write to would be made for all of them when the program starts."""
+    b, s, h, c = 8, 513, 4, 32
+
+    def held(blocks: int) -> int:
+        def work(x, w):
+            for _ in range(blocks):
+                mixed, _ = attend_qkv((x @ w).reshape(b, s, 3, h, c), queries=slice(1, None), mask=None)
+                x = stored(x + mixed.reshape(x.shape))
+            return x
+
+        shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(b * s, h * c), (h * c, 3 * h * c)])
+        return jax.jit(work).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert held(6) - held(3) < 4 * b * s * h * c  # one array of mixed values
