@@ -71,7 +71,7 @@ def part(
     logits = masked_logits(q, k, mask)
     top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - top)
-    # Divided by after the product with v: s * c divisions, not s * s. Stored, or a kernel library of the CPU takes all
+    # Divided by after the product with v: s * c divisions, not s * s. Stored, or the CPU's kernel library takes all
     # of this for one kernel, which asks the system for the memory of the weights anew in each part.
     total = stored(weights.sum(axis=-1))  # g q
     mixed = jnp.einsum("gqk,gkc->gqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -95,7 +95,8 @@ def part_gradient(
     weights = jnp.exp(masked_logits(q, k, mask) - wanted.log_sum[..., None])  # g q k, sum 1 over k
     d_mixed = wanted.d_mixed
     d_weights = jnp.einsum("gqc,gkc->gqk", d_mixed, v, preferred_element_type=jnp.float32)
-    mean = (d_mixed.astype(jnp.float32) * wanted.mixed).sum(axis=-1)  # g q: of d_weights under the weights
+    # Of d_weights under the weights. Stored, or the kernel library takes it into one kernel with the next product.
+    mean = stored((d_mixed.astype(jnp.float32) * wanted.mixed).sum(axis=-1))  # g q
     if wanted.d_received is not None:
         share, d_received = (for_heads(x, like=q) for x in (share, wanted.d_received))
         d_weights = d_weights + share[:, :, None] * d_received[:, None, :]
