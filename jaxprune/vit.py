@@ -165,8 +165,8 @@ class Mlp(nnx.Module):
 
 
 def scaled(update: Float[Array, "b s d"], share: Float[Array, "b"] | None) -> Float[Array, "b s d"]:
-    """Each clip's update times its share, multiplied in float32; None leaves it alone."""
-    return update if share is None else (update * share[:, None, None]).astype(update.dtype)
+    """Each clip's update times its share, float32; None leaves it alone."""
+    return update if share is None else update * share[:, None, None]
 
 
 def select(

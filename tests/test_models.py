@@ -180,13 +180,14 @@ def test_patch_statistics_use_the_unbiased_deviation(model):
         )
 
 
-def test_bfloat16_computes_near_float32_with_float32_parameters_scores_and_logits(model):
+def test_bfloat16_products_come_near_float32_with_float32_parameters_tokens_scores_and_logits(model):
     half = jaxprune.build(model.config, dtype=jnp.bfloat16)
     nnx.update(half, nnx.state(model))
     output, full = half(MEL), run(model, jaxprune.topk(model, {}))
-    assert output.trace[0].tokens.dtype == jnp.bfloat16
+    assert half.encoder.blocks[0].mlp(output.embedded).dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
-    assert output.logits.dtype == output.trace[0].score.dtype == jnp.float32
+    first = output.trace[0]
+    assert output.logits.dtype == first.tokens.dtype == first.score.dtype == jnp.float32
     np.testing.assert_allclose(output.logits, full.logits, atol=0.05 * float(jnp.abs(full.logits).max()))
 
 
