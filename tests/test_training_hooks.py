@@ -95,19 +95,20 @@ def test_a_dropped_branch_is_skipped_and_the_others_are_divided(model):
     assert 0 < skipped < 3 * 2 * DEPTH
 
 
-def test_new_keys_and_rates_of_drop_path_compile_nothing(model):
-    traces = 0
-    graph, state = nnx.split(model)
+def test_drop_path_keeps_tokens_float32_and_new_keys_and_rates_compile_nothing(model):
+    half, traces = jaxprune.build(model.config, dtype=jnp.bfloat16), 0
+    graph, state = nnx.split(half)
 
     @jax.jit
     def run(state, drop_path):
         nonlocal traces
         traces += 1
-        return nnx.merge(graph, state)(MEL, drop_path=drop_path).logits
+        return nnx.merge(graph, state)(MEL, drop_path=drop_path).trace[-1].tokens
 
     some = run(state, DropPath(KEY, jnp.float32(0.9)))
     none = run(state, DropPath(jax.random.key(1), jnp.float32(0.0)))
     assert traces == 1
+    assert some.dtype == jnp.float32
     assert (some != none).any()
 
 
