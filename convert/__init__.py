@@ -1,5 +1,5 @@
 """PyTorch checkpoints to JAX and back, with the proof that both compute the same. The only part that needs torch."""
 
-from convert.load import load_torch
+from .load import load_torch
 
 __all__ = ["load_torch"]

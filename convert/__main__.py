@@ -10,14 +10,15 @@ import numpy as np
 import torch
 import tyro
 
-from convert import export, mapping
-from convert.checkpoints import TorchCheckpoint, read_torch
 from jaxprune import checkpoint
-from jaxprune.cli import notice, print_table, run
+from jaxprune.cli.console import notice, print_table, run
 from jaxprune.config import Card
 from jaxprune.files import check_free
 from jaxprune.models import Classifier
 from jaxprune.positions import adapt_positions, released_audiomae_cut
+
+from . import export, mapping
+from .checkpoints import TorchCheckpoint, read_torch
 
 
 def main(

@@ -6,10 +6,11 @@ sets; what had to be assumed is said in notes. A `ValueError` of `make_card` con
 
 import dataclasses
 
-from convert.geometry import EXTRA_TOKENS, Geometry, Grid, infer_grid
-from convert.huggingface_config import HuggingFaceConfig
 from jaxprune.config import Activation, Card, ModelConfig
 from jaxprune.features import STATISTICS
+
+from .geometry import EXTRA_TOKENS, Geometry, Grid, infer_grid
+from .huggingface_config import HuggingFaceConfig
 
 HEAD_WIDTH = 64  # channels of an attention head in every published model
 NORM_EPS = {"ast": (1e-6, 1e-5), "audiomae": (1e-6, 1e-6)}  # (blocks, classifier)

@@ -2,8 +2,8 @@
 
 `read_torch` recognises the format, accounts for every key (used, ignored with a reason, or an error) and gathers all
 problems before it raises. Opening files safely is `containers.py`'s job, shapes are `geometry.py`'s, what tensors do
-not tell `card.py`'s and `huggingface_config.py`'s, label files `jaxprune.labels`'; turning tensors into a JAX model,
-and fitting a position table to other lengths, is left to the converter.
+not tell `card.py`'s and `huggingface_config.py`'s, label files `jaxprune.data.labels`'; turning tensors into a JAX
+model, and fitting a position table to other lengths, is left to the converter.
 """
 
 import dataclasses
@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from convert import huggingface
-from convert.card import Hints, make_card
-from convert.containers import CheckpointError, Container, open_container
-from convert.geometry import Geometry, classifier_keys, depth_of, expected_keys, expected_shapes
-from convert.huggingface_config import HuggingFaceConfig
 from jaxprune.config import Card, Family
-from jaxprune.labels import read_label_file
+from jaxprune.data.labels import read_label_file
+
+from . import huggingface
+from .card import Hints, make_card
+from .containers import CheckpointError, Container, open_container
+from .geometry import Geometry, classifier_keys, depth_of, expected_keys, expected_shapes
+from .huggingface_config import HuggingFaceConfig
 
 __all__ = ["CheckpointError", "TorchCheckpoint", "read_torch"]
 

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from convert.huggingface import Layout, config_json, preprocessor_json, to_huggingface
 from jaxprune.config import ModelConfig
 from jaxprune.files import replace_file, whole_directory
+
+from .huggingface import Layout, config_json, preprocessor_json, to_huggingface
 
 
 def write_official(path: str | os.PathLike, state: Mapping[str, Tensor], config: ModelConfig) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.containers import CheckpointError, read_json
 from jaxprune.config import Activation
+from jaxprune.data.labels import from_id2label
 from jaxprune.features import MELS, SAMPLE_RATE, STATISTICS
-from jaxprune.labels import from_id2label
+
+from .containers import CheckpointError, read_json
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 LARGEST = 100_000  # of any size in a configuration: the work that checking causes is bounded by it

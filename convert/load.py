@@ -3,9 +3,10 @@
 import os
 from typing import Any
 
-from convert.checkpoints import read_torch
-from convert.mapping import to_flax
 from jaxprune.models import Classifier
+
+from .checkpoints import read_torch
+from .mapping import to_flax
 
 
 def load_torch(path: str | os.PathLike, *, num_heads: int | None = None, **settings: Any) -> Classifier:

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert import export
-from convert.export import save_pickle
-from convert.huggingface import Layout
-from convert.torch_reference import build
-from jaxprune.cli import run
+from jaxprune.cli.console import run
 from jaxprune.config import ModelConfig
+
+from . import export
+from .export import save_pickle
+from .huggingface import Layout
+from .torch_reference import build
 
 IMAGENET_CLASSES = 1000
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974

@@ -18,15 +18,17 @@ import numpy as np
 import torch
 import tyro
 
-from convert import torch_features, torch_reference
-from convert.checkpoints import TorchCheckpoint, read_torch
-from convert.mapping import to_flax
 from jaxprune.audio import load_audio, pad_batch
-from jaxprune.cli import notice, print_table, run
+from jaxprune.cli.console import notice, print_table, run
 from jaxprune.features import SAMPLE_RATE, log_mel, model_input, sample_count
 from jaxprune.files import write_text
 from jaxprune.models import Output, compiled, topk
-from jaxprune.prune import DEFAULT_BLOCKS, Given
+from jaxprune.reduction.policy import DEFAULT_BLOCKS
+from jaxprune.reduction.scores import Given
+
+from . import torch_features, torch_reference
+from .checkpoints import TorchCheckpoint, read_torch
+from .mapping import to_flax
 
 GAP = 1e-6  # between the last kept and the first dropped score; below it a different choice is a tie, not an error
 

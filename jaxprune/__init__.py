@@ -5,7 +5,7 @@ from jaxprune.config import Card, ModelConfig
 from jaxprune.cost import macs
 from jaxprune.features import log_mel
 from jaxprune.models import AST, AudioMAE, Output, build, compiled, masked_topk, topk
-from jaxprune.prune import Policy
+from jaxprune.reduction.policy import Policy
 
 __all__ = [
     "AST",

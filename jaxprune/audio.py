@@ -1,7 +1,7 @@
 """Sound files to waveforms: any wav, flac, ogg or mp3 as 16 kHz mono float32, cut into windows, padded into batches.
 
 What was changed on the way is said in a clip's notices, and a file that cannot be used raises one sentence that says
-why. Everything is NumPy on the host; spectrograms are `jaxprune.features`, data sets are `jaxprune.data`.
+why. Everything is NumPy on the host; spectrograms are `jaxprune.features`, data sets are `jaxprune.data.batches`.
 """
 
 import dataclasses

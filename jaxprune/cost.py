@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from jaxprune.config import ModelConfig
 from jaxprune.models import Classifier
-from jaxprune.prune import Policy
+from jaxprune.reduction.policy import Policy
 
 
 def macs(model: Classifier, policy: Policy, *, visible: int | None = None) -> int:

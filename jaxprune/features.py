@@ -1,8 +1,9 @@
 """Sound to the models' input: Kaldi-exact log-mel spectrograms, fitted to a length and normalised, in JAX.
 
 Everything here is a function of arrays that runs under jit, on any accelerator, for any leading batch dimensions.
-Files, sample rates and channels belong to `jaxprune.audio`; augmentation to `jaxprune.augment`. The published features
-come from `torchaudio.compliance.kaldi.fbank`; ours are the same quantity computed more exactly (see `log_mel`).
+Files, sample rates and channels belong to `jaxprune.audio`; augmentation to `jaxprune.training.augment`. The published
+features come from `torchaudio.compliance.kaldi.fbank`; ours are the same quantity computed more exactly (see
+`log_mel`).
 """
 
 import dataclasses

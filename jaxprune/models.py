@@ -1,8 +1,8 @@
 """AST and AudioMAE, side by side: how a spectrogram becomes tokens and how tokens become logits.
 
-The blocks between are `jaxprune.vit`'s, the pruning `jaxprune.prune`'s. What separates the two models is here (extra
-tokens, position table, what is pooled, the score of the family's published pruning), but for the order of the patches,
-which `jaxprune.patches` knows.
+The blocks between are `jaxprune.vit`'s, the pruning `jaxprune.reduction.policy`'s. What separates the two models is
+here (extra tokens, position table, what is pooled, the score of the family's published pruning), but for the order of
+the patches, which `jaxprune.positions` knows.
 """
 
 import dataclasses
@@ -17,19 +17,11 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune.config import ModelConfig
-from jaxprune.layers import LayerNorm, Linear
-from jaxprune.patches import patch_corners
-from jaxprune.positions import sincos_positions
-from jaxprune.prune import (
-    ClsAttention,
-    Policy,
-    ReceivedAttention,
-    Score,
-    Selection,
-    masked_stages,
-    stage_rates,
-    top_k_stages,
-)
+from jaxprune.ops.layers import LayerNorm, Linear
+from jaxprune.positions import patch_corners, sincos_positions
+from jaxprune.reduction.policy import Policy, masked_stages, stage_rates, top_k_stages
+from jaxprune.reduction.scores import ClsAttention, ReceivedAttention, Score
+from jaxprune.reduction.selection import Selection
 from jaxprune.vit import BlockTrace, DropPath, Encoder, select
 
 

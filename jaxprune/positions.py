@@ -1,4 +1,7 @@
-"""Position tables: AudioMAE's fixed one, and fitting either family's to another number of frames.
+"""Where a model's patches lie on its spectrogram, and the position tables that tell the model.
+
+The one place that knows each family's patch order: models cut their patches by it, pictures and statistics place them
+by it.
 
 Tables are `(p + n, d)`, extra tokens first, patches in the model's own order. Everything here is numpy, done once.
 """
@@ -9,9 +12,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from jaxprune.config import ModelConfig
+
+
+def patch_corners(config: ModelConfig) -> Int[np.ndarray, "n 2"]:
+    """Each patch's first (frame, mel bin): frequency-major for AST, time-major for AudioMAE."""
+    time, freq = config.grid
+    order = {"ast": "F", "audiomae": "C"}[config.family]  # Fortran order: the first index, time, runs fastest
+    steps = np.stack(np.unravel_index(np.arange(config.patches), (time, freq), order=order), axis=1)
+    return steps * np.array([config.time_stride, config.freq_stride])
+
+
+def covered(config: ModelConfig, patch_ids: Int[np.ndarray, "k"]) -> Bool[np.ndarray, "t f"]:
+    """Which pixels of the spectrogram lie under at least one of the patches; they overlap where strides are short."""
+    first = patch_corners(config)[patch_ids]
+    frames, bins = (first[:, axis, None] + np.arange(config.patch) for axis in (0, 1))  # each k patch
+    pixels = np.zeros((config.frames, config.mels), bool)
+    pixels[frames[:, :, None], bins[:, None, :]] = True
+    return pixels
+
+
+def in_padding(config: ModelConfig, patch_ids: Int[np.ndarray, "k"], *, frames: int) -> Bool[np.ndarray, "k"]:
+    """Which of the patches lie wholly beyond the first `frames` frames, where a clip has ended and padding begun."""
+    return patch_corners(config)[patch_ids, 0] >= frames
 
 
 def adapt_positions(table: Float[np.ndarray, "s d"], config: ModelConfig, *, frames: int) -> Float[np.ndarray, "s2 d"]:

@@ -13,11 +13,13 @@ from einops import rearrange
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxprune.attention import attend
 from jaxprune.config import ModelConfig
-from jaxprune.layers import GeluLinear, LayerNorm, Linear
-from jaxprune.program import stored
-from jaxprune.prune import Evidence, Policy, Selection
+from jaxprune.ops.attention import attend
+from jaxprune.ops.layers import GeluLinear, LayerNorm, Linear
+from jaxprune.ops.xla_cpu import stored
+from jaxprune.reduction.policy import Policy
+from jaxprune.reduction.scores import Evidence
+from jaxprune.reduction.selection import Selection
 
 
 @struct.dataclass

@@ -21,18 +21,19 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from jaxprune import ablation_tables as tables
 from jaxprune import checkpoint as checkpoints
-from jaxprune import cli, files
-from jaxprune.ablation import SCORES, ScoreName, ablate, range_settings, score_settings, summarize
-from jaxprune.bootstrap import DEFAULT, Bootstrap
-from jaxprune.clusters import CLUSTERS, k_means
-from jaxprune.data import Workers, eval_batches
-from jaxprune.extraction import read_extraction
-from jaxprune.opening import card_for
-from jaxprune.options import DataSource
-from jaxprune.prune import DEFAULT_BLOCKS
-from jaxprune.records import Split, first_few
+from jaxprune import files
+from jaxprune.analysis.bootstrap import DEFAULT, Bootstrap
+from jaxprune.analysis.clusters import CLUSTERS, k_means
+from jaxprune.analysis.extraction import read_extraction
+from jaxprune.cli import console as cli
+from jaxprune.cli.opening import card_for
+from jaxprune.cli.options import DataSource
+from jaxprune.data.batches import Workers, eval_batches
+from jaxprune.data.records import Split, first_few
+from jaxprune.experiments import ablation_tables as tables
+from jaxprune.experiments.ablation import SCORES, ScoreName, ablate, range_settings, score_settings, summarize
+from jaxprune.reduction.policy import DEFAULT_BLOCKS
 
 
 @tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)

@@ -16,16 +16,17 @@ from typing import Annotated
 
 import tyro
 
-from jaxprune import cli, files
-from jaxprune.analysis import Analysis, analyze
-from jaxprune.analysis_files import save_analysis
-from jaxprune.analysis_plots import pictures
-from jaxprune.analysis_tables import tables
-from jaxprune.bootstrap import DEFAULT, Bootstrap, Estimate
-from jaxprune.clusters import CLUSTERS, SEED
-from jaxprune.extraction import Extraction, read_extraction
-from jaxprune.gallery import examples
-from jaxprune.plots import retained_patches, save
+from jaxprune import files
+from jaxprune.analysis.analyze import Analysis, analyze
+from jaxprune.analysis.bootstrap import DEFAULT, Bootstrap, Estimate
+from jaxprune.analysis.clusters import CLUSTERS, SEED
+from jaxprune.analysis.extraction import Extraction, read_extraction
+from jaxprune.analysis.saved import save_analysis
+from jaxprune.analysis.tables import tables
+from jaxprune.cli import console as cli
+from jaxprune.plots.analysis import pictures
+from jaxprune.plots.clips import retained_patches, save
+from jaxprune.report.clips import examples
 
 SUFFIXES = (".png", ".svg")
 

@@ -13,10 +13,11 @@ import datetime
 from pathlib import Path
 from typing import Literal
 
-from convert.benchmark import machine, report
-from convert.benchmark.job import DEVICES
-from convert.benchmark.referee import Plan, run, smallest
-from jaxprune import cli
+from jaxprune.convert.benchmark import machine, report
+from jaxprune.convert.benchmark.job import DEVICES
+from jaxprune.convert.benchmark.referee import Plan, run, smallest
+
+from jaxprune.cli import console as cli
 from jaxprune.config import Family
 
 

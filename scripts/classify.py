@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxprune import checkpoint as checkpoints
-from jaxprune import cli, plots
-from jaxprune.classify import BATCH, Report, classify, has_random_weights, load_clips
-from jaxprune.prune import DEFAULT_BLOCKS, stage_rates
+from jaxprune.cli import console as cli
+from jaxprune.inference import BATCH, Report, classify, has_random_weights, load_clips
+from jaxprune.plots import clips as plots
+from jaxprune.reduction.policy import DEFAULT_BLOCKS, stage_rates
 
 RANDOM = "random weights: the labels mean nothing"
 

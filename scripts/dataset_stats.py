@@ -10,12 +10,12 @@ from typing import Annotated
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jaxprune import cli
-from jaxprune.dataset_stats import measure
-from jaxprune.datasets import ESC50, AudioSet, SpeechCommands, VoxCeleb1
+from jaxprune.cli import console as cli
+from jaxprune.cli.options import DataSource
+from jaxprune.data.published import ESC50, AudioSet, SpeechCommands, VoxCeleb1
+from jaxprune.data.records import Split
+from jaxprune.data.statistics import measure
 from jaxprune.features import STATISTICS
-from jaxprune.options import DataSource
-from jaxprune.records import Split
 
 PUBLISHED = {ESC50: "esc50", SpeechCommands: "speechcommands", AudioSet: "audioset", VoxCeleb1: "voxceleb1"}
 

@@ -14,24 +14,26 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from convert import random_checkpoint, validate
-from convert.checkpoints import read_torch
-from convert.mapping import to_flax
-from jaxprune import checkpoint, plots
-from jaxprune.classify import classify, load_clips
-from jaxprune.cli import print_table, run
+from jaxprune.convert import random_checkpoint, validate
+from jaxprune.convert.checkpoints import read_torch
+from jaxprune.convert.mapping import to_flax
+
+from jaxprune import checkpoint
+from jaxprune.cli.console import print_table, run
+from jaxprune.cli.progress import show
 from jaxprune.config import Card, ModelConfig
-from jaxprune.data import eval_batches
-from jaxprune.datasets import Manifest
-from jaxprune.evaluate import Measured, evaluate, keep_policies
+from jaxprune.data.batches import eval_batches
+from jaxprune.data.published import Manifest
+from jaxprune.data.records import Dataset
+from jaxprune.evaluation.evaluate import Measured, evaluate, keep_policies
+from jaxprune.evaluation.timing import milliseconds
 from jaxprune.files import write_text
-from jaxprune.finetune import finetune
+from jaxprune.inference import classify, load_clips
 from jaxprune.models import Classifier
-from jaxprune.progress import show
-from jaxprune.recipes import recipe
-from jaxprune.records import Dataset
-from jaxprune.settings import Recipe
-from jaxprune.timing import milliseconds
+from jaxprune.plots import clips as plots
+from jaxprune.training.finetune import finetune
+from jaxprune.training.recipes import recipe
+from jaxprune.training.settings import Recipe
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 RECORDINGS, WORDS = TESTS / "recordings", TESTS / "words"

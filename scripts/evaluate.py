@@ -15,13 +15,14 @@ import jax
 import tyro
 
 from jaxprune import checkpoint as checkpoints
-from jaxprune import cli, files
-from jaxprune.data import Workers, eval_batches
-from jaxprune.evaluate import Evaluation, evaluate, keep_policies
-from jaxprune.opening import card_for
-from jaxprune.options import DataSource
-from jaxprune.prune import DEFAULT_BLOCKS
-from jaxprune.records import Split, first_few
+from jaxprune import files
+from jaxprune.cli import console as cli
+from jaxprune.cli.opening import card_for
+from jaxprune.cli.options import DataSource
+from jaxprune.data.batches import Workers, eval_batches
+from jaxprune.data.records import Split, first_few
+from jaxprune.evaluation.evaluate import Evaluation, evaluate, keep_policies
+from jaxprune.reduction.policy import DEFAULT_BLOCKS
 
 COLUMNS = {  # heading and factor of each metric
     "top1": ("top-1 %", 100),

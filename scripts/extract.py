@@ -3,7 +3,7 @@
 python scripts/extract.py CHECKPOINT esc50 --root data/ESC-50 --keep-rate 0.7 --out extracted/esc50-0.7
 python scripts/extract.py CHECKPOINT speech-commands --root data/speech_commands --keep-rate 1 --out extracted/words
 
-The same command goes on with an extraction that was cut off. `jaxprune/extract.py` says what the files hold,
+The same command goes on with an extraction that was cut off. `jaxprune/analysis/extract.py` says what the files hold,
 `scripts/analyze.py` makes statistics of them. With --compare 5 nothing stays but a table: five extractions and five
 plain evaluations in turn, and what extraction adds.
 """
@@ -20,16 +20,16 @@ import jax
 import tyro
 
 from jaxprune import checkpoint as checkpoints
-from jaxprune import cli
-from jaxprune.data import Batches, Workers, eval_batches
-from jaxprune.description import SHARD_CLIPS, MelType, describe
-from jaxprune.evaluate import evaluate
-from jaxprune.extract import extract
+from jaxprune.analysis.extract import extract
+from jaxprune.analysis.identity import SHARD_CLIPS, MelType, describe
+from jaxprune.cli import console as cli
+from jaxprune.cli.opening import card_for
+from jaxprune.cli.options import DataSource
+from jaxprune.data.batches import Batches, Workers, eval_batches
+from jaxprune.data.records import Split, first_few
+from jaxprune.evaluation.evaluate import evaluate
 from jaxprune.models import topk
-from jaxprune.opening import card_for
-from jaxprune.options import DataSource
-from jaxprune.prune import DEFAULT_BLOCKS
-from jaxprune.records import Split, first_few
+from jaxprune.reduction.policy import DEFAULT_BLOCKS
 
 
 @tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)

@@ -13,12 +13,12 @@ from typing import Annotated
 
 import tyro
 
-from jaxprune import cli
-from jaxprune.finetune import Options, Where, finetune
-from jaxprune.options import Recipes
-from jaxprune.processes import Launch, is_first, joined
-from jaxprune.progress import show
-from jaxprune.runs import StopOnSignal
+from jaxprune.cli import console as cli
+from jaxprune.cli.options import Recipes
+from jaxprune.cli.progress import show
+from jaxprune.parallel.processes import Launch, is_first, joined
+from jaxprune.training.checkpoints import StopOnSignal
+from jaxprune.training.finetune import Options, Where, finetune
 
 NOWHERE_ELSE, DEFAULTS, ALONE = Where(), Options(), Launch()
 

@@ -14,14 +14,14 @@ from typing import Annotated
 
 import tyro
 
-from jaxprune import cli
-from jaxprune.finetune import Event, Options, Where
-from jaxprune.options import Recipes
-from jaxprune.processes import Launch, is_first, joined
-from jaxprune.progress import show
-from jaxprune.protocol import SUMMARY, Next, Spread, Summary, carry_out
-from jaxprune.runs import StopOnSignal
-from jaxprune.settings import Recipe
+from jaxprune.cli import console as cli
+from jaxprune.cli.options import Recipes
+from jaxprune.cli.progress import show
+from jaxprune.parallel.processes import Launch, is_first, joined
+from jaxprune.training.checkpoints import StopOnSignal
+from jaxprune.training.finetune import Event, Options, Where
+from jaxprune.training.protocol import SUMMARY, Next, Spread, Summary, carry_out
+from jaxprune.training.settings import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import tyro
 
-from jaxprune import cli
-from jaxprune.report import write_report
-from jaxprune.report_runs import read_runs
+from jaxprune.cli import console as cli
+from jaxprune.report.inputs import read_runs
+from jaxprune.report.report import write_report
 
 
 def main(

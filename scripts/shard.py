@@ -5,7 +5,7 @@
     python scripts/evaluate.py CHECKPOINT shards --root shards/speech
 
 The same command goes on where it was cut off. Batches are those of the original files; what is in a shard is said in
-jaxprune/shards.py.
+jaxprune/data/shards.py.
 """
 
 import dataclasses
@@ -15,9 +15,10 @@ from typing import Annotated
 
 import tyro
 
-from jaxprune import cli, shards
-from jaxprune.options import DataSource
-from jaxprune.records import first_few
+from jaxprune.cli import console as cli
+from jaxprune.cli.options import DataSource
+from jaxprune.data import shards
+from jaxprune.data.records import first_few
 
 
 @tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)

@@ -19,22 +19,23 @@ import jax
 import tyro
 
 from jaxprune import checkpoint as checkpoints
-from jaxprune import cli, files
-from jaxprune.ablation import ScoreName, Setting, score_settings
-from jaxprune.ablation_tables import METRICS
-from jaxprune.analysis_tables import Table
+from jaxprune import files
+from jaxprune.analysis.identity import describe, weights_digest
+from jaxprune.analysis.tables import Table
+from jaxprune.cli import console as cli
+from jaxprune.cli.opening import card_for
+from jaxprune.cli.options import DataSource
 from jaxprune.cost import macs
-from jaxprune.data import Batches, Workers, eval_batches
-from jaxprune.description import describe, weights_digest
+from jaxprune.data.batches import Batches, Workers, eval_batches
+from jaxprune.data.records import Dataset, Split
+from jaxprune.experiments.ablation import ScoreName, Setting, score_settings
+from jaxprune.experiments.ablation_tables import METRICS
+from jaxprune.experiments.sweep import Candidate, Store, measure_quality, measure_time
+from jaxprune.experiments.sweep_points import Point, fastest, points
 from jaxprune.models import Classifier, topk
-from jaxprune.opening import card_for
-from jaxprune.options import DataSource
-from jaxprune.pareto_plot import pareto_front
-from jaxprune.recipes import recipe
-from jaxprune.records import Dataset, Split
-from jaxprune.settings import Published
-from jaxprune.sweep import Candidate, Store, measure_quality, measure_time
-from jaxprune.sweep_points import Point, fastest, points
+from jaxprune.plots.pareto import pareto_front
+from jaxprune.training.recipes import recipe
+from jaxprune.training.settings import Published
 
 UNSTEADY = 0.1  # how much calls may vary before it is said
 

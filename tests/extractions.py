@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxprune.analysis.extraction import KIND, VERSION
 from jaxprune.config import ModelConfig
-from jaxprune.extraction import KIND, VERSION
-from jaxprune.prune import keep_count
+from jaxprune.reduction.selection import keep_count
 
 
 def write_random(

@@ -1,9 +1,13 @@
 """Small models with true depth, and random input, shared by the tests."""
 
+from pathlib import Path
+
 import numpy as np
 
 from jaxprune.config import ModelConfig
 
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 STAGES = (3, 6, 9)
 MIXED = {3: 0.83, 6: 0.61, 9: 0.47}
 

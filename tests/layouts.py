@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxprune.datasets import Source
+from jaxprune.data.published import Source
 
 
 def touch(path: Path) -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import scipy.signal
 import soundfile
+from helpers import TESTS
 
 from jaxprune.audio import load_audio, pad_batch, windows
 
-FOLDER = Path(__file__).parent / "recordings"
+FOLDER = TESTS / "recordings"
 RECORDINGS = sorted(path for path in FOLDER.iterdir() if path.suffix != ".md")
 
 

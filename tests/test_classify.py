@@ -12,19 +12,19 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from helpers import small
+from helpers import ROOT, TESTS, small
+from jaxprune.convert.mapping import to_flax
+from jaxprune.convert.random_checkpoint import random_state
 from quick import quick_compiling  # noqa: F401
 
 import jaxprune
-from convert.mapping import to_flax
-from convert.random_checkpoint import random_state
 from jaxprune.audio import Clip, load_audio
-from jaxprune.classify import classify, load_clips
 from jaxprune.config import Card
 from jaxprune.features import fit_frames, log_mel, normalize, sample_count
+from jaxprune.inference import classify, load_clips
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "classify.py"
-FOLDER = Path(__file__).parent / "recordings"
+SCRIPT = ROOT / "scripts" / "classify.py"
+FOLDER = TESTS / "recordings"
 SHORT = [FOLDER / name for name in ("crow.wav", "choir.flac", "vinyl.wav")]
 LABELS = tuple(f"sound {y}" for y in range(10))
 KEEP = {0: 0.7, 1: 0.5}

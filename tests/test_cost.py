@@ -3,12 +3,14 @@ import jax.numpy as jnp
 import pytest
 import torch
 from helpers import MIXED, random_mel, rates, small
+from jaxprune.convert import torch_reference
 from torch.utils.flop_counter import FlopCounterMode
 
 import jaxprune
-from convert import torch_reference
 from jaxprune.models import abstract
-from jaxprune.prune import ClsAttention, Policy, Within
+from jaxprune.reduction.policy import Policy
+from jaxprune.reduction.scores import ClsAttention
+from jaxprune.reduction.selection import Within
 
 PUBLISHED = {  # GMACs of ViT-base at keep rates 1.0, 0.9 ... 0.5
     ("audiomae", 128, 16): (5.61, 4.93, 4.30, 3.72, 3.27, 2.81),
@@ -50,7 +52,7 @@ def test_scores_nobody_reads_cost_nothing(family):
 
     logits = operations(lambda output: output.logits)
     everything = operations(lambda output: (output.logits, [entry.score for entry in output.trace]))
-    blind = Policy(jaxprune.prune.PatchMean(), {})
+    blind = Policy(jaxprune.reduction.policy.PatchMean(), {})
     without = jax.jit(lambda mel: model(mel, blind).logits).lower(mel).compile().cost_analysis()["flops"]
     assert logits == without
     assert everything > logits

@@ -2,18 +2,18 @@
 
 import functools
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import TESTS
 from transformers import ASTFeatureExtractor
 
 from jaxprune.audio import load_audio, pad_batch
 from jaxprune.features import STATISTICS, fit_frames, frame_count, log_mel, model_input, normalize, sample_count
 
-RECORDINGS = sorted(path for path in (Path(__file__).parent / "recordings").iterdir() if path.suffix != ".md")
+RECORDINGS = sorted(path for path in (TESTS / "recordings").iterdir() if path.suffix != ".md")
 FLOOR = -15.942385
 
 
@@ -103,7 +103,7 @@ def extractor() -> ASTFeatureExtractor:
 
 @pytest.mark.parametrize("name", ["choir.flac", "crow.wav", "vinyl.wav"])
 def test_features_match_the_transformers_extractor(extractor, name):
-    waveform = load_audio(Path(__file__).parent / "recordings" / name).waveform
+    waveform = load_audio(TESTS / "recordings" / name).waveform
     audioset = STATISTICS["audioset"]
     theirs = extractor(waveform, sampling_rate=16000, return_tensors="np")["input_values"][0]
     ours = model_input(*pad_batch([waveform]), frames=audioset.frames, mean=audioset.mean, std=audioset.std)[0]

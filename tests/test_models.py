@@ -8,7 +8,9 @@ from quick import quick_compiling  # noqa: F401
 
 import jaxprune
 from jaxprune.models import cut_patches, deepened
-from jaxprune.prune import Given, PatchMean, Policy, Random, Within
+from jaxprune.reduction.policy import Policy
+from jaxprune.reduction.scores import Given, PatchMean, Random
+from jaxprune.reduction.selection import Within
 
 FAMILIES = ("ast", "audiomae")
 MODELS = {family: jaxprune.build(small(family)) for family in FAMILIES}
@@ -171,7 +173,7 @@ def test_a_clip_that_loses_every_patch_still_has_finite_logits(model):
 
 
 def test_patch_statistics_use_the_unbiased_deviation(model):
-    from jaxprune.prune import PatchStd
+    from jaxprune.reduction.scores import PatchStd
 
     for score, reduce in ((PatchMean(), lambda x: x.mean(-1)), (PatchStd(), lambda x: x.std(-1, ddof=1))):
         trace = model(MEL, jaxprune.topk(model, {}, score=score)).trace

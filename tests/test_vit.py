@@ -7,7 +7,7 @@ from flax import nnx
 from helpers import small
 
 from jaxprune.models import abstract, topk
-from jaxprune.prune import Selection
+from jaxprune.reduction.selection import Selection
 from jaxprune.vit import Mlp, select, token_mask
 
 

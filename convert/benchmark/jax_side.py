@@ -10,12 +10,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from convert.benchmark import machine
-from convert.benchmark.job import ADAMW, Job, Unavailable
-from convert.mapping import to_flax
-from convert.random_checkpoint import random_state
 from jaxprune.checkpoint import fill, leaves
 from jaxprune.models import abstract, topk
+
+from ..mapping import to_flax
+from ..random_checkpoint import random_state
+from . import machine
+from .job import ADAMW, Job, Unavailable
 
 
 class Jax:

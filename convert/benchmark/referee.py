@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from convert.benchmark import machine
-from convert.benchmark.job import DEVICES, Job
-from convert.benchmark.torch_side import TORCH
 from jaxprune.config import FAMILY_SIZES, SIZES, ModelConfig
 from jaxprune.cost import macs
 from jaxprune.models import Classifier, abstract, topk
+
+from . import machine
+from .job import DEVICES, Job
+from .torch_side import TORCH
 
 CLASSES = 527  # AudioSet's
 PASSES = {"forward": 1, "step": 3}  # a gradient costs two forward passes more
@@ -217,7 +218,7 @@ class Worker:
     """A running `convert.benchmark.worker` and the pipe to it."""
 
     def __init__(self, job: Job):
-        command = [sys.executable, "-m", "convert.benchmark.worker", json.dumps(dataclasses.asdict(job))]
+        command = [sys.executable, "-m", f"{__package__}.worker", json.dumps(dataclasses.asdict(job))]
         self.name = job.contestant
         environment = os.environ | DEVICES[job.device].environment | NO_CACHES
         self.process = subprocess.Popen(

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convert.benchmark import machine
-from convert.benchmark.job import ADAMW, DEVICES, Job, Unavailable
+from . import machine
+from .job import ADAMW, DEVICES, Job, Unavailable
 
 Logits = Callable[[Any, Mapping[int, float]], Any]  # (mel, {block: keep rate}) -> logits
 Build = Callable[[Any, Mapping[str, Any]], tuple[Any, Logits]]  # (config, official state) -> (module, logits)
@@ -31,7 +31,7 @@ def compiled(call: Callable[..., Any], *, backend: str = "inductor") -> Callable
 
 def eager(config: Any, state: Mapping[str, Any]) -> tuple[Any, Logits]:
     """The authors' way: every block forms its softmax matrix."""
-    from convert.torch_reference import build
+    from ..torch_reference import build
 
     model = build(config)
     model.load_state_dict(state)
@@ -42,7 +42,7 @@ def sdpa(config: Any, state: Mapping[str, Any]) -> tuple[Any, Logits]:
     """Fused attention in the blocks that need no score; the others need the softmax matrix and stay eager."""
     import torch.nn.functional as F
 
-    from convert.torch_reference import unscored
+    from ..torch_reference import unscored
 
     def fused(attention: Any, score_eagerly: Callable[..., Any]) -> Callable[..., Any]:
         def forward(tokens, patch_ids, score):
@@ -67,7 +67,7 @@ def transformers(config: Any, state: Mapping[str, Any]) -> tuple[Any, Logits]:
 
     from transformers import ASTConfig, ASTForAudioClassification
 
-    from convert.huggingface import config_json, to_huggingface
+    from ..huggingface import config_json, to_huggingface
 
     settings = config_json(dataclasses.replace(config, head_norm_eps=config.norm_eps))
     model = ASTForAudioClassification(ASTConfig(**settings)).eval()
@@ -126,8 +126,9 @@ class Torch:
     def __init__(self, job: Job):
         import torch
 
-        from convert.random_checkpoint import random_state
-        from jaxprune.prune import stage_rates
+        from jaxprune.reduction.policy import stage_rates
+
+        from ..random_checkpoint import random_state
 
         device = DEVICES[job.device]
         if not getattr(torch, device.torch).is_available():

@@ -17,12 +17,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from convert.benchmark import machine
-from convert.benchmark.job import Job, Unavailable
+from . import machine
+from .job import Job, Unavailable
 
 
+@runtime_checkable
 class Contestant(Protocol):
     """`prepare` compiles, if that is its way, and tells what it took. `call` returns when the numbers are there: logits
     of a forward pass, or each clip's loss in a training step (forward, backward and an AdamW update). `peak` is a call
@@ -50,7 +51,7 @@ CONTESTANTS = {  # (work, framework): module, class; imported in the worker that
 
 def contestant_for(job: Job) -> Contestant:
     module, name = CONTESTANTS[job.work, job.contestant.partition("-")[0]]
-    return getattr(importlib.import_module(f"convert.benchmark.{module}"), name)(job)
+    return getattr(importlib.import_module(f"{__package__}.{module}"), name)(job)
 
 
 def measure_once(contestant: Contestant, keep_rate: float, *, min_seconds: float) -> dict[str, Any]:

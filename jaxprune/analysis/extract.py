@@ -1,0 +1,268 @@
+"""One evaluation pass whose every finding is kept: scores, kept patches, patch statistics, logits and names, in shards.
+
+    out/manifest.json      what was extracted: checkpoint, data set, policy, compute; `complete` once all of it is there
+    out/shard-00000.npz    the first clips of the split, in its order; uncompressed, read by `numpy.load` without pickle
+    out/shard-00001.npz    the next, and so on
+
+A shard holds one row a clip in each of these arrays. n patches enter block 0, numbered in the model's own order; BB is
+a 0-based block in two digits.
+
+| array | shape and type | |
+|---|---|---|
+| `index` | (clips,) int32 | place among the split's clips; unusable clips are left out |
+| `path` | (clips,) str | file, as the data set names it |
+| `frames` | (clips,) int32 | spectrogram frames that hold sound; the rest of the model's length is padding |
+| `target` | (clips, y) uint8 | 1 at each of the clip's classes |
+| `logits` | (clips, y) float32 | |
+| `mean`, `std` | (clips, n) float32 | of each patch's pixels of the normalised spectrogram (std with ddof 1) |
+| `score_BB` | (clips, n_BB) float32 | of the patches entering block BB, for every block |
+| `kept_BB` | (clips, k) int16 | original patches kept at block BB, in token order, for blocks that prune only |
+| `mel` | (clips, t, f) | normalised spectrogram, only where asked for |
+| `state` | () str | JSON: where the data stood after the shard, and the unusable clips so far |
+
+The patches that `score_BB` is for are the `kept` of the last pruning block before BB, or 0 ... n - 1 without one. -1 in
+`kept_BB` is a place that a masked stage left empty; scores of such places mean nothing. Of several processes on one
+data set this knows nothing: one process, one folder. Reading is `jaxprune.analysis.extraction`'s matter, the command
+line is `scripts/extract.py`.
+"""
+
+import functools
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+from jaxtyping import Array, Float, Float32, Int16
+
+from jaxprune.analysis.extraction import (
+    KIND,
+    MANIFEST,
+    VERSION,
+    Extraction,
+    is_extraction,
+    read_extraction,
+    read_manifest,
+)
+from jaxprune.analysis.identity import SHARD_CLIPS, MelType, check_same
+from jaxprune.config import Card
+from jaxprune.data.batches import Batch, Batches
+from jaxprune.features import frame_count, model_input
+from jaxprune.files import replace_file, write_text
+from jaxprune.models import Classifier, cut_patches
+from jaxprune.reduction.policy import Policy
+from jaxprune.reduction.selection import TopK
+
+
+def extract(
+    model: Classifier,
+    batches: Batches,
+    *,
+    out: str | os.PathLike[str],
+    description: Mapping[str, Any],
+    card: Card,
+    policy: Policy,
+    mel: MelType | None = None,
+    shard_batches: int = SHARD_CLIPS // 32,
+    place: Callable[[Any], Any] = jax.device_put,
+    watch: Callable[[int], None] = lambda clips: None,
+) -> Extraction:
+    """Runs a split through the model and writes what the module's table lists to `out`, going on where it stopped.
+
+    `batches` are `eval_batches` from the start of the split; `description` is what `describe` says of the same things.
+    A shard is `shard_batches` batches, written by a thread while the device computes the next; at most two are in
+    memory. `mel` is the type in which spectrograms are kept (None: not at all). `place` and `watch` are as in
+    `evaluate`; `watch` first hears how many clips were done before. A complete extraction is only read.
+
+    Raises `ValueError` when `out` holds anything but an extraction of this description, for another number of classes
+    than the model's, and for logits that are not numbers; `OSError` when a shard cannot be written. What was written
+    before stays, and the next call goes on after it.
+    """
+    out = Path(out)
+    started = _start(out, description)
+    if started["complete"]:
+        return read_extraction(out)
+    shards = _whole_shards(out)
+    done = _go_on(batches, shards)
+    watch(done)
+    stages = {
+        block: stage for block, stage in policy.stages.items() if not (isinstance(stage, TopK) and stage.rate == 1)
+    }
+    graph, state = nnx.split(model)
+    program = _program(graph, tuple(stages))
+    rows: list[dict[str, np.ndarray]] = []
+    running: tuple[Batch, _Findings] | None = None
+
+    def collect() -> None:
+        """The batch before the one the device is at: it need not wait for the host."""
+        rows.append(_rows(*running, batches=batches, frames=model.config.frames, mel=mel))
+
+    with _Writer() as writer:
+        for batch in batches:
+            if batch.targets.shape[1] != model.config.classes:
+                raise ValueError(
+                    f"the clips are labelled with {batch.targets.shape[1]} classes, but the model has "
+                    f"{model.config.classes}"
+                )
+            findings = program(state, *place(batch[:2]), card.mean, card.std, policy)
+            _start_copies(findings, mel=mel)
+            if running:
+                collect()
+                if len(rows) == shard_batches:
+                    shards.append(_write(writer, rows, out=out, number=len(shards), state=place_after))
+                    rows = []
+            running, place_after = (batch, findings), batches.get_state()
+            done += int((batch.indices >= 0).sum())
+            watch(done)
+        if running:
+            collect()
+            shards.append(_write(writer, rows, out=out, number=len(shards), state=place_after))
+    finished = dict(started) | {"complete": True, "shards": [path.name for path in shards]}
+    finished["unusable"] = dict(batches.unusable)
+    _write_manifest(out, finished)
+    return read_extraction(out)
+
+
+@struct.dataclass
+class _Findings:
+    """What the device makes of a batch; `kept` by pruning block, dead places -1."""
+
+    logits: Float[Array, "b y"]
+    mean: Float32[Array, "b n"]
+    std: Float32[Array, "b n"]
+    scores: tuple[Float32[Array, "b _"], ...]
+    kept: dict[int, Int16[Array, "b _"]]
+    mel: Float[Array, "b t f"]
+
+
+@functools.lru_cache(maxsize=8)
+def _program(graph: nnx.GraphDef, stages: tuple[int, ...]) -> Callable[..., _Findings]:
+    """`(state, waveforms, lengths, mean, std, policy) -> _Findings`: features, model and trace in one compilation."""
+
+    @jax.jit
+    def run(state, waveforms, lengths, mean, std, policy):
+        model = nnx.merge(graph, state)
+        mel = model_input(waveforms, lengths, frames=model.config.frames, mean=mean, std=std)
+        output = model(mel, policy)
+        pixels = cut_patches(mel, model.config).astype(jnp.float32)  # as the model's own, so XLA computes them once
+        kept = {
+            block: jnp.where(output.trace[block].alive, output.trace[block].patch_ids, -1).astype(jnp.int16)
+            for block in stages
+        }
+        scores = tuple(block.score for block in output.trace)
+        return _Findings(output.logits, pixels.mean(axis=-1), pixels.std(axis=-1, ddof=1), scores, kept, mel)
+
+    return run
+
+
+def _start_copies(findings: _Findings, *, mel: MelType | None) -> None:
+    """Asks for the arrays that will be written as soon as they are computed."""
+    wanted = [findings.logits, findings.mean, findings.std, *findings.scores, *findings.kept.values()]
+    for array in [*wanted, findings.mel] if mel else wanted:
+        array.copy_to_host_async()
+
+
+def _rows(
+    batch: Batch, findings: _Findings, *, batches: Batches, frames: int, mel: MelType | None
+) -> dict[str, np.ndarray]:
+    """A batch's rows of every array, waiting for the device; those that only fill it or stand for bad clips are left
+    out."""
+    real = np.flatnonzero(batch.weights > 0)
+    found = {
+        "index": batch.indices,
+        "frames": np.minimum(frame_count(batch.lengths), frames).astype(np.int32),
+        "target": batch.targets.astype(np.uint8),
+        "logits": findings.logits,
+        "mean": findings.mean,
+        "std": findings.std,
+        **{f"score_{block:02d}": score for block, score in enumerate(findings.scores)},
+        **{f"kept_{block:02d}": kept for block, kept in findings.kept.items()},
+    }
+    if mel:
+        found["mel"] = np.asarray(findings.mel).astype(mel)
+    rows = {name: np.asarray(values)[real] for name, values in found.items()}  # copies: the device's buffers go
+    names = batches.names(rows["index"])
+    if np.isnan(rows["logits"]).any():
+        broken = [name for name, row in zip(names, rows["logits"], strict=True) if np.isnan(row).any()]
+        raise ValueError(f"{len(broken)} clips have scores that are not numbers, the first is {broken[0]}")
+    return rows | {"path": np.array(names, dtype=np.str_)}
+
+
+class _Writer(ThreadPoolExecutor):
+    """One thread, and never more than one shard that waits for it. Errors of writing surface at the next shard."""
+
+    def __init__(self):
+        super().__init__(max_workers=1, thread_name_prefix="shards")
+        self._pending: Future | None = None
+
+    def put(self, write: Callable[[], None]) -> None:
+        self.wait()
+        self._pending = self.submit(write)
+
+    def wait(self) -> None:
+        if self._pending:
+            self._pending.result()
+
+    def __exit__(self, kind, error, traceback):
+        super().__exit__(kind, error, traceback)  # what was handed over is written, whatever happened since
+        if kind is None:
+            self.wait()
+
+
+def _write(writer: _Writer, rows: list[dict[str, np.ndarray]], *, out: Path, number: int, state: dict) -> Path:
+    """Hands a shard to the writer."""
+    path = out / f"shard-{number:05d}.npz"
+
+    def write() -> None:
+        arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        replace_file(path, lambda unfinished: np.savez(unfinished, state=json.dumps(state), **arrays))
+
+    writer.put(write)
+    return path
+
+
+def _start(out: Path, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of the extraction in `out` if it is this one, or a new one. Leavings of a killed run are removed."""
+    if is_extraction(out):
+        manifest = read_manifest(out)
+        check_same(out, manifest, description)
+        for leaving in out.glob(".shard-*.unfinished-*"):
+            leaving.unlink(missing_ok=True)
+        return manifest
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not an extraction; choose another name")
+    manifest = {"kind": KIND, "version": VERSION, "complete": False, **description}
+    _write_manifest(out, manifest)
+    return manifest
+
+
+def _write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
+    write_text(out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def _whole_shards(out: Path) -> list[Path]:
+    """The shards that are there, from 0 without a gap."""
+    found = {path.name: path for path in out.glob("shard-*.npz")}
+    names = [f"shard-{number:05d}.npz" for number in range(len(found))]
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"{out} has lost {missing[0]}; delete the shards after it to go on from there")
+    return [found[name] for name in names]
+
+
+def _go_on(batches: Batches, shards: list[Path]) -> int:
+    """Moves the batches behind the last shard; the number of clips that are done."""
+    if not shards:
+        return 0
+    try:
+        with np.load(shards[-1], allow_pickle=False) as last:
+            state, clips = json.loads(last["state"].item()), int(last["index"].max(initial=-1)) + 1
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{shards[-1]} cannot be read ({error}); delete it to go on from the shard before") from error
+    batches.set_state(state)
+    return clips

@@ -1,0 +1,98 @@
+"""What every command line shares: options from a function's signature, one-sentence errors, what was compiled, tables,
+progress bars.
+
+A `ValueError` or `OSError` is the user's to mend, so it is one sentence on stderr and exit code 2 without a traceback
+(`JAXPRUNE_TRACEBACK=1` shows it). Anything else is our mistake and shows itself whole.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from jaxprune.cli import compile_cache as compiling
+from jaxprune.parallel import processes
+
+
+def run(main: Callable[..., int | None]) -> None:
+    """Parses the command line into `main`'s arguments, calls it, and exits with the code it returns (None: 0).
+
+    Programs compiled on the way are kept for the next run; the first process's last note says how many there were.
+    """
+    try:
+        with compiling.kept(tell=notice), compiling.counted() as compiled:
+            code = tyro.cli(main) or 0
+        if compiled.programs and processes.is_first():
+            notice(compiled.in_words())
+        sys.exit(code)
+    except BrokenPipeError:  # the reader, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        if os.environ.get("JAXPRUNE_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, notes: Sequence[str] = ()
+) -> None:
+    """A table on stdout. Columns after the first align right where the first row holds a number; nothing is cut off."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    table = Table(title=Text(title), title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(
+            Text(column), justify="right" if i and rows and is_number(rows[0][i]) else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))  # plain: a file name may look like markup
+    console().print(table)
+    for note in notes:
+        console().print(note, highlight=False, markup=False)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell begins with a number that stands alone, such as 12, 1.5e-3 or 35.7 %."""
+    try:
+        float(cell.split(" ")[0].replace(",", ""))
+    except ValueError:
+        return False
+    return True
+
+
+def console() -> Console:
+    """The terminal; a file or pipe is given room enough that tables do not wrap."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=160)
+
+
+class Rate(ProgressColumn):
+    """Clips a second."""
+
+    def __init__(self, digits: int = 1):
+        super().__init__()
+        self._digits = digits
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.{self._digits}f} clips/s" if task.speed else "")
+
+
+def progress(description: str, *columns: ProgressColumn) -> Progress:
+    """A bar, on a terminal only: the description, what is done, what `columns` show, and the time left."""
+    shown = (TextColumn(description), BarColumn(), MofNCompleteColumn(), *columns, TimeRemainingColumn())
+    terminal = console()
+    return Progress(*shown, console=terminal, disable=not terminal.is_terminal)
+
+
+def notice(message: str) -> None:
+    """A remark that is not a result: stderr, so that piped output stays clean."""
+    print(f"note: {message}", file=sys.stderr)

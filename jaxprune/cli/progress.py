@@ -1,0 +1,96 @@
+"""A fine-tuning run on the terminal while it happens: notes, a bar, each evaluation and a table at the end."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.progress import TextColumn
+
+from jaxprune.cli import console as cli
+from jaxprune.training.finetune import Beginning, Event, Outcome
+from jaxprune.training.loop import Evaluation, Step
+
+
+def show(events: Iterator[Event], out: Path, *, title: str = "training") -> Outcome:
+    """Shows what `finetune` yields in the directory `out` up to and with the run's outcome, which it returns.
+
+    The bar, with the time that is left, is there on a terminal only.
+    """
+    speeds: deque[float] = deque(maxlen=50)
+    began = time.perf_counter()
+    with cli.progress("{task.description}", TextColumn("{task.fields[facts]}")) as progress:
+        bar = progress.add_task(title, total=None, facts="compiling")
+        for event in events:
+            match event:
+                case Beginning():
+                    print_beginning(event, out)
+                    progress.update(bar, total=event.total_steps, completed=event.step)
+                case Step():
+                    if not event.compiled:
+                        speeds.append(event.clips_per_second)
+                    progress.update(bar, completed=event.step + 1, facts=in_words(event, speeds))
+                case Evaluation():
+                    progress.console.print(
+                        f"after step {event.step}: {event.metric} {100 * event.score:.2f} %, loss {event.loss:.4f}, "
+                        f"{event.clips} clips, keep rate {event.keep_rate:g}",
+                        highlight=False,
+                    )
+                case Outcome():
+                    outcome = event
+                    break
+    if outcome.result is None:
+        cli.notice(f"asked to stop: saved after step {outcome.step}; the same command goes on")
+    else:
+        print_result(outcome.result, out, seconds=time.perf_counter() - began)
+    return outcome
+
+
+def in_words(step: Step, speeds: deque[float]) -> str:
+    speed = f"{sorted(speeds)[len(speeds) // 2]:.0f} clips/s" if speeds else "compiling"
+    waiting = f", {100 * step.waiting:.0f} % waiting for data" if step.waiting > 0.05 else ""
+    return f"loss {step.loss:.4f}  lr {step.lr:.2e}  keep {step.keep_rate:.3f}  {speed}{waiting}"
+
+
+def print_beginning(event: Beginning, out: Path) -> None:
+    recipe, sizes = event.recipe, event.dataset.sizes()
+    clips = ", ".join(f"{count} {split}" for split, count in sizes.items())
+    cli.notice(f"{recipe.name} ({recipe.source}) on {event.dataset.name}: {clips} clips; run in {out}")
+    if 0 < event.step < event.total_steps:
+        cli.notice(f"goes on after step {event.step} of {event.total_steps}")
+    for note in event.notes:
+        cli.notice(note)
+    if event.selects_on == "test":
+        cli.notice("there are no validation clips: the last model is saved, and test scores choose nothing")
+
+
+def print_result(result: dict[str, Any], out: Path, *, seconds: float) -> None:
+    rate = result["recipe"]["prune"]["keep_rate"]
+    rows = [
+        (
+            split,
+            found["clips"],
+            *(percent(found[name]) for name in ("top1", "top5", "mean_average_precision")),
+            f"{found['loss']:.4f}",
+            f"{rate:g}",
+            f"{result['macs'] / 1e9:.2f}",
+            f"{100 * (1 - result['macs'] / result['unpruned_macs']):.1f} %",
+        )
+        for split, found in result["scores"].items()
+    ]
+    columns = ("split", "clips", "top-1", "top-5", "mAP", "loss", "keep rate", "GMACs", "saved")
+    notes = [
+        f"model of step {result['saved_step']} ({result['saved']}): {result['model']}",
+        f"{result['steps']} steps, {result['compilations']} compiled sizes, {seconds / 60:.1f} minutes here, "
+        f"{result['device']}",
+    ]
+    for score in result["recipe"]["expected"]:
+        if score["keep_rate"] == rate:
+            notes.append(f"published: {score['metric']} {score['percent']:.2f} % ({score['source']})")
+    cli.print_table(f"{result['data_set']}, {result['recipe']['name']}", columns, rows, notes=notes)
+    cli.notice(f"see {out / 'result.json'} and {out / 'metrics.jsonl'}")
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"

@@ -1,0 +1,379 @@
+"""Batches of waveforms from records: decoding in the background, in an order that is a function of the seed.
+
+Only sound is prepared here: log-mel, mixing, masking and normalisation run on the device (`jaxprune.features`,
+`jaxprune.training.augment`). A batch is decided by the records, the settings and its number alone: not by how many
+threads or processes decode, nor by interruptions; and the rows of several processes, one after the other, are those of
+a single one. Grain does the decoding ahead of time and remembers the place; the order is ours, so no other version of
+it changes a run.
+
+Clips that `Record.load` refuses (damaged, silent, under 25 ms) are named and counted in
+`Batches.unusable`; more than a stated share of them is an error, of several processes when they compare (`count_bad`).
+Another clip takes their place in training, weight 0 in evaluation.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Float, Float32, Int32
+
+from jaxprune.data.records import Dataset, Record, Split
+from jaxprune.features import WINDOW, sample_count
+
+Crop = Callable[[int, np.random.Generator], int]
+PAD = -1  # the index of a row without a clip
+
+
+class Batch(NamedTuple):
+    """Clips of one padded length. Rows of weight 0 hold silence and no targets: count and train only the others.
+
+    `waveforms` is 16 kHz mono, full scale at 1, zeros beyond the first `lengths` samples (at least 400). `targets` has
+    a one at each class of a clip. `indices` are places in the split's records, -1 in a row that only fills the batch.
+    """
+
+    waveforms: Float32[np.ndarray, "b samples"]
+    lengths: Int32[np.ndarray, "b"]
+    targets: Float32[np.ndarray, "b y"]
+    weights: Float32[np.ndarray, "b"]
+    indices: Int32[np.ndarray, "b"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Which process this is, and of how many. Each gets as many rows of every batch, the first process the first."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"process {self.index} of {self.count} does not exist; count from 0 to {self.count - 1}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workers:
+    """What decodes. `threads` in this process are enough for wav and flac; `processes` are added for slower formats.
+
+    Processes start in seconds, import the program anew (it needs an `if __name__ == "__main__"` guard) and have
+    `threads` each. `ahead` is the number of batches kept ready, in each.
+    """
+
+    threads: int = 2
+    processes: int = 0
+    ahead: int = 4
+
+    def __post_init__(self):
+        if self.threads < 1 or self.processes < 0 or self.ahead < 1:
+            raise ValueError(f"{self}: threads and ahead must be at least 1, processes at least 0")
+
+
+def from_start(spare: int, rng: np.random.Generator) -> int:
+    """Keeps the head of a long clip, as the published code does everywhere: it cuts its spectrogram at T frames."""
+    return 0
+
+
+def anywhere(spare: int, rng: np.random.Generator) -> int:
+    """Keeps a random stretch of a long clip: ours, for training. Clips within T frames stay as they are."""
+    return int(rng.integers(spare + 1))
+
+
+def train_batches(
+    dataset: Dataset,
+    split: Split = "train",
+    *,
+    frames: int,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    crop: Crop = anywhere,
+    shard: Shard = Shard(),
+    workers: Workers = Workers(),
+    unusable: float = 0.01,
+) -> "Batches":
+    """Full batches of a split for so many epochs, each in an order of its own drawn from (seed, epoch).
+
+    `batch_size` counts clips over all processes; the batches hold this process's share. The clips that do not fill a
+    batch at the end of an epoch are left out of it, others each time. Each row has weight 1: for an unusable clip the
+    next usable one in the data set stands in. `frames` and `crop` decide what of a long clip is kept, by (seed, place).
+    Raises `ValueError` for too few clips and, while running, for more than the share `unusable` of bad ones.
+    """
+    clips = dataset.clips(split)
+    rows = _local_rows(batch_size, shard)
+    steps = len(clips) // batch_size
+    if epochs < 1 or seed < 0:
+        raise ValueError(f"epochs is {epochs} and seed {seed}; they must be at least 1 and 0")
+    if steps == 0:
+        raise ValueError(f"{dataset.name} has {len(clips)} {split} clips, too few for one batch of {batch_size}")
+    order = _Shuffled(clips=len(clips), steps=steps, epochs=epochs, batch_size=batch_size, seed=seed, shard=shard)
+    load = _Load(
+        clips, classes=len(dataset.labels), samples=sample_count(frames), crop=crop, seed=seed, substitutes=_TRIES
+    )
+    name = f"{dataset.name} {split}"
+    return Batches(order, load, rows=rows, steps=steps, shard=shard, workers=workers, limit=unusable, name=name)
+
+
+def eval_batches(
+    dataset: Dataset,
+    split: Split = "test",
+    *,
+    frames: int,
+    batch_size: int,
+    crop: Crop = from_start,
+    shard: Shard = Shard(),
+    workers: Workers = Workers(),
+    unusable: float = 0.01,
+) -> "Batches":
+    """Every clip of a split once, in order, the last batch filled with rows of weight 0; these also replace bad clips.
+
+    All processes get the same number of batches. `frames`, `batch_size` and errors are as in `train_batches`.
+    """
+    clips = dataset.clips(split)
+    rows = _local_rows(batch_size, shard)
+    steps = -(-len(clips) // batch_size)
+    order = _InOrder(clips=len(clips), steps=steps, batch_size=batch_size, shard=shard)
+    load = _Load(clips, classes=len(dataset.labels), samples=sample_count(frames), crop=crop, seed=0, substitutes=0)
+    name = f"{dataset.name} {split}"
+    return Batches(order, load, rows=rows, steps=steps, shard=shard, workers=workers, limit=unusable, name=name)
+
+
+class Batches:
+    """An iterator over batches whose place can be saved. `len` is the number of batches in all, `steps` in an epoch.
+
+    `unusable` maps the file of each bad clip met so far to the reason. `waited` is the time in seconds that `next` has
+    taken: what the caller lost by waiting for data. A context manager: leaving it stops the threads.
+    """
+
+    def __init__(
+        self,
+        order: "_Shuffled | _InOrder",
+        load: "_Load",
+        *,
+        rows: int,
+        steps: int,
+        shard: Shard,
+        workers: Workers,
+        limit: float,
+        name: str,
+    ):
+        if not 0 <= limit <= 1:
+            raise ValueError(f"unusable is {limit}; it must be a share from 0 to 1")
+        self.steps = steps
+        self.unusable: dict[str, str] = {}
+        self.waited = 0.0
+        self._clips, self._limit, self._name, self._total = load.clips, limit, name, len(order) // rows
+        self._blank = Batch(*(np.broadcast_to(part, (rows, *np.shape(part))) for part in load.blank()[:-1]))
+        self._alone = shard.count == 1
+        options = grain.ReadOptions(
+            num_threads=workers.threads, prefetch_buffer_size=max(workers.ahead, workers.threads)
+        )
+        # The batch is made before the reading ahead: its rows then do not depend on the workers.
+        rows_of_batches = grain.MapDataset.source(order).map(load).batch(rows, drop_remainder=True, batch_fn=_stack)
+        ready = rows_of_batches.to_iter_dataset(options)
+        if workers.processes:
+            _parse_no_flags()
+            ready = ready.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers.processes, per_worker_buffer_size=workers.ahead)
+            )
+        self._iterator = iter(ready)
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        rows = next(self._iterator)
+        self.waited += time.perf_counter() - began
+        self._note(rows.refused)
+        return Batch(*rows[:-1])
+
+    @property
+    def blank(self) -> Batch:
+        """Rows without clips, in the shape of every batch. Not to be written to."""
+        return self._blank
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the next batch begins and the bad clips so far: plain JSON values, whose place is every shard's."""
+        return {"place": self._iterator.get_state(), "unusable": dict(self.unusable)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on after the batch that `get_state` followed, with the same data set, settings and workers."""
+        self._iterator.set_state(state["place"])
+        self.unusable = dict(state["unusable"])
+
+    def names(self, indices: Sequence[int] | Int32[np.ndarray, "b"]) -> list[str]:
+        """The files of a batch's `indices`, without the rows that only fill it."""
+        return [self._clips[i].path for i in indices if i != PAD]
+
+    def close(self) -> None:
+        self._iterator.close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _note(self, refused: Int32[np.ndarray, "b"]) -> None:
+        clips = [self._clips[i] for i in refused if i != PAD]
+        new = {clip.path: _reason(clip) for clip in clips if clip.path not in self.unusable}
+        self.unusable |= new
+        if self._alone:
+            self.count_bad([self.unusable])
+
+    def count_bad(self, found: Iterable[Mapping[str, str]]) -> None:
+        """Takes in what the processes have in `unusable`. Raises `ValueError` where that is too much.
+
+        One process alone counts after every batch. Several must stop together, so they count when all are asked.
+        """
+        for unusable in found:
+            self.unusable |= unusable
+        bad, allowed = len(self.unusable), int(self._limit * len(self._clips) + 1e-9)
+        if bad > allowed:
+            first = "; ".join(list(self.unusable.values())[:5])
+            raise ValueError(
+                f"{self._name}: {bad} of {len(self._clips)} clips cannot be used, more than the {allowed} that "
+                f"{self._limit:.2%} allow: {first}"
+            )
+
+
+_TRIES = 16  # clips tried in place of an unusable one
+
+
+class _Row(NamedTuple):
+    """One row of a `Batch`, and the index of the clip that was refused here (-1: none)."""
+
+    waveform: Any
+    length: Any
+    target: Any
+    weight: Any
+    index: Any
+    refused: Any
+
+
+class _Rows(NamedTuple):
+    waveforms: Any
+    lengths: Any
+    targets: Any
+    weights: Any
+    indices: Any
+    refused: Any
+
+
+def _stack(rows: Sequence[_Row]) -> _Rows:
+    return _Rows(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+class _Shuffled:
+    """A random access list of (record index, global row) for all epochs of a training run, of one process's rows."""
+
+    def __init__(self, *, clips: int, steps: int, epochs: int, batch_size: int, seed: int, shard: Shard):
+        self._clips, self._seed, self._shard = clips, seed, shard
+        self._epoch_rows = steps * batch_size
+        self._local = batch_size // shard.count
+        self._rows = epochs * steps * self._local
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, row: int) -> tuple[int, int]:
+        place = _place(row, self._local, self._shard)
+        epoch, within = divmod(place, self._epoch_rows)
+        return int(_permutation(self._seed, epoch, self._clips)[within]), place
+
+
+class _InOrder:
+    """The records in order, filled up with -1 to whole batches, of one process's rows."""
+
+    def __init__(self, *, clips: int, steps: int, batch_size: int, shard: Shard):
+        self._clips, self._shard = clips, shard
+        self._local = batch_size // shard.count
+        self._rows = steps * self._local
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, row: int) -> tuple[int, int]:
+        place = _place(row, self._local, self._shard)
+        return (place if place < self._clips else PAD), place
+
+
+def _place(row: int, local: int, shard: Shard) -> int:
+    """The global row of a process's row, with `local` rows a batch."""
+    batch, within = divmod(row, local)
+    return (batch * shard.count + shard.index) * local + within
+
+
+@functools.lru_cache(maxsize=4)  # threads read ahead over the end of an epoch
+def _permutation(seed: int, epoch: int, clips: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(clips)
+
+
+class _Load:
+    """Decodes, cuts and pads the clip of one row."""
+
+    def __init__(
+        self, clips: tuple[Record, ...], *, classes: int, samples: int, crop: Crop, seed: int, substitutes: int
+    ):
+        self.clips = clips
+        self._classes, self._samples, self._crop, self._seed = classes, samples, crop, seed
+        self._substitutes = substitutes
+
+    def __call__(self, row: tuple[int, int]) -> _Row:
+        index, place = row
+        refused = PAD
+        for step in range(1 + self._substitutes if index != PAD else 0):
+            candidate = (index + step) % len(self.clips)
+            try:
+                waveform = self.clips[candidate].load()
+            except ValueError:
+                refused = index
+                continue
+            return self._row(waveform, candidate, place, refused)
+        if self._substitutes:
+            raise ValueError(f"{self.clips[index].path}: cannot be used, nor the {self._substitutes} clips after it")
+        return self.blank(index, refused)
+
+    def blank(self, index: int = PAD, refused: int = PAD) -> _Row:
+        """A row of weight 0."""
+        silence, nothing = np.zeros(self._samples, np.float32), np.zeros(self._classes, np.float32)
+        return _Row(silence, np.int32(WINDOW), nothing, np.float32(0), np.int32(index), np.int32(refused))
+
+    def _row(self, waveform: Float[np.ndarray, "..."], index: int, place: int, refused: int) -> _Row:
+        spare = len(waveform) - self._samples
+        if spare > 0:
+            start = self._crop(spare, np.random.default_rng([self._seed, place]))
+            waveform = waveform[start : start + self._samples]
+        padded = np.zeros(self._samples, np.float32)
+        padded[: len(waveform)] = waveform
+        target = np.zeros(self._classes, np.float32)
+        target[list(self.clips[index].labels)] = 1
+        return _Row(padded, np.int32(len(waveform)), target, np.float32(1), np.int32(index), np.int32(refused))
+
+
+def _reason(clip: Record) -> str:
+    try:
+        clip.load()
+    except ValueError as error:
+        return str(error)
+    return f"{clip.path}: could not be read at first"
+
+
+def _local_rows(batch_size: int, shard: Shard) -> int:
+    if batch_size < 1 or batch_size % shard.count:
+        raise ValueError(f"batch_size is {batch_size}; it must be a positive multiple of the {shard.count} processes")
+    return batch_size // shard.count
+
+
+def _parse_no_flags() -> None:
+    """Grain's processes read absl's flags, which refuse until somebody has parsed a command line."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

@@ -1,0 +1,129 @@
+"""The names of a classifier's outputs, in the head's order, from the kinds of file they are published in.
+
+Needed where a data set is read (`jaxprune.data.published`) and where a checkpoint is converted (`convert`). Whether
+their number fits a head is checked where a head is known.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jaxprune.data.records import read_text, refuse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """Class names in index order, and `ids`: the index of each name and, where there are any, of each machine id."""
+
+    names: tuple[str, ...]
+    ids: dict[str, int]
+
+
+def read_label_file(path: Path | str) -> LabelFile:
+    """Reads a CSV with columns index, display_name and perhaps mid (AudioSet's, AST's), ESC-50's meta CSV (target,
+    category), a JSON list, a JSON object from index to name (or holding one as id2label), or one name a line.
+
+    Raises `ValueError` naming the file when it cannot be read, when an index is missing, repeated or not a whole
+    number, or when two classes share a name or mid.
+    """
+    path = Path(path).expanduser()
+    text = read_text(path)
+    try:
+        return _parse(text, suffix=path.suffix.lower())
+    except ValueError as error:
+        raise ValueError(f"the labels {path} cannot be used: {error}") from error
+
+
+def named_labels(path: Path | None, names: Iterable[str], *, name: str) -> LabelFile:
+    """The label file at `path`, or without one the data set's own class names in alphabetical order.
+
+    Raises `ValueError` if the data set `name` uses class names that the file does not have.
+    """
+    names = sorted(set(names))
+    if path is None:
+        return LabelFile(names=tuple(names), ids={label: i for i, label in enumerate(names)})
+    labels = read_label_file(path)
+    refuse((label for label in names if label not in labels.ids), f"{name}: labels are not in {path}")
+    return labels
+
+
+def from_id2label(content: Any) -> tuple[str, ...]:
+    """Names in index order from a mapping such as a Hugging Face config's id2label."""
+    if not isinstance(content, dict):
+        raise ValueError(f"id2label is a {type(content).__name__}, not a mapping from index to name")
+    return _ordered(content.items())
+
+
+def _parse(text: str, *, suffix: str) -> LabelFile:
+    if not text.strip():
+        raise ValueError("the file is empty")
+    if suffix == ".json":
+        return _label_file(_from_json(json.loads(text)))
+    header = [name.strip() for name in next(csv.reader(io.StringIO(text)))]
+    for index, name in (("index", "display_name"), ("target", "category")):
+        if index in header and name in header:
+            return _from_rows(text, header=header, columns=(index, name))
+    if suffix in (".csv", ".tsv"):
+        raise ValueError(
+            f"its columns are {', '.join(header)}; expected index and display_name, or ESC-50's target and category"
+        )
+    return _label_file(_ordered(enumerate(text.rstrip().splitlines())))
+
+
+def _from_rows(text: str, *, header: list[str], columns: tuple[str, str]) -> LabelFile:
+    at, name_at = (header.index(column) for column in columns)
+    rows = [row for row in csv.reader(io.StringIO(text)) if row][1:]
+    if short := next((row for row in rows if len(row) <= max(at, name_at)), None):
+        raise ValueError(f"the row {','.join(short)!r} has fewer columns than the header")
+    pairs = [(row[at], row[name_at]) for row in rows]
+    # ESC-50 lists clips, so a class comes back once per clip: the same pair is no repetition there.
+    names = _ordered(dict.fromkeys(pairs) if columns[0] == "target" else pairs)
+    if "mid" not in header:
+        return _label_file(names)
+    mid_at = header.index("mid")
+    return _label_file(names, mids=[(row[mid_at].strip(), int(row[at])) for row in rows if len(row) > mid_at])
+
+
+def _from_json(content: Any) -> tuple[str, ...]:
+    if isinstance(content, dict):
+        return from_id2label(content.get("id2label", content))
+    if isinstance(content, list):
+        return _ordered(enumerate(content))
+    raise ValueError(
+        f"it holds a JSON {type(content).__name__}; expected a list of names or an object from index to name"
+    )
+
+
+def _ordered(pairs: Iterable[tuple[Any, Any]]) -> tuple[str, ...]:
+    """Sorts (index, name) pairs by index and requires 0, 1, 2 ... exactly once each, and a name for each."""
+    names: dict[int, str] = {}
+    for index, name in pairs:
+        try:
+            index = int(index)
+        except (TypeError, ValueError):
+            raise ValueError(f"{index!r} is not a class index") from None
+        if index in names:
+            raise ValueError(f"index {index} is given twice, as {names[index]!r} and {name!r}")
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"index {index} has no name")
+        names[index] = name.strip()
+    if gaps := sorted(set(range(len(names))) - names.keys()):
+        raise ValueError(
+            f"{len(names)} classes are listed but index {gaps[0]} is missing; indices must run from 0 without gaps"
+        )
+    if not names:
+        raise ValueError("it lists no classes")
+    return tuple(names[index] for index in range(len(names)))
+
+
+def _label_file(names: tuple[str, ...], *, mids: Iterable[tuple[str, int]] = ()) -> LabelFile:
+    """Refuses names and mids that do not say which class is meant."""
+    ids: dict[str, int] = {}
+    for key, index in (*mids, *((name, index) for index, name in enumerate(names))):
+        if key and ids.setdefault(key, index) != index:
+            raise ValueError(f"{key!r} is the name of class {ids[key]} and of class {index}")
+    return LabelFile(names=names, ids=ids)

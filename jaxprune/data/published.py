@@ -1,0 +1,172 @@
+"""The published data sets exactly as they lie on disk: where each keeps its clips, labels, folds and splits.
+
+A source is a small frozen value, so that it can be an option of a command line and part of a saved recipe;
+`source.read()` looks at the disk, refuses what is missing, contradictory or leaks between splits, and gives a
+`jaxprune.data.records.Dataset`. Sound is not opened here. Layouts: Piczak 2015 (ESC-50), Warden 2018 (Speech Commands
+v0.02), Gemmeke et al. 2017 in the JSON form of Gong et al. 2021 (AudioSet), Nagrani et al. 2017 (VoxCeleb-1). Own
+sounds are sources, too (`jaxprune.data.own`), and what was decoded beforehand (`jaxprune.data.shards`).
+"""
+
+import dataclasses
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from jaxprune.data.labels import named_labels, read_label_file
+from jaxprune.data.own import Folder, Manifest, entry_records, json_entries
+from jaxprune.data.records import SPLITS, Dataset, Record, Split, checked, read_rows, read_text, refuse, whole_number
+from jaxprune.data.shards import Shards
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ESC50:
+    """ESC-50's folder, with meta/esc50.csv and audio/. The clips of `fold` (1 to 5) test, the others train."""
+
+    root: Path
+    fold: int = 1
+
+    def read(self) -> Dataset:
+        """Also refuses recordings (src_file) with clips in two folds: they would be trained and tested on."""
+        table = self.root / "meta" / "esc50.csv"
+        rows = read_rows(table, ("filename", "fold", "target", "category", "src_file"))
+        names: dict[int, set[str]] = defaultdict(set)
+        folds: dict[str, set[int]] = defaultdict(set)
+        records = []
+        for row in rows:
+            target, fold = whole_number(row["target"], table), whole_number(row["fold"], table)
+            names[target].add(row["category"])
+            folds[row["src_file"]].add(fold)
+            path = str(self.root / "audio" / row["filename"])
+            split: Split = "test" if fold == self.fold else "train"
+            records.append(Record(path=path, labels=(target,), split=split, fold=fold))
+        refuse((f"{i} is {sorted(names[i])}" for i in names if len(names[i]) > 1), f"{table}: targets have two names")
+        if sorted(names) != list(range(len(names))):
+            raise ValueError(f"{table}: targets are {sorted(names)}; they must run from 0 without gaps")
+        refuse(
+            (f"{source} in folds {sorted(found)}" for source, found in folds.items() if len(found) > 1),
+            f"{table}: folds overlap, source recordings are in two of them",
+        )
+        every = sorted({record.fold for record in records})
+        if self.fold not in every:
+            raise ValueError(f"fold is {self.fold}; {table} has the folds {every}")
+        labels = tuple(names[i].pop() for i in range(len(names)))
+        return checked(Dataset(name="ESC-50", labels=labels, records=tuple(records)), needs=("train", "test"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeechCommands:
+    """Speech Commands v0.02: a folder a word, validation_list.txt and testing_list.txt; the rest trains.
+
+    Folders that begin with an underscore or dot are no words. Classes are in alphabetical order, or in that of a
+    `labels` file: AST's order is another one.
+    """
+
+    root: Path
+    labels: Path | None = None
+
+    def read(self) -> Dataset:
+        """Also refuses list entries that are no clips, and speakers (the name before _nohash_) in two splits."""
+        lists: dict[str, Split] = {"validation_list.txt": "validation", "testing_list.txt": "test"}
+        split_of: dict[str, Split] = {}
+        twice = []
+        for name, split in lists.items():
+            for entry in read_text(self.root / name).split():
+                if entry in split_of:
+                    twice.append(f"{entry} in {split_of[entry]} and {split}")
+                split_of[entry] = split
+        refuse(twice, f"{self.root}: clips are listed more than once")
+        words = sorted(item.name for item in os.scandir(self.root) if item.is_dir() and item.name[0] not in "_.")
+        labels = named_labels(self.labels, words, name=str(self.root))
+        records, speakers = [], defaultdict(set)
+        for word in words:
+            for file in sorted(os.listdir(self.root / word)):
+                if file[0] == "." or not file.endswith(".wav"):
+                    continue
+                split = split_of.pop(f"{word}/{file}", "train")
+                speakers[file.partition("_nohash_")[0]].add(split)
+                path = str(self.root / word / file)
+                records.append(Record(path=path, labels=(labels.ids[word],), split=split))
+        refuse(split_of, f"{self.root}: clips in the lists are missing")
+        refuse(
+            (f"{speaker} in {' and '.join(sorted(found))}" for speaker, found in speakers.items() if len(found) > 1),
+            f"{self.root}: splits overlap, speakers are in two of them",
+        )
+        return checked(Dataset(name="Speech Commands", labels=labels.names, records=tuple(records)), needs=SPLITS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AudioSet:
+    """AudioSet as AST lists it: class_labels_indices.csv and one JSON file a split, {"data": [{"wav", "labels"}]}.
+
+    `labels` in the JSON are machine ids joined by commas. Relative paths are looked for under `root`, by default the
+    folder of the JSON that gives them. Either split may be left out.
+    """
+
+    labels: Path
+    train: Path | None = None
+    test: Path | None = None
+    root: Path | None = None
+
+    def read(self) -> Dataset:
+        given: dict[Split, Path | None] = {"train": self.train, "test": self.test}
+        listed = {split: path for split, path in given.items() if path}
+        if not listed:
+            raise ValueError("AudioSet: neither train nor test is given; name the JSON file of at least one")
+        labels = read_label_file(self.labels)
+        records = []
+        for split, path in listed.items():
+            entries = [
+                {"path": entry.get("wav"), "labels": entry.get("labels", "").split(","), "split": split}
+                for entry in json_entries(path)
+            ]
+            records += entry_records(entries, path, labels=labels, root=self.root or path.parent, source=self.labels)
+        return checked(Dataset(name="AudioSet", labels=labels.names, records=tuple(records)), needs=listed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VoxCeleb1:
+    """VoxCeleb-1 for identification: iden_split.txt, and id10001/VIDEO/00001.wav below one or several folders.
+
+    The two downloads, dev and test, may be merged or apart: a speaker is looked for in `root`, in its wav, dev, test,
+    dev/wav, test/wav, vox1_dev_wav/wav and vox1_test_wav/wav, and likewise in each of `also`. `splits` is by default
+    root's iden_split.txt. Classes are the speakers in alphabetical order, or in that of a `labels` file.
+    """
+
+    root: Path
+    also: tuple[Path, ...] = ()
+    splits: Path | None = None
+    labels: Path | None = None
+
+    def read(self) -> Dataset:
+        table = self.splits or self.root / "iden_split.txt"
+        entries: list[tuple[Split, str]] = []
+        for number, line in enumerate(read_text(table).splitlines(), start=1):
+            code, _, path = line.strip().partition(" ")
+            if not line.strip():
+                continue
+            if code not in ("1", "2", "3") or path.count("/") != 2:
+                raise ValueError(f"{table}: line {number} is {line!r}; expected 1, 2 or 3 and id10001/VIDEO/00001.wav")
+            entries.append((SPLITS[int(code) - 1], path.strip()))
+        labels = named_labels(self.labels, (path.split("/")[0] for _, path in entries), name=str(table))
+        homes = self._homes()
+        records = []
+        for split, path in entries:
+            speaker = path.split("/")[0]
+            found = homes.get(speaker, [str(self.root / "wav")])
+            # Rarely more than one: a speaker whose videos are divided between two folders.
+            home = found[0] if len(found) == 1 else next((h for h in found if os.path.exists(f"{h}/{path}")), found[0])
+            records.append(Record(path=f"{home}/{path}", labels=(labels.ids[speaker],), split=split))
+        return checked(Dataset(name="VoxCeleb-1", labels=labels.names, records=tuple(records)), needs=SPLITS)
+
+    def _homes(self) -> dict[str, list[str]]:
+        """The folders that hold a folder of each speaker."""
+        below = ("", "wav", "dev", "test", "dev/wav", "test/wav", "vox1_dev_wav/wav", "vox1_test_wav/wav")
+        homes = defaultdict(list)
+        for root in (self.root, *self.also):
+            for folder in filter(Path.is_dir, (root / name for name in below)):
+                for speaker in os.listdir(folder):
+                    homes[speaker].append(str(folder))
+        return homes
+
+
+Source = ESC50 | SpeechCommands | AudioSet | VoxCeleb1 | Folder | Manifest | Shards

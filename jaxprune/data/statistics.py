@@ -1,0 +1,167 @@
+"""Measures a data set: the mean and standard deviation that normalise its features, lengths, rates, class balance.
+
+AST publishes get_norm_stats.py for the same purpose: over all T padded frames of training clips it averages the mean
+and the standard deviation of batches of 1000. Two details are easily missed. It pads with 0, near the loud end of a
+log-mel's range, where models here (and the pruning paper's) see the clip's minimum; and the settings it comes with
+leave mixup and SpecAugment on, whose masks count as 0 too. So for clips shorter than T its figures are not those of the
+input that a model here sees. We measure that input exactly, and beside it AST's padding without augmentation.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxprune.data.batches import Batch, Workers, eval_batches
+from jaxprune.data.records import Dataset, Split, class_counts
+from jaxprune.features import fit_frames, frame_count, log_mel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Count, mean and sum of squared deviations of values, which can be joined without loss (Chan et al. 1979)."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    @property
+    def std(self) -> float:
+        """With ddof 1, as torch.std."""
+        return float(np.sqrt(self.squares / (self.count - 1))) if self.count > 1 else 0.0
+
+    def __add__(self, other: "Moments") -> "Moments":
+        count = self.count + other.count
+        if count == 0:
+            return self
+        apart = other.mean - self.mean
+        return Moments(
+            count=count,
+            mean=self.mean + apart * other.count / count,
+            squares=self.squares + other.squares + apart**2 * self.count * other.count / count,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetStats:
+    """What was measured over the usable clips of one split. `seconds` are (shortest, median, longest), before any cut.
+
+    `mean` and `std` are over the model's input: T frames, padded with each clip's minimum. `zero_padded` is the same
+    with AST's padding, `unpadded` over real frames only. `balance` counts clips per class.
+    """
+
+    name: str
+    split: Split
+    frames: int
+    clips: int
+    unusable: dict[str, str]
+    mean: float
+    std: float
+    zero_padded: tuple[float, float]
+    unpadded: tuple[float, float]
+    seconds: tuple[float, float, float]
+    longer_than_input: int
+    sample_rates: dict[int, int]
+    channels: dict[int, int]
+    balance: dict[str, int]
+    single_label: bool
+
+    @property
+    def recipe_lines(self) -> str:
+        """The entry for `jaxprune.features.STATISTICS` of these clips."""
+        activation = "softmax" if self.single_label else "sigmoid"
+        return (
+            f"FeatureStats(frames={self.frames}, mean={self.mean:.6f}, std={self.std:.6f}, "
+            f'classes={len(self.balance)}, activation="{activation}")'
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self) | {"recipe": self.recipe_lines}, indent=2, ensure_ascii=False)
+
+
+def measure(
+    dataset: Dataset,
+    split: Split = "train",
+    *,
+    frames: int | None = None,
+    batch_size: int = 64,
+    unusable: float = 0.01,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> DatasetStats:
+    """Reads every clip of a split once. `frames` is T, by default the longest clip's frames in whole patches of 16.
+
+    The default is at most 1024 (10 s). `watch` is told the clips done and all clips. Raises `ValueError` for more than
+    the share `unusable` of clips that cannot be used.
+    """
+    records = dataset.clips(split)
+    heads = [head for record in records if (head := record.header())]
+    seconds = np.array([head.frames / head.samplerate for head in heads]) if heads else np.zeros(1)
+    if frames is None:
+        longest = frame_count(int(np.ceil(seconds.max() * 16000)))
+        frames = min(1024, max(16, -(-longest // 16) * 16))
+    moments = dict.fromkeys(("padded", "zeros", "real"), Moments())
+    with eval_batches(
+        dataset, split, frames=frames, batch_size=batch_size, workers=Workers(threads=2), unusable=unusable
+    ) as batches:
+        done = used = 0
+        for batch in batches:
+            for kind, found in _batch_moments(batch, frames=frames).items():
+                moments[kind] += found
+            done += int((batch.indices >= 0).sum())
+            used += int(batch.weights.sum())
+            watch(done, len(records))
+        bad = dict(batches.unusable)
+    counts = class_counts([record for record in records if record.path not in bad], classes=len(dataset.labels))
+    return DatasetStats(
+        name=dataset.name,
+        split=split,
+        frames=frames,
+        clips=used,
+        unusable=bad,
+        mean=moments["padded"].mean,
+        std=moments["padded"].std,
+        zero_padded=(moments["zeros"].mean, moments["zeros"].std),
+        unpadded=(moments["real"].mean, moments["real"].std),
+        seconds=(float(seconds.min()), float(np.median(seconds)), float(seconds.max())),
+        longer_than_input=int(sum(frame_count(round(s * 16000)) > frames for s in seconds)),
+        sample_rates=dict(sorted(Counter(head.samplerate for head in heads).items())),
+        channels=dict(sorted(Counter(head.channels for head in heads).items())),
+        balance={name: int(count) for name, count in zip(dataset.labels, counts, strict=True)},
+        single_label=dataset.single_label,
+    )
+
+
+def _batch_moments(batch: Batch, *, frames: int) -> dict[str, Moments]:
+    sums = jax.device_get(_clip_sums(batch.waveforms, batch.lengths, frames=frames))
+    clips = batch.weights > 0
+    moments = {}
+    for kind, (count, mean, squares) in sums.items():
+        total = Moments()
+        for row in np.flatnonzero(clips):
+            total += Moments(count=float(count[row]), mean=float(mean[row]), squares=float(squares[row]))
+        moments[kind] = total
+    return moments
+
+
+@jax.jit(static_argnames="frames")
+def _clip_sums(
+    waveforms: Float[Array, "b samples"], lengths: Int[Array, "b"], *, frames: int
+) -> dict[str, tuple[Float[Array, "b"], Float[Array, "b"], Float[Array, "b"]]]:
+    """Per clip and kind of padding: count, mean, and squared deviations from that mean. Joined in float64 outside."""
+    valid = frame_count(lengths)
+    mel = fit_frames(log_mel(waveforms), frames=frames, valid=valid)
+    real = (jnp.arange(frames)[None, :] < valid[:, None])[:, :, None]
+    every = jnp.ones_like(real)
+    kinds = {"padded": (mel, every), "zeros": (jnp.where(real, mel, 0.0), every), "real": (mel, real)}
+    sums = {}
+    for kind, (values, counted) in kinds.items():
+        count = counted.sum((1, 2)) * mel.shape[2]
+        mean = values.mean((1, 2), where=counted)
+        squares = ((values - mean[:, None, None]) ** 2).sum((1, 2), where=counted)
+        sums[kind] = (count.astype(jnp.float32), mean, squares)
+    return sums

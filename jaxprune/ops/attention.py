@@ -1,0 +1,37 @@
+"""Softmax attention that also says what every token received, by the way that suits the device.
+
+Nothing holds all the weights `(b, h, s, s)`: bfloat16 goes through a library's fused kernels on a GPU
+(`jaxprune.ops.attention_cudnn`), all else in parts (`jaxprune.ops.attention_chunked`).
+"""
+
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+from jaxprune.ops import attention_chunked as attention_parts
+from jaxprune.ops import attention_cudnn as attention_fused
+
+Project = Callable[[Float[Array, "b s d"], slice], Float[Array, "b s r h c"]]
+
+ROLES = slice(0, 3)  # queries, keys, values
+
+
+def attend(
+    tokens: Float[Array, "b s d"],
+    project: Project,
+    *,
+    queries: slice,
+    mask: Bool[Array, "b s"] | None,
+) -> tuple[Float[Array, "b rows h c"], Float[Array, "b s"]]:
+    """Softmax attention, scale c ** -0.5, and what each token received: float32, mean over heads and the unmasked
+    `queries`.
+
+    `project(tokens, roles)` gives the tokens as queries, keys or values, or as several of them. A token where `mask` is
+    False gets weight 0 as a key and is left out of the mean as a query; its own output row is finite and means nothing.
+    Neither do rows after the tokens', of which there may be one. Both results have a gradient.
+    """
+    qkv = jax.eval_shape(lambda tokens: project(tokens, ROLES), tokens)
+    if attention_fused.suits(qkv.dtype, channels=qkv.shape[-1]):
+        return attention_fused.attend(tokens, project, queries=queries, mask=mask)
+    return attention_parts.attend(project(tokens, ROLES), queries=queries, mask=mask)

@@ -1,0 +1,151 @@
+"""Pictures of clips, and what all pictures share. Figures are built without pyplot, so nothing needs a display and no
+state outlives a call.
+
+`retained_patches` shows what pruning keeps: for each window its spectrogram, then the same with the patches dropped
+after each stage left blank (the paper's pictures). Files appear under their name only when they are complete. Pictures
+of statistics are `jaxprune.plots.analysis`'.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+
+from jaxprune.config import ModelConfig
+from jaxprune.features import HOP, LOWEST_HZ, SAMPLE_RATE, hertz_to_mel
+from jaxprune.files import replace_file
+from jaxprune.inference import Result
+from jaxprune.positions import covered, in_padding, patch_corners
+
+SUFFIXES = (".png", ".svg", ".pdf")
+ROWS = 6  # windows on a page
+COLORS = "viridis"  # even in lightness, and read alike with any colour vision
+BLANK = "white"  # not in the colormap: a dropped patch cannot be taken for a quiet or a loud one
+TICKS_HZ = (250, 1000, 4000)
+
+
+def retained_patches(results: Sequence[Result], config: ModelConfig, *, path: str | os.PathLike[str]) -> list[Path]:
+    """Draws every result that carries its spectrogram, six to a page, and returns the files written.
+
+    A row is one window: the model's input, then what is left of it after each pruning block, cumulative. Time goes to
+    the right in seconds of the file, frequency upwards on the mel scale. Rows end with the clip's sound; patches in the
+    padding beyond are not drawn but counted in the panel's title. One colour scale a row. Pages after the first get
+    `-2` and so on before the suffix. Raises `ValueError` for another suffix than .png, .svg and .pdf, and when no
+    result carries a spectrogram.
+    """
+    path = picture_path(path)
+    shown = [result for result in results if result.mel is not None]
+    if not shown:
+        raise ValueError("no result carries its spectrogram; classify with mels set to how many should")
+    pages = [shown[first : first + ROWS] for first in range(0, len(shown), ROWS)]
+    names = [path] + [path.with_stem(f"{path.stem}-{page}") for page in range(2, len(pages) + 1)]
+    for name, page in zip(names, pages, strict=True):
+        save(retained_patches_figure(page, config), name)
+    return names
+
+
+def retained_patches_figure(results: Sequence[Result], config: ModelConfig) -> Figure:
+    """One page of `retained_patches`; every result must carry its spectrogram."""
+    stages = max(len(result.kept) for result in results)
+    figure = Figure(figsize=(2.9 * (1 + stages) + 0.9, 2.05 * len(results)), layout="constrained")
+    rows = figure.subfigures(len(results), 1, squeeze=False, hspace=0.02)[:, 0]
+    for row, result in zip(rows, results, strict=True):
+        _draw_row(row, result, config)
+    figure.supxlabel("time (s)", fontsize=8)
+    return figure
+
+
+def picture_path(path: str | os.PathLike[str]) -> Path:
+    """The path, if a picture can be written under its suffix; `ValueError` if not. For checks before long work."""
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"{path}: pictures are written as {', '.join(SUFFIXES)}, not as {path.suffix or 'a file without suffix'}"
+        )
+    return path
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure in its suffix's format, whole or not at all."""
+    with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):  # text stays text
+        replace_file(path, lambda unfinished: figure.savefig(unfinished, dpi=160))
+
+
+def _draw_row(row: SubFigure, result: Result, config: ModelConfig) -> None:
+    """A window's spectrogram and what each stage left of it."""
+    heading = row.suptitle(_heading(result), x=0.005, ha="left", fontsize=9, fontweight="bold")
+    heading.set_parse_math(False)  # a dollar sign in a file name is not a formula
+    panels = row.subplots(1, 1 + len(result.kept), sharex=True, sharey=True, squeeze=False)[0]
+    panels[0].set_title(f"input: {config.patches} patches", fontsize=8)
+    image = _draw_mel(panels[0], result.mel, result=result, config=config)
+    for panel, (block, patch_ids) in zip(panels[1:], result.kept.items(), strict=True):
+        padding = in_padding(config, patch_ids, frames=result.frames).sum()
+        beyond = f" ({padding} in padding)" if padding else ""
+        panel.set_title(f"after block {block}: {len(patch_ids)} of {config.patches}{beyond}", fontsize=8)
+        left = np.ma.masked_where(~covered(config, patch_ids), result.mel)
+        _draw_mel(panel, left, result=result, config=config)
+    panels[0].set_ylabel("frequency (kHz)", fontsize=8)
+    bar = row.colorbar(image, ax=panels, pad=0.01, aspect=18, extend="both", format="%+.2f", ticks=MaxNLocator(4))
+    bar.set_label("log-mel,\nnormalised", fontsize=7)
+    bar.ax.tick_params(labelsize=7)
+
+
+def _heading(result: Result) -> str:
+    label, probability = result.top[0]
+    end = result.start + result.seconds
+    stretch = f"{shortened(result.path.name)}, {result.start:.2f} to {end:.2f} s"
+    truth = f", label: {shortened(', '.join(result.truth))}" if result.truth else ""
+    return f"{stretch}{truth}, top label: {shortened(label)} ({probability:.2f})"
+
+
+def _draw_mel(panel: Axes, mel: Float[np.ndarray, "t f"], *, result: Result, config: ModelConfig) -> AxesImage:
+    """A spectrogram up to the last patch that holds sound, blank where masked, the clip's end marked."""
+    shown = frames_shown(config, frames=result.frames)
+    low, high = color_range(result)
+    right = result.start + shown * HOP / SAMPLE_RATE
+    image = panel.imshow(
+        mel[:shown].T,
+        origin="lower",
+        aspect="auto",
+        extent=(result.start, right, 0, config.mels),
+        vmin=low,
+        vmax=high,
+        cmap=mpl.colormaps[COLORS].with_extremes(bad=BLANK),
+    )
+    if result.frames < shown:
+        end = result.start + result.frames * HOP / SAMPLE_RATE
+        panel.axvspan(end, right, facecolor="none", edgecolor="0.6", hatch="/////", linewidth=0)
+    panel.set_yticks(mel_heights(TICKS_HZ, mels=config.mels), [f"{hertz / 1000:g}" for hertz in TICKS_HZ])
+    panel.tick_params(labelsize=7)
+    return image
+
+
+def color_range(result: Result) -> tuple[float, float]:
+    """The values that the ends of the colour scale stand for: nearly all of the clip's sound lies between them."""
+    low, high = np.percentile(result.mel[: result.frames].astype(np.float32), (2, 99.8))
+    return float(low), float(max(high, low + 1e-3))
+
+
+def frames_shown(config: ModelConfig, *, frames: int) -> int:
+    """Where the last patch that holds any of the first `frames` frames ends; all of a spectrogram without padding."""
+    starts = patch_corners(config)[:, 0]
+    sounding = starts[starts < frames]
+    return config.frames if len(sounding) == len(starts) else int(sounding.max()) + config.patch
+
+
+def mel_heights(hertz: Sequence[float], *, mels: int) -> Float[np.ndarray, "_"]:
+    """Heights of frequencies on an axis where mel bin i covers i to i + 1, its centre at i + 0.5."""
+    lowest, highest, *heights = hertz_to_mel(np.array([LOWEST_HZ, SAMPLE_RATE / 2, *hertz]))
+    return (np.array(heights) - lowest) / (highest - lowest) * (mels + 1) - 0.5
+
+
+def shortened(text: str, *, most: int = 48) -> str:
+    """The text, cut where it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

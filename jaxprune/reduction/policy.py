@@ -1,0 +1,88 @@
+"""The policy: a score and the blocks that prune by it, and the stages that a keep rate stands for."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.reduction.scores import Score
+from jaxprune.reduction.selection import MaskedTopK, Stage, TopK, keep_count
+
+DEFAULT_BLOCKS = (3, 6, 9)  # 0-based, as published
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A score and the blocks that prune by it, `{0-based block: stage}`.
+
+    A pytree, so it goes through `jax.jit` as it is: one compilation for each combination of types, static rates and
+    capacities, none for new counts, keys or values.
+    """
+
+    score: Score
+    stages: dict[int, Stage]
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in ("score", "stages")]
+        return children, (_types(self.score), tuple(map(_types, self.stages.values())))
+
+    @classmethod
+    def tree_unflatten(cls, types: Any, children: Any) -> "Policy":
+        return cls(*children)
+
+
+def _types(value: Any) -> Any:
+    """The types in a score or stage, for JAX to tell policies apart by.
+
+    jax 0.10.2 takes two dataclasses of the same fields for equal, whatever their types. A jitted function then answers
+    for one score with the program of another, now and then, as the hashes fall.
+    """
+    if not dataclasses.is_dataclass(value):
+        return None
+    return type(value), tuple(_types(getattr(value, field.name)) for field in dataclasses.fields(value))
+
+
+def stage_rates(keep_rate: float | Mapping[int, float], *, depth: int) -> dict[int, float]:
+    """One rate for the published blocks 3, 6 and 9, or a mapping from 0-based block to rate, checked and sorted by
+    block.
+
+    Raises `ValueError` for a rate outside (0, 1] or a block the model does not have.
+    """
+    rates = dict(keep_rate) if isinstance(keep_rate, Mapping) else dict.fromkeys(DEFAULT_BLOCKS, keep_rate)
+    for block, rate in rates.items():
+        if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth:
+            raise ValueError(
+                f"block {block!r} cannot prune: the model's blocks are 0 to {depth - 1}; name some of those"
+            )
+        keep_count(rate, 1)
+    return {block: float(rates[block]) for block in sorted(rates)}
+
+
+def stage_counts(rates: Mapping[int, float], *, patches: int) -> dict[int, int]:
+    """Patches alive after each pruning block, one stage's rounding feeding the next, block by block in rising order."""
+    counts = {}
+    for block in sorted(rates):
+        patches = counts[block] = keep_count(rates[block], patches)
+    return counts
+
+
+def top_k_stages(rates: Mapping[int, float]) -> dict[int, Stage]:
+    """Exact gathering at static rates."""
+    return {block: TopK(float(rate)) for block, rate in rates.items()}
+
+
+def masked_stages(rates: Mapping[int, float], *, patches: int, multiple: int | None = None) -> dict[int, Stage]:
+    """The same counts under static capacities: each count rounded up to a `multiple`, or full length where it is None.
+
+    Any two sets of rates with equal capacities share one compilation.
+    """
+    stages, capacity = {}, patches
+    for block, count in stage_counts(rates, patches=patches).items():
+        if multiple is not None:
+            capacity = min(capacity, math.ceil(count / multiple) * multiple)
+        stages[block] = MaskedTopK(jnp.int32(count), capacity)
+    return stages

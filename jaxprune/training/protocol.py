@@ -1,0 +1,284 @@
+"""A recipe's whole protocol in one directory: a run for every fold and seed it names, then their mean and spread.
+
+    protocol/shared.json          what decides all runs: the recipe without folds and seeds, and where the clips are
+    protocol/fold-1-seed-12/      a run, as `jaxprune.training.finetune` leaves it; seed-12 where the data set has a
+    fixed split protocol/protocol.json        the outcome; there when every run is finished
+
+`scripts/protocol.py` is the command. A run's recipe names its own fold and seed alone, so folds and seeds can be done
+in parts, added later, and in any order.
+"""
+
+import dataclasses
+import gc
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxprune.data.published import ESC50, Shards
+from jaxprune.data.records import Split
+from jaxprune.files import write_text
+from jaxprune.parallel.processes import by_first
+from jaxprune.training.checkpoints import RESULT, differences
+from jaxprune.training.finetune import Beginning, Event, Options, Outcome, Where, finetune, tidy
+from jaxprune.training.loop import Metric
+from jaxprune.training.settings import Recipe
+
+SHARED, SUMMARY = "shared.json", "protocol.json"
+DDOF = 1  # of the standard deviation over seeds: n - 1 in the denominator
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One fine-tuning run: `fold` is held out; None where the data set's split is fixed."""
+
+    fold: int | None
+    seed: int
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}" if self.fold is None else f"fold {self.fold}, seed {self.seed}"
+
+    @property
+    def directory(self) -> str:
+        return str(self).replace(", ", "-").replace(" ", "-")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Next:
+    """A run is about to begin or to go on: the `number`-th, from 1, of `total`, of which `finished` are done.
+
+    `seconds_left` is for it and all unfinished ones after it, at the pace since the start; None before there is one.
+    """
+
+    run: Run
+    number: int
+    total: int
+    finished: int
+    seconds_left: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run's outcome on `clips` clips. `score` and `loss` are the saved model's, of step `saved_step`; `best_score`
+    is the best epoch's on the clips that were evaluated after each epoch."""
+
+    fold: int | None
+    seed: int
+    clips: int
+    score: float
+    loss: float
+    saved_step: int
+    best_score: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Each seed's mean over its folds, and the mean and standard deviation (ddof 1; None for one seed) over seeds."""
+
+    by_seed: Mapping[int, float]
+    mean: float
+    std: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a protocol gave: shares from 0 to 1 of `metric` on `split`, fold by fold and seed by seed.
+
+    `evaluated` names the clips evaluated after each epoch: where it is validation, its best epoch's model was `saved`;
+    where it is test, the last epoch's, and `best` is what choosing on the test clips would have claimed. `pooled` is
+    the accuracy over the `clips` held-out clips of all folds and seeds; None for mAP, which has none, and without
+    folds, where it is the mean.
+    """
+
+    rows: tuple[Row, ...]
+    split: Split
+    metric: Metric
+    keep_rate: float
+    saved: str
+    evaluated: Split
+    final: Spread
+    best: Spread
+    clips: int
+    pooled: float | None
+    macs: int
+    unpruned_macs: int
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"ddof": DDOF}
+
+
+def carry_out(
+    recipe: Recipe,
+    out: str | os.PathLike,
+    *,
+    where: Where = Where(),  # noqa: B008, both are frozen
+    options: Options = Options(),  # noqa: B008
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Next | Event | Summary]:
+    """Does every run of a recipe's protocol that is not finished in `out`, fold by fold, yielding what happens.
+
+    Before each run a `Next`, then what `finetune` yields of it, and at the end the `Summary`, which is also saved. Ends
+    without one where `stop()` asked for it: called again with the same arguments, it goes on. `where.fold` is set run
+    by run. All processes of a run call this alike, as they do `finetune`. Raises `ValueError` for a directory of
+    another protocol, folds that the data set does not have, and whatever `finetune` raises.
+    """
+    out, planned = Path(out), runs(recipe)
+    check_folds(recipe, where)
+    by_first(lambda: open_protocol(out, recipe, where))
+    finished = by_first(lambda: [run.directory for run in planned if (out / run.directory / RESULT).exists()])
+    results = {run: _read(out / run.directory / RESULT) for run in planned if run.directory in finished}
+    seconds, steps, whole = 0.0, 0, 0
+    for number, run in enumerate(planned, start=1):
+        if run in results:
+            tidy(out / run.directory, options)
+            continue
+        if by_first(stop):
+            return
+        left = len(planned) - len(results)
+        yield Next(
+            run=run,
+            number=number,
+            total=len(planned),
+            finished=len(results),
+            seconds_left=left * whole * seconds / steps if steps else None,
+        )
+        began = time.perf_counter()
+        for event in finetune(
+            alone(recipe, run),
+            out / run.directory,
+            seed=run.seed,
+            where=at_fold(where, run.fold),
+            options=options,
+            stop=stop,
+        ):
+            match event:
+                case Beginning():
+                    if event.selects_on is None:
+                        raise ValueError(f"{event.dataset.name} has no validation or test clips to report on")
+                    whole, steps = event.total_steps, steps - event.step
+                case Outcome():
+                    steps += event.step
+            yield event
+        seconds += time.perf_counter() - began
+        if event.result is None:
+            return
+        results[run] = _read(out / run.directory / RESULT)
+        gc.collect()  # weights and moments hang in reference cycles, and the next run needs the device's memory
+    summary = summarize({run: results[run] for run in planned})
+    content = {"recipe": recipe.to_json(), "where": _place(where)} | summary.to_json()
+    by_first(lambda: write_text(out / SUMMARY, json.dumps(content, indent=1, allow_nan=False, default=str) + "\n"))
+    yield summary
+
+
+def runs(recipe: Recipe) -> tuple[Run, ...]:
+    """Every fold with every seed, all seeds of a fold together."""
+    return tuple(Run(fold=fold, seed=seed) for fold in recipe.data.folds or (None,) for seed in recipe.loop.seeds)
+
+
+def alone(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe of one run: its own fold and seed are the only ones."""
+    folds = () if run.fold is None else (run.fold,)
+    data, loop = dataclasses.replace(recipe.data, folds=folds), dataclasses.replace(recipe.loop, seeds=(run.seed,))
+    return dataclasses.replace(recipe, data=data, loop=loop)
+
+
+def at_fold(where: Where, fold: int | None) -> Where:
+    return where if fold is None else dataclasses.replace(where, fold=fold)
+
+
+def check_folds(recipe: Recipe, where: Where) -> None:
+    """Raises `ValueError` unless the data set has exactly the kind of split, and all the folds, that the recipe has.
+
+    Without it own data would be trained on once per fold of a recipe made for ESC-50, each time the same.
+    """
+    folds, name = recipe.data.folds, recipe.data.dataset
+    source = where.source(recipe)
+    if not (isinstance(source, ESC50) or (isinstance(source, Shards) and source.has_folds)):
+        if folds:
+            raise ValueError(f"{name} has no folds, but data.folds is {list(folds)}; give --data.folds and no number")
+    elif not folds:
+        raise ValueError(f"{name} has folds, but the recipe names none; say which to hold out, one after the other")
+    for fold in folds:
+        at_fold(where, fold).source(recipe).read()
+
+
+def open_protocol(directory: Path, recipe: Recipe, where: Where) -> None:
+    """Prepares a protocol's directory. Raises `ValueError` for one of other settings, or that is something else."""
+    shared = {"recipe": recipe.to_json(), "where": _place(where)}
+    del shared["recipe"]["data"]["folds"], shared["recipe"]["loop"]["seeds"]
+    shared = json.loads(json.dumps(shared, default=str))
+    if not (directory / SHARED).exists():
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise ValueError(f"{directory} exists and holds no protocol; choose another output directory")
+        write_text(directory / SHARED, json.dumps(shared, indent=1) + "\n")
+    elif others := differences(_read(directory / SHARED), shared):
+        raise ValueError(
+            f"{directory} holds a protocol with other settings ({'; '.join(others[:3])}); give the same ones to go on "
+            "with it, or choose another output directory"
+        )
+
+
+def summarize(results: Mapping[Run, Mapping[str, Any]]) -> Summary:
+    """The summary of what each run's result.json holds: one recipe's, its folds with the same seeds each."""
+    first = next(iter(results.values()))
+    split: Split = "test" if "test" in first["scores"] else "validation"
+    evaluated: Split = "validation" if "validation" in first["scores"] else "test"
+    metric: Metric = first["scores"][split]["metric"]
+    rows = []
+    for run, result in results.items():
+        found = result["scores"][split]
+        if found["score"] is None or result["best_score"] is None:
+            raise ValueError(f"the run of {run} has a score that is not a number, so there is no mean")
+        rows.append(
+            Row(
+                fold=run.fold,
+                seed=run.seed,
+                clips=found["clips"],
+                score=found["score"],
+                loss=found["loss"],
+                saved_step=result["saved_step"],
+                best_score=result["best_score"],
+            )
+        )
+    clips = sum(row.clips for row in rows)
+    folded = metric == "accuracy" and rows[0].fold is not None
+    return Summary(
+        rows=tuple(rows),
+        split=split,
+        metric=metric,
+        keep_rate=first["recipe"]["prune"]["keep_rate"],
+        saved=first["saved"],
+        evaluated=evaluated,
+        final=_spread([(row.seed, row.score) for row in rows]),
+        best=_spread([(row.seed, row.best_score) for row in rows]),
+        clips=clips,
+        pooled=sum(row.score * row.clips for row in rows) / clips if folded else None,
+        macs=first["macs"],
+        unpruned_macs=first["unpruned_macs"],
+    )
+
+
+def _spread(scores: list[tuple[int, float]]) -> Spread:
+    seeds = dict.fromkeys(seed for seed, _ in scores)
+    by_seed = {seed: float(np.mean([score for other, score in scores if other == seed])) for seed in seeds}
+    means = list(by_seed.values())
+    return Spread(
+        by_seed=by_seed,
+        mean=float(np.mean(means)),
+        std=float(np.std(means, ddof=DDOF)) if len(means) > DDOF else None,
+    )
+
+
+def _place(where: Where) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(where).items() if name != "fold"}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error

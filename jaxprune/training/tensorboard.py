@@ -1,0 +1,61 @@
+"""A run's metrics as TensorBoard event files: what `jaxprune.training.checkpoints.MetricsLog` writes as lines, as
+curves.
+
+    run/tensorboard/train/         each update: loss, gradient norm, learning rate, keep rate, clips a second
+    run/tensorboard/evaluation/    each evaluation: its loss and scores
+
+Written with tensorboardX (the extra `tensorboard`), which is imported only here, on request.
+"""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+from jaxprune.training.loop import Evaluation, Step
+
+EVENTS = "tensorboard"
+
+
+class EventLog:
+    """Scalars named like the fields of a `Step` or an `Evaluation`, at its step; on disk within a second.
+
+    Opened at a resumed step, it notes that in the files, and readers drop what an earlier process wrote of the updates
+    from there on, which will come again. What is not a finite number is left out. Raises `ValueError` where
+    tensorboardX is missing.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, step: int = 0):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                'TensorBoard files need tensorboardX, which is not installed; pip install "jaxprune[tensorboard]"'
+            ) from error
+        # The evaluation of step n came before the update of step n. Apart, each can be kept or dropped by its own rule.
+        self._writers = {
+            kind: SummaryWriter(
+                str(Path(directory) / name), purge_step=again, flush_secs=1, filename_suffix=f".{step:09d}"
+            )
+            for kind, name, again in ((Step, "train", step), (Evaluation, "evaluation", step + 1))
+        }
+
+    def write(self, event: Step | Evaluation) -> None:
+        for name, value in dataclasses.asdict(event).items():
+            if name != "step" and is_scalar(value):
+                self._writers[type(event)].add_scalar(name, value, event.step)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def __enter__(self) -> "EventLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def is_scalar(value: object) -> bool:
+    """Whether a value makes a point of a curve: a finite number, and no yes or no."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

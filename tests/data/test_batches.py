@@ -1,0 +1,355 @@
+"""Batches against a brute-force reading of the same files: content, order, shards, resumption, bad clips."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from helpers import ROOT
+
+from jaxprune.audio import load_audio
+from jaxprune.data.batches import PAD, Batch, Shard, Workers, anywhere, eval_batches, from_start, train_batches
+from jaxprune.data.records import Dataset, Record
+from jaxprune.data.statistics import Moments, measure
+from jaxprune.features import fit_frames, frame_count, log_mel, sample_count
+
+FRAMES = 32  # 5360 samples
+SAMPLES = sample_count(FRAMES)
+CLASSES = ("a", "b", "c")
+THREADS = Workers(threads=3, ahead=2)
+
+
+def corpus(folder: Path, *, train: int = 11, test: int = 7, silent: tuple[int, ...] = (), long: bool = True) -> Dataset:
+    """Noise clips of many lengths, every other one longer than the input if `long`; some have two classes."""
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(train + test):
+        samples = int(rng.integers(400, SAMPLES)) + (SAMPLES if long and i % 2 else 0)
+        waveform = rng.uniform(-0.5, 0.5, samples) * (i not in silent)
+        soundfile.write(folder / f"{i:02d}.wav", waveform, 16000, "FLOAT")
+        labels = (i % 3,) if i % 4 else tuple(sorted({i % 3, 2}))
+        path = str(folder / f"{i:02d}.wav")
+        records.append(Record(path=path, labels=labels, split="train" if i < train else "test"))
+    return Dataset(name="noise", labels=CLASSES, records=tuple(records))
+
+
+def collect(batches) -> list[Batch]:
+    with batches:
+        return list(batches)
+
+
+def same(one: list[Batch], other: list[Batch]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        for name, x, y in zip(Batch._fields, a, b, strict=True):
+            np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def train(dataset: Dataset, **changes):
+    return train_batches(
+        dataset, **{"frames": FRAMES, "batch_size": 4, "epochs": 3, "seed": 5, "workers": THREADS} | changes
+    )
+
+
+def evaluate(dataset: Dataset, split="test", **changes):
+    return eval_batches(dataset, split, **{"frames": FRAMES, "batch_size": 4, "workers": THREADS} | changes)
+
+
+def test_evaluation_reads_every_clip_once_in_order(tmp_path):
+    dataset = corpus(tmp_path)
+    batches = evaluate(dataset)
+    assert len(batches) == batches.steps == 2
+    found = collect(batches)
+    clips = dataset.clips("test")
+    indices = np.concatenate([b.indices for b in found])
+    np.testing.assert_array_equal(indices, [0, 1, 2, 3, 4, 5, 6, PAD])
+    np.testing.assert_array_equal(np.concatenate([b.weights for b in found]), [1] * 7 + [0])
+    for batch in found:
+        assert [x.dtype for x in batch] == [np.float32, np.int32, np.float32, np.float32, np.int32]
+        assert [x.shape for x in batch] == [(4, SAMPLES), (4,), (4, 3), (4,), (4,)]
+        for row, index in enumerate(batch.indices):
+            if index == PAD:
+                assert not batch.waveforms[row].any()
+                assert not batch.targets[row].any()
+                assert batch.lengths[row] == 400
+                continue
+            head = load_audio(clips[index].path).waveform[:SAMPLES]
+            assert batch.lengths[row] == len(head)
+            np.testing.assert_array_equal(batch.waveforms[row, : len(head)], head)
+            assert not batch.waveforms[row, len(head) :].any()
+            np.testing.assert_array_equal(batch.targets[row], [i in clips[index].labels for i in range(3)])
+    assert batches.names(found[1].indices) == [clip.path for clip in clips[4:]]
+    assert not batches.unusable
+    assert batches.waited > 0
+
+
+def test_the_cut_keeps_exactly_the_frames_the_published_cut_keeps(tmp_path):
+    """Published: log-mel of the whole clip, cut at T. Frames do not look ahead, so cutting the samples is the same."""
+    dataset = corpus(tmp_path, train=1, test=2)
+    batch = collect(evaluate(dataset, batch_size=2))[0]
+    for row, clip in enumerate(dataset.clips("test")):
+        whole = fit_frames(log_mel(load_audio(clip.path).waveform), frames=FRAMES)
+        valid = np.asarray(frame_count(int(batch.lengths[row])))
+        ours = fit_frames(log_mel(batch.waveforms[row]), frames=FRAMES, valid=valid)
+        np.testing.assert_allclose(ours, whole, atol=1e-4)
+
+
+def test_training_epochs_are_shuffles_without_repetition(tmp_path):
+    dataset = corpus(tmp_path)
+    batches = train(dataset, epochs=6)
+    assert (len(batches), batches.steps) == (12, 2)
+    found = collect(batches)
+    epochs = [np.concatenate([b.indices for b in found[i : i + 2]]) for i in range(0, 12, 2)]
+    for seen in epochs:
+        assert len(set(seen)) == 8  # of 11: three are left out
+        assert set(seen) <= set(range(11))
+    assert len({tuple(seen) for seen in epochs}) == 6
+    assert set(np.concatenate(epochs)) == set(range(11))
+    assert all((b.weights == 1).all() for b in found)
+    clips = dataset.clips("train")
+    for batch in found:
+        for row, index in enumerate(batch.indices):
+            np.testing.assert_array_equal(batch.targets[row], [i in clips[index].labels for i in range(3)])
+    same(found, collect(train(dataset, epochs=6)))
+    others = np.concatenate([b.indices for b in collect(train(dataset, epochs=6, seed=6))])
+    assert (others != np.concatenate(epochs)).any()
+
+
+def test_training_crops_anywhere_and_evaluation_at_the_start(tmp_path):
+    dataset = corpus(tmp_path)
+    starts = set()
+    for batch in collect(train(dataset, epochs=8)):
+        for row, index in enumerate(batch.indices):
+            whole = load_audio(dataset.clips("train")[index].path).waveform
+            piece = batch.waveforms[row, : batch.lengths[row]]
+            if len(whole) <= SAMPLES:
+                np.testing.assert_array_equal(piece, whole)
+                continue
+            start = int(np.flatnonzero(whole == piece[0])[0])
+            np.testing.assert_array_equal(piece, whole[start : start + SAMPLES])
+            starts.add(start)
+    assert len(starts) > 20
+    heads = collect(train(dataset, crop=from_start))
+    for batch in heads:
+        for row, index in enumerate(batch.indices):
+            whole = load_audio(dataset.clips("train")[index].path).waveform[:SAMPLES]
+            np.testing.assert_array_equal(batch.waveforms[row, : len(whole)], whole)
+    rng = np.random.default_rng(0)
+    drawn = [anywhere(3, rng) for _ in range(200)]
+    assert set(drawn) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_batches_do_not_depend_on_the_number_of_threads(tmp_path, threads):
+    dataset = corpus(tmp_path)
+    same(collect(train(dataset)), collect(train(dataset, workers=Workers(threads=threads, ahead=threads))))
+
+
+def test_batches_do_not_depend_on_worker_processes(tmp_path):
+    """In a program of its own: grain starts its processes anew from the main module. Also resumes in the middle."""
+    dataset = corpus(tmp_path)
+    expected = collect(train(dataset))
+    rows = [[r.path, list(r.labels), r.split] for r in dataset.records]
+    (tmp_path / "records.json").write_text(json.dumps(rows))
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from jaxprune.data.batches.batches import Workers, train_batches\n"
+        "from jaxprune.data.batches.records import Dataset, Record\n"
+        "if __name__ == '__main__':\n"
+        "    folder = Path(sys.argv[1])\n"
+        "    rows = json.loads((folder / 'records.json').read_text())\n"
+        "    records = tuple(Record(path=p, labels=tuple(l), split=s) for p, l, s in rows)\n"
+        "    dataset = Dataset(name='noise', labels=('a', 'b', 'c'), records=records)\n"
+        f"    make = lambda: train_batches(dataset, frames={FRAMES}, batch_size=4, epochs=3, seed=5,\n"
+        "        workers=Workers(threads=1, processes=2, ahead=1))\n"
+        "    found = []\n"
+        "    with make() as first:\n"
+        "        for _ in range(3):\n"
+        "            found.append(next(first))\n"
+        "        state = json.loads(json.dumps(first.get_state()))\n"
+        "    with make() as second:\n"
+        "        second.set_state(state)\n"
+        "        found += list(second)\n"
+        "    columns = [np.stack(column) for column in zip(*found)]\n"
+        "    np.savez(folder / 'found.npz', *columns)\n"
+    )
+    done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "found.npz") as file:
+        found = [Batch(*rows) for rows in zip(*(file[f"arr_{i}"] for i in range(5)), strict=True)]
+    same(found, expected)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 5])
+def test_resumes_exactly(tmp_path, after):
+    dataset = corpus(tmp_path, silent=(3,))
+    settings = {"unusable": 0.1}
+    whole = collect(train(dataset, **settings))
+    with train(dataset, **settings) as first:
+        for _ in range(after):
+            next(first)
+        state = json.loads(json.dumps(first.get_state()))
+        seen = dict(first.unusable)
+    with train(dataset, **settings) as second:
+        second.set_state(state)
+        assert second.unusable == seen
+        same(list(second), whole[after:])
+    with train(dataset, **settings) as third:  # also back from further on
+        for _ in range(4):
+            next(third)
+        third.set_state(state)
+        same(list(third), whole[after:])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_shards_together_are_the_batch_of_one_process(tmp_path, count):
+    dataset = corpus(tmp_path)
+    for make in (train, evaluate):
+        alone = collect(make(dataset))
+        shards = [collect(make(dataset, shard=Shard(index=i, count=count))) for i in range(count)]
+        same([Batch(*map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shards, strict=True)], alone)
+
+
+def test_bad_clips_are_named_and_replaced_in_training(tmp_path):
+    dataset = corpus(tmp_path, train=8, test=4, silent=(2, 3))
+    (tmp_path / "05.wav").write_bytes(b"RIFFnonsense")
+    batches = train(dataset, epochs=1, unusable=3 / 8)
+    found = collect(batches)
+    assert sorted(np.concatenate([b.indices for b in found])) == [0, 1, 4, 4, 4, 6, 6, 7]  # 2 and 3 are 4 now, 5 is 6
+    assert all((b.weights == 1).all() for b in found)
+    assert set(batches.unusable) == {str(tmp_path / f"{i:02d}.wav") for i in (2, 3, 5)}
+    assert "is silent" in batches.unusable[str(tmp_path / "02.wav")]
+    assert "is not recognised as sound" in batches.unusable[str(tmp_path / "05.wav")]
+
+
+def test_bad_clips_weigh_nothing_in_evaluation(tmp_path):
+    dataset = corpus(tmp_path, train=1, test=6, silent=(2,))
+    batches = evaluate(dataset, unusable=0.2)
+    first = collect(batches)[0]
+    np.testing.assert_array_equal(first.indices, [0, 1, 2, 3])
+    np.testing.assert_array_equal(first.weights, [1, 0, 1, 1])
+    assert not first.waveforms[1].any()
+    assert not first.targets[1].any()
+    assert list(batches.unusable) == [str(tmp_path / "02.wav")]
+
+
+def test_too_many_bad_clips_stop_the_run(tmp_path):
+    dataset = corpus(tmp_path, train=1, test=10, silent=(4, 5))
+    sentence = (
+        "noise test: 2 of 10 clips cannot be used, more than the 1 that 10.00% allow: "
+        f"{tmp_path}/04.wav: is silent, every sample equals 0; a recording with sound in it is needed; "
+        f"{tmp_path}/05.wav: is silent"
+    )
+    with evaluate(dataset, unusable=0.1) as batches:
+        assert next(batches).weights.sum() == 3  # the first one is within the limit
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            next(batches)
+    with evaluate(dataset) as batches, pytest.raises(ValueError, match=r"more than the 0 that 1.00% allow"):
+        next(batches)
+
+
+def test_a_data_set_of_nothing_but_bad_clips(tmp_path):
+    dataset = corpus(tmp_path, train=4, test=0, silent=(0, 1, 2, 3))
+    with train(dataset, unusable=1.0) as batches, pytest.raises(ValueError, match=r"cannot be used, nor the 16 clips"):
+        next(batches)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"batch_size": 12}, "noise has 11 train clips, too few for one batch of 12"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a positive multiple of the 1 processes"),
+        ({"batch_size": 5, "shard": Shard(index=0, count=2)}, "must be a positive multiple of the 2 processes"),
+        ({"epochs": 0}, "epochs is 0 and seed 5; they must be at least 1 and 0"),
+        ({"unusable": 1.5}, "unusable is 1.5; it must be a share from 0 to 1"),
+        ({"split": "validation"}, "noise has no validation clips; it has train 11, test 7"),
+    ],
+)
+def test_refuses_impossible_settings(tmp_path, changes, sentence):
+    dataset = corpus(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        train(dataset, **changes)
+
+
+def test_refuses_impossible_shards_and_workers():
+    with pytest.raises(ValueError, match=r"process 2 of 2 does not exist; count from 0 to 1"):
+        Shard(index=2, count=2)
+    with pytest.raises(ValueError, match=r"threads and ahead must be at least 1"):
+        Workers(threads=0)
+
+
+# Statistics
+
+
+def test_moments_join_without_loss():
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(5, 3, n) for n in (1, 7, 100)]
+    total = Moments()
+    for part in parts:
+        total += Moments(count=len(part), mean=part.mean(), squares=((part - part.mean()) ** 2).sum())
+    every = np.concatenate(parts)
+    assert total.mean == pytest.approx(every.mean(), rel=1e-12)
+    assert total.std == pytest.approx(every.std(ddof=1), rel=1e-12)
+
+
+def test_statistics_equal_a_plain_computation(tmp_path):
+    dataset = corpus(tmp_path, silent=(6,))
+    soundfile.write(tmp_path / "01.wav", np.random.default_rng(1).uniform(-0.1, 0.1, (9000, 2)), 32000)
+    calls = []
+    stats = measure(
+        dataset, frames=FRAMES, batch_size=4, unusable=0.1, watch=lambda done, total: calls.append((done, total))
+    )
+    inputs, zeros, real = [], [], []
+    for i, record in enumerate(dataset.clips("train")):
+        if i == 6:
+            continue
+        waveform = load_audio(record.path).waveform[:SAMPLES]
+        padded = np.pad(waveform, (0, SAMPLES - len(waveform)))  # one shape, so that it is compiled once
+        mel = np.asarray(log_mel(padded))[: frame_count(len(waveform))]
+        inputs.append(np.asarray(fit_frames(mel, frames=FRAMES)))
+        zeros.append(np.pad(mel, [(0, FRAMES - len(mel)), (0, 0)]))
+        real.append(mel)
+    for found, values in (((stats.mean, stats.std), inputs), (stats.zero_padded, zeros), (stats.unpadded, real)):
+        values = np.concatenate(values).astype(np.float64)
+        assert found == pytest.approx((values.mean(), values.std(ddof=1)), abs=1e-5)
+    assert (stats.clips, list(stats.unusable)) == (10, [str(tmp_path / "06.wav")])
+    assert calls == [(4, 11), (8, 11), (11, 11)]
+    assert stats.sample_rates == {16000: 10, 32000: 1}
+    assert stats.channels == {1: 10, 2: 1}
+    assert stats.longer_than_input == 4  # 3, 5, 7 and 9; 1 is now 4500 samples
+    lengths = sorted(soundfile.info(r.path).duration for r in dataset.clips("train"))
+    assert stats.seconds == pytest.approx((lengths[0], lengths[5], lengths[-1]))
+    labels = [label for i, r in enumerate(dataset.clips("train")) if i != 6 for label in r.labels]
+    assert stats.balance == {name: labels.count(i) for i, name in enumerate(CLASSES)}
+    assert stats.recipe_lines == (
+        f'FeatureStats(frames=32, mean={stats.mean:.6f}, std={stats.std:.6f}, classes=3, activation="sigmoid")'
+    )
+    assert json.loads(stats.to_json())["recipe"] == stats.recipe_lines
+
+
+def test_statistics_choose_frames_in_whole_patches(tmp_path):
+    assert measure(corpus(tmp_path, test=0, long=False), batch_size=4).frames == 32
+
+
+def test_dataset_stats_prints_the_line_to_use(tmp_path, run_script):
+    corpus(tmp_path, train=5, test=0)
+    for i in range(5):
+        (tmp_path / "own" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{i:02d}.wav").rename(tmp_path / "own" / "ab"[i % 2] / f"{i}.wav")
+    script = ROOT / "scripts" / "dataset_stats.py"
+    options = ["folder", "--root", tmp_path / "own", "--test", 0, "--json", tmp_path / "s.json"]
+    code, printed, said = run_script(script, *options)
+    assert code == 0, said
+    written = json.loads((tmp_path / "s.json").read_text())
+    assert written["recipe"] in printed
+    assert written["clips"] == 5
+    code, _, said = run_script(script, "esc50", "--root", tmp_path)
+    assert code == 2
+    assert said.startswith(f"error: {tmp_path}/meta/esc50.csv: cannot be read")

@@ -1,0 +1,118 @@
+"""Own sounds on disk: what is read from folders and tables, and what is refused. Clips are empty files never opened."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from layouts import refuses, touch
+
+from jaxprune.data.batches import eval_batches, train_batches
+from jaxprune.data.own import Folder, Manifest
+
+
+def test_folder_per_class_is_divided_by_seed(tmp_path):
+    for name, count in (("cat", 20), ("dog", 30)):
+        for i in range(count):
+            touch(tmp_path / name / f"deep{i % 2}" / f"{i}.{('wav', 'flac', 'mp3')[i % 3]}")
+    touch(tmp_path / "cat" / "notes.txt")
+    touch(tmp_path / "_old" / "x.wav")
+    dataset = Folder(root=tmp_path).read()
+    assert dataset.labels == ("cat", "dog")
+    count = Counter((r.labels[0], r.split) for r in dataset.records)
+    assert count == {
+        (0, "train"): 16,
+        (0, "validation"): 2,
+        (0, "test"): 2,
+        (1, "train"): 24,
+        (1, "validation"): 3,
+        (1, "test"): 3,
+    }
+    assert Folder(root=tmp_path).read() == dataset
+    assert {r.path: r.split for r in Folder(root=tmp_path, seed=1).read().records} != {
+        r.path: r.split for r in dataset.records
+    }
+    assert Folder(root=tmp_path, validation=0, test=0).read().sizes() == {"train": 50}
+    assert Folder(root=tmp_path, validation=0, test=1).read().sizes() == {"test": 50}
+    refuses(Folder(root=tmp_path, validation=0.5, test=0.6), "must be shares of at most 1 in all")
+
+
+def test_folder_with_split_folders(tmp_path):
+    for name in ("train/cat/1.wav", "train/dog/2.wav", "val/cat/3.wav", "Eval/dog/4.wav"):
+        touch(tmp_path / name)
+    dataset = Folder(root=tmp_path).read()
+    assert {(r.path, r.split) for r in dataset.records} == {
+        (str(tmp_path / "train/cat/1.wav"), "train"),
+        (str(tmp_path / "train/dog/2.wav"), "train"),
+        (str(tmp_path / "val/cat/3.wav"), "validation"),
+        (str(tmp_path / "Eval/dog/4.wav"), "test"),
+    }
+    refuses(Folder(root=tmp_path / "train" / "cat"), "holds no clips")
+    refuses(Folder(root=tmp_path / "none"), "none: cannot be read (No such file or directory)")
+
+
+def test_manifest_as_csv_or_json(tmp_path):
+    for name in "abc":
+        touch(tmp_path / f"{name}.wav")
+    (tmp_path / "m.csv").write_text(
+        "split,path,labels,note\ntrain,a.wav,dog;cat,x\nval,b.wav,cat,\neval,c.wav, dog ,\n"
+    )
+    dataset = Manifest(path=tmp_path / "m.csv").read()
+    assert dataset.labels == ("cat", "dog")
+    expected = [("a.wav", (0, 1), "train"), ("b.wav", (0,), "validation"), ("c.wav", (1,), "test")]
+    assert [(Path(r.path).name, r.labels, r.split) for r in dataset.records] == expected
+    entries = [
+        {"path": "a.wav", "labels": ["dog", "cat"], "split": "train"},
+        {"path": str(tmp_path / "b.wav"), "labels": "cat", "split": "validation"},
+        {"path": "c.wav", "labels": ["dog"], "split": "test"},
+    ]
+    for content in (entries, {"data": entries}):
+        (tmp_path / "m.json").write_text(json.dumps(content))
+        assert Manifest(path=tmp_path / "m.json").read() == dataset.__class__(
+            name="m", labels=dataset.labels, records=dataset.records
+        )
+
+
+def test_manifest_refusals(tmp_path):
+    touch(tmp_path / "a.wav")
+    manifest = tmp_path / "m.csv"
+
+    def refused(rows: str, sentence: str, **settings):
+        manifest.write_text("path,labels,split\n" + rows)
+        refuses(Manifest(path=manifest, **settings), sentence)
+
+    refused(
+        "a.wav,x,train\na.wav,x,test\n", f"m: clips are listed more than once (1): {tmp_path}/a.wav in train and test"
+    )
+    refused("a.wav,x,train\n./a.wav,x,train\n", "m: clips are listed more than once (1)")
+    refused("a.wav,x,later\n", "splits must be train, validation or test (1): a.wav 'later'")
+    refused("b.wav,x,train\n", f"m: files are missing (1): {tmp_path}/b.wav")
+    refused("a.wav,;,train\n", "m: clips have no label or one outside the 0 classes (1)")
+    refused("a.wav,,train\n", "row 2 has no labels; it must have path, labels, split")
+    refused("", "m.csv: has no rows")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ndog\n")
+    refused("a.wav,cow;cat,train\n", f"labels are not in {labels} (1): cow", labels=labels)
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "json"])
+def test_only_training_needs_clips_to_train_on(tmp_path, kind):
+    for name in ("test/cat/1.wav", "test/dog/2.wav"):
+        touch(tmp_path / name)
+    (tmp_path / "m.csv").write_text("path,labels,split\ntest/cat/1.wav,cat,test\ntest/dog/2.wav,dog,test\n")
+    entries = [
+        {"path": f"test/{name}/{i}.wav", "labels": [name], "split": "test"} for i, name in ((1, "cat"), (2, "dog"))
+    ]
+    (tmp_path / "m.json").write_text(json.dumps(entries))
+    source = Folder(root=tmp_path) if kind == "folder" else Manifest(path=tmp_path / f"m.{kind}")
+    dataset = source.read()
+    assert (dataset.labels, dataset.sizes()) == (("cat", "dog"), {"test": 2})
+    with eval_batches(dataset, "test", frames=64, batch_size=2) as batches:
+        assert len(batches) == 1
+    with pytest.raises(ValueError, match=r"has no train clips; it has test 2$"):
+        train_batches(dataset, frames=64, batch_size=2, epochs=1, seed=0)
+
+
+def test_no_clips_at_all_are_refused(tmp_path):
+    (tmp_path / "m.json").write_text("[]")
+    refuses(Manifest(path=tmp_path / "m.json"), "m: there are no clips")

@@ -1,0 +1,337 @@
+"""The page: whole, safe whatever the files are called, silent on the network, and fit for a phone."""
+
+import base64
+import io
+import json
+import runpy
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import soundfile
+from browser import browse, chromium
+from extractions import write_random
+from helpers import ROOT, small
+
+from jaxprune.analysis.analyze import analyze
+from jaxprune.analysis.bootstrap import Bootstrap
+from jaxprune.analysis.extraction import read_extraction
+from jaxprune.analysis.saved import read_analysis, save_analysis
+from jaxprune.features import sample_count
+from jaxprune.positions import covered
+from jaxprune.report.clips import examples, sound_of
+from jaxprune.report.html import data_uri, page, picture, table, tag
+from jaxprune.report.inputs import read_runs
+from jaxprune.report.report import write_report
+
+SCRIPTS = ROOT / "scripts"
+FEW = Bootstrap(resamples=20)
+CLIPS, CONFIG = 5, small("ast", depth=3, frames=98, classes=3)
+EVIL = "<script>alert(1)</script>"
+FILE = "\"><img src=x onerror='alert(1)'>&amp;.wav"
+
+
+def add_clips(extraction: Path, sounds: Path) -> None:
+    """What --mel adds, and sound files that exist, one of them with a name like markup."""
+    config = read_extraction(extraction).config
+    names = [FILE, *(f"{i}.wav" for i in range(1, CLIPS))]
+    sounds.mkdir(exist_ok=True)
+    random = np.random.default_rng(0)
+    for name in names:
+        soundfile.write(sounds / name, 0.1 * random.standard_normal(22050), 22050)
+    manifest = json.loads((extraction / "manifest.json").read_text())
+    for name in manifest["shards"]:
+        with np.load(extraction / name) as shard:
+            arrays = dict(shard)
+        arrays["path"] = np.array([str(sounds / names[i]) for i in arrays["index"]])
+        arrays["mel"] = random.standard_normal((len(arrays["index"]), config.frames, config.mels)).astype(np.float16)
+        np.savez(extraction / name, **arrays)
+    manifest["compute"]["mel"] = "float16"
+    manifest["data"]["labels"] = [EVIL, "dog & cat", "crow"]
+    (extraction / "manifest.json").write_text(json.dumps(manifest))
+
+
+def analysed(extraction: Path, out: Path) -> Path:
+    read = read_extraction(extraction)
+    save_analysis(analyze(read, bootstrap=FEW), extraction=read, out=out, facts={"command": f"analyze {EVIL}"})
+    return out
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Analyses of an AST, pruned and not, and of an AudioMAE on the same clips; a sweep; an extraction without mel."""
+    home = tmp_path_factory.mktemp("runs")
+    mae = small("audiomae", depth=3, frames=98, classes=3)
+    for name, config, keep in [("ast", CONFIG, {1: 0.7, 2: 0.7}), ("ast-1", CONFIG, {}), ("mae", mae, {1: 0.5})]:
+        write_random(home / f"x-{name}", config, clips=CLIPS, keep=keep, shard=2, weights=name[0])
+        add_clips(home / f"x-{name}", home / "sounds")
+        analysed(home / f"x-{name}", home / name)
+    analysed(write_random(home / "x-silent", CONFIG, clips=CLIPS, keep={1: 0.5}), home / "silent")
+    (home / "sweep").mkdir()
+    (home / "sweep" / "sweep.csv").write_text(f"score,quality\n{EVIL},0.123456789\n")
+    matplotlib.image.imsave(home / "sweep" / "sweep.png", np.zeros((400, 640)))
+    return home
+
+
+@pytest.fixture(scope="module")
+def written(home):
+    """The page about all of it."""
+    runs = read_runs([home / name for name in ("ast", "ast-1", "mae", "silent", "sweep")])
+    out = home / "pages" / "report.html"
+    return out, write_report(runs, out=out, title=f"About {EVIL}", clips=3)
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and the text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.text, self.open = "", []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, name, attributes):
+        self.found.append((name, dict(attributes)))
+        if name not in ("img", "meta"):
+            self.open.append(name)
+
+    def handle_endtag(self, name):
+        assert self.open.pop() == name
+
+    def handle_data(self, text):
+        self.text += text
+
+    def all(self, name: str) -> list[dict]:
+        return [attributes for element, attributes in self.found if element == name]
+
+
+# What is on it
+
+
+def test_text_of_files_never_becomes_markup(written):
+    seen = Elements(written[0])
+    assert seen.open == []
+    assert not seen.all("script")
+    assert not [key for _, attributes in seen.found for key in attributes if key.startswith("on")]
+    assert seen.text.count(EVIL) >= 4  # title, label, command, sweep
+    assert FILE in seen.text
+    assert "dog & cat" in seen.text
+
+
+def test_it_needs_nothing_from_elsewhere(written):
+    for element, attributes in Elements(written[0]).found:
+        for key in ("src", "href", "poster", "srcset", "xlink:href"):
+            assert attributes.get(key, "data:").startswith(("data:", "#part-")), (element, key)
+    assert "url(" not in written[0].read_text()
+
+
+def test_it_has_every_part_with_headings_and_alternatives(written):
+    seen = Elements(written[0])
+    for part in ("Summary", "Cost and accuracy: sweep", "Attention and intensity", "Kept patches: ", "Clips"):
+        assert part in seen.text
+    assert [attributes["name"] for attributes in seen.all("meta") if "name" in attributes] == ["viewport"]
+    assert all(attributes["alt"] for attributes in seen.all("img"))
+    assert all(attributes["aria-label"] for name in ("svg", "audio") for attributes in seen.all(name))
+    assert len(seen.all("img")) == 1 + 1 + 5 + 1 + 5 + 5  # sweep, Kendall, and each analysis' own
+    assert {attributes["href"][1:] for attributes in seen.all("a")} == {one["id"] for one in seen.all("h2")}
+    assert "0.1235" in seen.text
+    assert "No clips of silent" in seen.text
+
+
+def test_a_clip_stands_once_with_all_runs_below_each_other(home, written):
+    seen = Elements(written[0])
+    cards = len(seen.all("article"))
+    assert (cards, len(seen.all("audio")), written[1].clips, written[1].sounding) == (3, 3, 3, 3)
+    assert len(seen.all("svg")) == 3 * (1 + 2 + 1 + 1)  # AST pruned twice, AudioMAE once; unpruned repeats nothing
+    heard, rate = soundfile.read(io.BytesIO(base64.b64decode(seen.all("audio")[0]["src"].split(",")[1])))
+    assert (len(heard), rate) == (sample_count(98), 16000)
+    assert written[1].size == written[0].stat().st_size
+
+
+def test_sound_is_capped_and_clips_are_counted(home, tmp_path):
+    runs = read_runs([home / "x-ast"])
+    one = len(sound_of(home / "sounds" / "1.wav", frames=98))
+    written = write_report(runs, out=tmp_path / "a.html", title="a", clips=CLIPS, sound_megabytes=2.5 * one / 1e6)
+    assert (written.clips, written.sounding) == (CLIPS, 2)
+    assert "5 clips" in (text := Elements(tmp_path / "a.html").text)
+    assert "2 with sound" in text
+    assert "No sound" in text
+    written = write_report(runs, out=tmp_path / "b.html", title="b", clips=2, sound_megabytes=0)
+    assert (written.clips, written.sounding) == (2, 0)
+    assert sound_of(home / "gone.wav", frames=98) is None
+
+
+def test_panels_show_what_was_kept_the_right_way_up(home):
+    extraction = read_extraction(home / "x-mae")
+    write_report(read_runs([home / "x-mae"]), out=home / "panels.html", title="a", clips=1)
+    images = [image["href"].split(",")[1] for image in Elements(home / "panels.html").all("image")]
+    whole, left = [matplotlib.image.imread(io.BytesIO(base64.b64decode(image))) for image in images]
+    frames = int(extraction.column("frames")[0])
+    seen = covered(extraction.config, extraction.kept(1)[0].astype(int))
+    seen[frames:] = False
+    shown = whole.shape[1]
+    np.testing.assert_array_equal(left[..., 3] > 0, seen[:shown].T[::-1])
+    assert (whole[:, : min(frames, shown), 3] == 1).all()
+    loudest = np.unravel_index(extraction.rows("mel", [0])[0, :frames].argmax(), (frames, 128))
+    assert tuple(whole[127 - loudest[1], loudest[0], :3]) == pytest.approx((0.993248, 0.906157, 0.143936), abs=0.01)
+
+
+def test_examples_are_the_extraction_s_rows(home):
+    extraction = read_extraction(home / "x-ast")
+    found = examples(extraction, count=3)
+    rows = [0, 2, 4]
+    assert [str(one.path) for one in found] == extraction.column("path")[rows].tolist()
+    for one, row in zip(found, rows, strict=True):
+        np.testing.assert_array_equal(one.mel, extraction.column("mel")[row])
+        np.testing.assert_array_equal(one.kept[2], extraction.kept(2)[row])
+        labels = extraction.manifest["data"]["labels"]
+        assert one.truth == (labels[extraction.column("target")[row].argmax()],)
+        assert one.top[0][0] == labels[extraction.column("logits")[row].argmax()]
+        assert sum(probability for _, probability in one.top) == pytest.approx(1)  # three classes
+    assert len(examples(extraction, count=99)) == CLIPS
+
+
+# How it is written and read
+
+
+def test_an_analysis_comes_back_as_it_was(home):
+    for name in ("ast", "ast-1"):
+        extraction = read_extraction(home / f"x-{name}")
+        saved = read_analysis(home / name)
+        assert saved.analysis.to_json() == analyze(extraction, bootstrap=FEW).to_json()
+        assert (saved.config, saved.extraction) == (extraction.config, extraction.path)
+
+
+def test_equal_runs_make_equal_pages_and_a_failure_leaves_the_old_one(home, tmp_path):
+    pages = [tmp_path / "a.html", tmp_path / "b.html"]
+    for out in pages:
+        write_report(read_runs([home / "ast-1"]), out=out, title="a", clips=1)
+    before = pages[0].read_bytes()
+    assert pages[1].read_bytes() == before
+    with pytest.raises(ValueError, match=r"x-silent.* holds no mel: it was not extracted; extract again with --mel"):
+        write_report(read_runs([home / "x-silent"]), out=pages[0], title="a")
+    assert (sorted(tmp_path.iterdir()), pages[0].read_bytes()) == (pages, before)
+
+
+def test_runs_of_one_name_are_told_apart(home, tmp_path):
+    again = analysed(home / "x-ast", tmp_path / "again")
+    names = list(read_runs([home / "ast", again, home / "mae"]).analyses)
+    assert names == [
+        "ast: ast noise test keep 0.7",
+        "again: ast noise test keep 0.7",
+        "audiomae noise test keep 0.5",
+    ]
+
+
+def test_extractions_of_one_name_are_all_shown(home, tmp_path):
+    other = write_random(tmp_path / "other", CONFIG, clips=CLIPS, keep={1: 0.7, 2: 0.7}, weights="b")
+    assert list(read_runs([home / "ast", other]).extractions) == [
+        "ast: ast noise test keep 0.7",
+        "other: ast noise test keep 0.7",
+    ]
+
+
+def test_an_extraction_that_has_gone_is_said(home, tmp_path):
+    gone = write_random(tmp_path / "x", CONFIG, clips=CLIPS, keep={1: 0.5})
+    analysed(gone, tmp_path / "a")
+    (gone / "manifest.json").unlink()
+    runs = read_runs([tmp_path / "a"])
+    assert runs.notes == ("No clips of a: the extraction it was made from is no longer where it was.",)
+    assert not runs.extractions
+
+
+def test_escaping_is_in_the_elements_themselves():
+    assert tag("p", "<b>", tag("i", "&"), title='"<') == '<p title="&quot;&lt;">&lt;b&gt;<i>&amp;</i></p>'
+    assert "<b>" not in table(["<b>"], [["<b>", "<b>"]], caption="<b>")
+    assert "<b>" not in picture(b"", inches=1, alt="<b>", caption="<b>")
+    assert "<b>" not in page("<b>", title="<b>")
+    assert data_uri(b"a", kind="text/plain") == "data:text/plain;base64,YQ=="
+
+
+# The command line
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script in this process: `run(*arguments, script="report.py") -> (exit code, stderr)`."""
+
+    def call(*arguments, script="report.py"):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+        return stopped.value.code or 0, capsys.readouterr().err
+
+    return call
+
+
+def test_the_command(home, tmp_path, run):
+    code, said = run(home / "ast", home / "silent", "--clips", 1, "--out", tmp_path / "new" / "a.html")
+    assert code == 0, said
+    assert "No clips of silent" in said
+    assert "1 clips, 1 with sound" in said
+    assert Elements(tmp_path / "new" / "a.html").all("audio")
+
+
+def test_analyses_come_with_pictures(home, tmp_path, run):
+    options = ["--bootstrap.resamples", 20, "--out", tmp_path / "a"]
+    code, said = run(home / "x-mae", *options, "--clips", 2, script="analyze.py")
+    assert code == 0, said
+    assert "7 pictures as PNG and SVG" in said
+    names = {"kendall", "block_overlap", "clusters", "places", "histograms", "attention", "kept"}
+    for suffix in ("png", "svg"):
+        assert {path.stem for path in (tmp_path / "a").glob(f"*.{suffix}")} == names
+    assert ".wav, 0.00 to " in (drawn := (tmp_path / "a" / "kept.svg").read_text())
+    assert ", label: " in drawn
+    assert list(read_runs([tmp_path / "a"]).extractions) == ["audiomae noise test keep 0.5"]
+
+
+def test_bad_input_is_one_sentence(home, tmp_path, run):
+    unfinished, damaged, old = tmp_path / "unfinished", tmp_path / "damaged", tmp_path / "old"
+    for folder in (unfinished, damaged, old):
+        folder.mkdir()
+    manifest = json.loads((home / "x-ast" / "manifest.json").read_text())
+    (unfinished / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    content = json.loads((home / "ast" / "analysis.json").read_text())
+    (damaged / "analysis.json").write_text(json.dumps({k: v for k, v in content.items() if k != "values"}))
+    (old / "analysis.json").write_text("{}")
+    out = ["--out", tmp_path / "a.html"]
+    for arguments, why in [
+        ([tmp_path / "none", *out], "none is not a folder; give folders that scripts/analyze.py"),
+        ([tmp_path, *out], "holds nothing to report on"),
+        ([unfinished, *out], "unfinished is unfinished (0 shards so far)"),
+        ([damaged, *out], "analysis.json is damaged (KeyError('values')); run scripts/analyze.py again"),
+        ([old, *out], "analysis.json is not of this program's version 1; run scripts/analyze.py again"),
+        ([home / "x-silent", *out], "holds no mel"),
+        ([home / "ast", "--out", tmp_path / "a.pdf"], "a.pdf: the page is written as .html, not as .pdf"),
+        ([home / "ast", *out, "--clips", -1], "clips is -1"),
+    ]:
+        code, said = run(*arguments)
+        assert (code, said.startswith("error: "), said.count("\n")) == (2, True, 1), said
+        assert why in said
+    assert not (tmp_path / "a.html").exists()
+
+
+# In a browser
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium here: install it (Debian: chromium) to look at the page")
+def test_chromium_shows_it_on_a_desk_and_on_a_phone(written, tmp_path):
+    with browse(chromium(), profile=tmp_path / "profile") as seen:
+        for width in (1280, 390):
+            seen.open(written[0], width=width, dark=width == 390)
+            assert seen.run("document.documentElement.scrollWidth") == width  # only tables and pictures scroll
+            seen.screenshot(tmp_path / "shot.png", whole=False)
+            assert matplotlib.image.imread(tmp_path / "shot.png").std() > 0.05
+            columns = "getComputedStyle(document.querySelector('.panels')).gridTemplateColumns.split(' ').length"
+            assert (seen.run(columns) == 1) == (width == 390)
+            assert seen.run("[...document.images].every(image => image.complete && image.naturalWidth > 1)")
+            small = "[...document.querySelectorAll('.picture img')].map(image => image.clientWidth)"
+            assert min(seen.run(small)) >= 300
+        durations = "Promise.all([...document.querySelectorAll('audio')].map(sound => sound.duration || new Promise("
+        durations += "done => { sound.onloadedmetadata = () => done(sound.duration) })))"
+        assert seen.run(durations) == pytest.approx([sample_count(98) / 16000] * 3, abs=1e-3)
+        assert [one for one in seen.requests if not one.startswith("data:")] == [written[0].resolve().as_uri()] * 2
+        assert not seen.errors
