@@ -2,7 +2,7 @@
 
 Covers PyTorch files (zip and legacy), safetensors files, and Hugging Face directories, sharded or not. A pickle is read
 by torch's restricted unpickler; the few foreign classes that published checkpoints carry beside their weights become
-blanks. What the tensors mean, and whether they are the right ones, is for `checkpoints.py` to say.
+blanks. What the tensors mean, and whether they are the right ones, is for `read.py` to say.
 """
 
 import codecs

@@ -1,11 +1,12 @@
 """The one table that pairs official PyTorch tensors with Flax leaves, read in both directions.
 
 `to_flax` and `to_torch` are exact inverses: every tensor is used once, every leaf filled once, and nothing but a
-transpose, reshape or stack happens to a number. Which tensors a file holds is `convert.checkpoints`' matter.
+transpose, reshape or stack happens to a number. Which tensors a file holds is `convert.read`' matter.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -25,8 +26,8 @@ class Pair:
     to_torch: Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 
-def to_flax(state: Mapping[str, np.ndarray], config: ModelConfig) -> Classifier:
-    """A float32 model holding the official tensors.
+def to_flax(state: Mapping[str, Any], config: ModelConfig) -> Classifier:
+    """A float32 model holding the official tensors, which are numpy arrays or PyTorch tensors on the CPU.
 
     A leaf whose tensors are all absent keeps the model's fresh initialisation; reporting that is the caller's matter.
     Raises `ValueError` for a tensor that no leaf takes, or one whose shape does not fit.

@@ -27,8 +27,8 @@ from jaxprune.reduction.policy import DEFAULT_BLOCKS
 from jaxprune.reduction.scores import Given
 
 from . import torch_features, torch_reference
-from .checkpoints import TorchCheckpoint, read_torch
 from .mapping import to_flax
+from .read import TorchCheckpoint, read_torch
 
 GAP = 1e-6  # between the last kept and the first dropped score; below it a different choice is a tie, not an error
 
@@ -72,7 +72,7 @@ def main(
     """Compare a PyTorch checkpoint in PyTorch and in JAX, stage by stage; exit code 1 when out of tolerance.
 
     Args:
-        source: the PyTorch checkpoint, as for python -m convert.
+        source: the PyTorch checkpoint, as for jaxprune convert.
         audio: recordings to compare on (their first window); synthetic sounds if none are given.
         keep_rates: keep rates to compare at.
         blocks: 0-based blocks that prune.
@@ -83,7 +83,7 @@ def main(
         source_frames: frames the position table was made for, if its size fits several.
         out: write the comparison as JSON here.
     """
-    checkpoint = read_torch(source, num_heads=num_heads, dataset=dataset, frames=source_frames)
+    checkpoint = read_torch(source, num_heads=num_heads, dataset=dataset, source_frames=source_frames)
     if checkpoint.missing:
         raise ValueError(
             f"{source} has no classifier ({', '.join(checkpoint.missing)}), so it has no logits to compare"

@@ -105,7 +105,8 @@ class Card:
     """A model's configuration with what is needed to use it.
 
     `mean` and `std` normalise log-mel features as (x - mean) / (2 std). `labels` is empty when unknown, else one name
-    per class in the head's order. `source` says in words where the weights came from.
+    per class in the head's order. `source` says in words where the weights came from. `trained` is false where weights,
+    or the head alone, are still random.
     """
 
     model: ModelConfig
@@ -114,6 +115,7 @@ class Card:
     activation: Activation
     labels: tuple[str, ...] = ()
     source: str = ""
+    trained: bool = True
 
     def __post_init__(self):
         if self.labels and len(self.labels) != self.model.classes:
@@ -137,6 +139,8 @@ class Card:
             fields = dict(data)
             fields["model"] = ModelConfig(**fields["model"])
             fields["labels"] = tuple(fields.get("labels", ()))
+            if "trained" not in fields:  # an older card, which said it in words
+                fields["trained"] = "random weights" not in str(fields.get("source", "")).lower()
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a jaxprune model card: {error}") from error

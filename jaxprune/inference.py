@@ -187,7 +187,7 @@ def load_clips(paths: Sequence[str | os.PathLike[str]]) -> list[Clip]:
 
 def has_random_weights(card: Card) -> bool:
     """Whether the card says that the weights were never trained, so that the labels mean nothing."""
-    return "random weights" in card.source.lower()
+    return not card.trained
 
 
 @struct.dataclass

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxprune.convert import random_checkpoint, validate
-from jaxprune.convert.checkpoints import read_torch
 from jaxprune.convert.mapping import to_flax
+from jaxprune.convert.read import read_torch
 
 from jaxprune import checkpoint
 from jaxprune.cli.console import print_table, run
@@ -65,7 +65,7 @@ def full_size(out: Path, keep_rates: tuple[float, ...], *, batch: int) -> bool:
 
     step(f"2. converted to JAX: {out / 'ast-base-random'}")
     read = read_torch(source)
-    card = dataclasses.replace(read.card, source="random weights, seed 0")
+    card = dataclasses.replace(read.card, source="random weights, seed 0", trained=False)
     checkpoint.save(out / "ast-base-random", to_flax(read.state, card.model), card=card, overwrite=True)
     model = checkpoint.load(out / "ast-base-random")
 

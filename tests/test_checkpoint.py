@@ -38,6 +38,15 @@ def test_the_card_comes_back_whole(saved):
     assert jaxprune.load_card(saved) == CARD
 
 
+@pytest.mark.parametrize(
+    ("source", "trained"), [("ast.pth; random weights in its new head", False), ("Random weights", False), ("a", True)]
+)
+def test_an_older_card_says_in_words_that_its_weights_are_random(source, trained):
+    older = dataclasses.replace(CARD, source=source).to_json()
+    del older["trained"]
+    assert jaxprune.Card.from_json(older).trained is trained
+
+
 def test_it_loads_for_another_dtype_and_length(saved):
     model = jaxprune.load(saved, dtype=jnp.bfloat16, frames=256)
     output = model(jnp.asarray(random_mel(dataclasses.replace(CONFIG, frames=256))))

@@ -35,7 +35,15 @@ def make(family: str, **changes):
     """A model of spread-out random weights, pruned well before its end, and its card."""
     config = small(family, **{"depth": 2} | changes)
     activation = {"ast": "sigmoid", "audiomae": "softmax"}[family]
-    card = Card(model=config, mean=-4.3, std=4.6, activation=activation, labels=LABELS, source="random weights, seed 0")
+    card = Card(
+        model=config,
+        mean=-4.3,
+        std=4.6,
+        activation=activation,
+        labels=LABELS,
+        source="random weights, seed 0",
+        trained=False,
+    )
     return to_flax(random_state(config, seed=0), config), card
 
 

@@ -115,7 +115,7 @@ def save_start(path: Path, stage: Recipe, *, depth: int, before: Classifier | No
     config = stage.model(depth=depth)
     model = build(config) if before is None else deepened(before, depth)
     source = "random weights" if before is None else "a shallow model deepened"
-    card = stage.card(config, labels=labels, source=source)
+    card = dataclasses.replace(stage.card(config, labels=labels, source=source), trained=before is not None)
     checkpoint.save(path, model, card=card)
 
 

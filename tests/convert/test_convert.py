@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import random_mel, small
-from jaxprune.convert import __main__ as converter
 from jaxprune.convert import load_torch
-from jaxprune.convert.checkpoints import read_torch
+from jaxprune.convert.command import convert as command
 from jaxprune.convert.mapping import pairs, to_flax, to_torch
 from jaxprune.convert.random_checkpoint import (
     write_ast_official,
@@ -19,6 +18,7 @@ from jaxprune.convert.random_checkpoint import (
     write_audiomae_pretrained,
     write_huggingface,
 )
+from jaxprune.convert.read import read_torch
 
 import jaxprune
 from jaxprune.checkpoint import leaves
@@ -33,7 +33,7 @@ def convert(*arguments, monkeypatch):
     """The command line, in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
-        run(converter.main)
+        run(command)
     return stop.value.code
 
 
@@ -105,7 +105,9 @@ def test_a_pretrained_audiomae_gets_a_fresh_head_and_says_so(tmp_path, monkeypat
     arguments = (tmp_path / "mae.pth", tmp_path / "out", "--num-heads", 3, "--classes", 7)
     assert convert(*arguments, monkeypatch=monkeypatch) == 0
     assert "newly initialised for 7 classes" in capsys.readouterr().out
-    assert "random weights in its new head" in jaxprune.load_card(tmp_path / "out").source
+    card = jaxprune.load_card(tmp_path / "out")
+    assert "random weights in its new head" in card.source
+    assert not card.trained
     model = jaxprune.load(tmp_path / "out")
     state = read_torch(tmp_path / "mae.pth", num_heads=3, classes=7).state
     assert model.config.classes == 7

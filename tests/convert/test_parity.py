@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import MIXED, STAGES, random_mel, rates, small
 from jaxprune.convert import load_torch, torch_reference
-from jaxprune.convert.checkpoints import read_torch
 from jaxprune.convert.random_checkpoint import write_ast_official, write_audiomae_finetuned
+from jaxprune.convert.read import read_torch
 
 import jaxprune
 
@@ -33,7 +33,7 @@ def checkpoints(tmp_path_factory):
         WRITE[config.family](path, config, seed=1)
         state = torch_reference.build(config)
         strides = {"time_stride": config.time_stride, "freq_stride": config.freq_stride}
-        hints = strides | {"frames": config.frames} if config.family == "ast" else {}
+        hints = strides | {"source_frames": config.frames} if config.family == "ast" else {}
         read = read_torch(path, num_heads=config.heads, **hints)
         state.load_state_dict({key: torch.tensor(value) for key, value in read.state.items()})
         return load_torch(path, num_heads=config.heads, **hints), state

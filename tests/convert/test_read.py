@@ -13,7 +13,6 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from jaxprune.convert.checkpoints import CheckpointError, read_torch
 from jaxprune.convert.geometry import infer_grid
 from jaxprune.convert.random_checkpoint import (
     random_state,
@@ -22,6 +21,7 @@ from jaxprune.convert.random_checkpoint import (
     write_audiomae_pretrained,
     write_huggingface,
 )
+from jaxprune.convert.read import CheckpointError, read_torch
 from safetensors.torch import save_file
 
 from jaxprune.config import ModelConfig
@@ -437,7 +437,7 @@ def test_geometry_that_fits_nothing_says_what_to_pass(tmp_path, ast_state):
     state = ast_state | {"v.pos_embed": torch.zeros(1, 2 + 97, 48)}
     path = save(tmp_path / "a.pth", state)
     refused(path, "position table of 99 tokens", "97 patches", "pass the right frames, time_stride and freq_stride")
-    refused(save(path, ast_state), "64 patches", "from 1024 frames", "128 to 143 frames", frames=1024)
+    refused(save(path, ast_state), "64 patches", "from 1024 frames", "128 to 143 frames", source_frames=1024)
 
 
 def test_heads_follow_the_width_or_must_be_given(tmp_path, ast_state):
@@ -467,7 +467,8 @@ def test_statistics_of_a_named_data_set_need_no_note(tmp_path, audiomae_state):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"num_heads": 0}, {"frames": -1}, {"classes": 2.5}, {"dataset": "imagenet"}, {"time_stride": "a"}]
+    "settings",
+    [{"num_heads": 0}, {"source_frames": -1}, {"classes": 0}, {"dataset": "imagenet"}, {"time_stride": -3}],
 )
 def test_arguments_out_of_range(tmp_path, settings):
     name, value = next(iter(settings.items()))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from helpers import TESTS, small
 from jaxprune.convert import torch_features, validate
-from jaxprune.convert.checkpoints import read_torch
 from jaxprune.convert.random_checkpoint import write_ast_official, write_audiomae_finetuned, write_huggingface
+from jaxprune.convert.read import read_torch
 from quick import quick_compiling  # noqa: F401
 
 from jaxprune.cli.console import run

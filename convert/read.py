@@ -2,8 +2,8 @@
 
 `read_torch` recognises the format, accounts for every key (used, ignored with a reason, or an error) and gathers all
 problems before it raises. Opening files safely is `containers.py`'s job, shapes are `geometry.py`'s, what tensors do
-not tell `card.py`'s and `huggingface_config.py`'s, label files `jaxprune.data.labels`'; turning tensors into a JAX
-model, and fitting a position table to other lengths, is left to the converter.
+not tell `complete_card.py`'s and `huggingface_config.py`'s, label files `jaxprune.data.labels`'; turning tensors
+into a JAX model, and fitting a position table to other lengths, is left to the converter.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jaxprune.config import Card, Family
 from jaxprune.data.labels import read_label_file
 
 from . import huggingface
-from .card import Hints, make_card
+from .complete_card import Hints, make_card
 from .containers import CheckpointError, Container, open_container
 from .geometry import Geometry, classifier_keys, depth_of, expected_keys, expected_shapes
 from .huggingface_config import HuggingFaceConfig
@@ -58,7 +58,7 @@ def read_torch(
     path: Path | str,
     *,
     num_heads: int | None = None,
-    frames: int | None = None,
+    source_frames: int | None = None,
     time_stride: int | None = None,
     freq_stride: int | None = None,
     dataset: str | None = None,
@@ -67,7 +67,7 @@ def read_torch(
 ) -> TorchCheckpoint:
     """Reads a PyTorch or safetensors file, or a Hugging Face directory (or a file in one).
 
-    `num_heads` defaults to width / 64, or the Hugging Face config's. `frames` is the T the position table was made for;
+    `num_heads` defaults to width / 64, or the Hugging Face config's. `source_frames` is the T of the position table;
     with the strides it settles a number of patches that fits several. `dataset`, a name in
     `jaxprune.features.STATISTICS`, gives feature statistics and activation, which otherwise follow from Hugging Face's
     settings, else from the number of classes. `labels` is a file for `read_label_file`. `classes` sizes the new
@@ -77,7 +77,7 @@ def read_torch(
     """
     hints = Hints(
         num_heads=num_heads,
-        frames=frames,
+        source_frames=source_frames,
         time_stride=time_stride,
         freq_stride=freq_stride,
         dataset=dataset,

@@ -21,7 +21,7 @@ class Hints:
     """What the caller knows about a checkpoint, as `read_torch` takes it. `ValueError` for values out of range."""
 
     num_heads: int | None = None
-    frames: int | None = None
+    source_frames: int | None = None
     time_stride: int | None = None
     freq_stride: int | None = None
     dataset: str | None = None
@@ -29,7 +29,7 @@ class Hints:
     classes: int | None = None
 
     def __post_init__(self):
-        for name in ("num_heads", "frames", "time_stride", "freq_stride", "classes"):
+        for name in ("num_heads", "source_frames", "time_stride", "freq_stride", "classes"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
@@ -65,7 +65,15 @@ def make_card(
             norm_eps=norm_eps,
             head_norm_eps=head_norm_eps,
         )
-        card = Card(model=model, mean=mean, std=std, activation=activation, labels=labels, source=source)
+        card = Card(
+            model=model,
+            mean=mean,
+            std=std,
+            activation=activation,
+            labels=labels,
+            source=source,
+            trained=geometry.classes is not None,
+        )
     except ValueError as error:
         raise ValueError(f"describes a model that cannot be built: {error}") from error
     return card, tuple(notes)
@@ -73,15 +81,19 @@ def make_card(
 
 def _grid(geometry: Geometry, hints: Hints, config: HuggingFaceConfig | None) -> Grid:
     if config is not None:
-        for name in ("frames", "time_stride", "freq_stride"):
-            _agree(name, getattr(hints, name), getattr(config, name), where="its config.json")
+        for name, found in (
+            ("source_frames", config.frames),
+            ("time_stride", config.time_stride),
+            ("freq_stride", config.freq_stride),
+        ):
+            _agree(name, getattr(hints, name), found, where="its config.json")
         return Grid(frames=config.frames, time_stride=config.time_stride, freq_stride=config.freq_stride)
     try:
         return infer_grid(
             geometry.patches,
             family=geometry.family,
             patch=geometry.patch,
-            frames=hints.frames,
+            frames=hints.source_frames,
             time_stride=hints.time_stride,
             freq_stride=hints.freq_stride,
         )

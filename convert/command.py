@@ -1,0 +1,182 @@
+"""The command `jaxprune convert SOURCE OUT`: a PyTorch checkpoint to a jaxprune one, or with `--to-torch` back again.
+
+Reading is `read.py`'s job, the way from tensor to leaf `mapping.py`'s. This module joins them and reports.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from jaxprune import checkpoint
+from jaxprune.cli.console import notice, print_table
+from jaxprune.config import Card
+from jaxprune.files import check_free
+from jaxprune.models import Classifier
+from jaxprune.positions import adapt_positions, released_audiomae_cut
+
+from . import export, mapping
+from .read import TorchCheckpoint, read_torch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class About:
+    """Facts about the source that its file does not tell."""
+
+    labels: Path | None = None
+    """class names: a CSV with index and display_name, ESC-50's meta CSV, JSON, or one name a line."""
+    dataset: str | None = None
+    """whose feature statistics and activation to use: audioset, esc50, speechcommands or voxceleb1."""
+    classes: int | None = None
+    """size of the new head for a pre-trained AudioMAE, which has none."""
+    num_heads: int | None = None
+    """attention heads, if not width / 64."""
+    source_frames: int | None = None
+    """frames the source's position table was made for, if its size fits several."""
+    time_stride: int | None = None
+    """the source's patch stride in frames, if it cannot be told from its size."""
+    freq_stride: int | None = None
+    """the source's patch stride in mel bins, if it cannot be told from its size."""
+    origin: str = ""
+    """a remark on where the weights come from, kept in the card beside the file name."""
+
+    def read(self, source: Path) -> TorchCheckpoint:
+        """The source with these facts, and its origin in the card."""
+        facts = {name: value for name, value in vars(self).items() if name != "origin"}
+        read = read_torch(source, **facts)
+        head = "" if read.card.trained else "random weights in its new head"
+        origin = "; ".join(filter(None, (read.card.source, self.origin, head)))
+        return dataclasses.replace(read, card=dataclasses.replace(read.card, source=origin))
+
+
+def convert(
+    source: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    *,
+    to_torch: Literal["official", "huggingface"] | None = None,
+    frames: int | None = None,
+    positions: Literal["right", "released"] = "right",
+    about: Annotated[About, tyro.conf.arg(name="")] = About(),
+    overwrite: bool = False,
+) -> None:
+    """Convert a checkpoint between PyTorch and JAX; every number arrives, or nothing is written.
+
+    Args:
+        source: AST .pth, AudioMAE .pth, .safetensors, or Hugging Face directory; with --to-torch a jaxprune checkpoint.
+        out: the jaxprune checkpoint directory to write; with --to-torch a .pth file or a Hugging Face directory.
+        to_torch: convert a jaxprune checkpoint back, to the authors' layout or to Hugging Face's.
+        frames: adapt the position table to spectrograms of this many frames (10 ms each).
+        positions: how --frames shortens AudioMAE's table: right keeps each patch's own row; released repeats the
+            published code, which scrambles them.
+        about: facts about the source.
+        overwrite: replace an existing output.
+    """
+    if to_torch is not None:
+        export_checkpoint(source, out, layout=to_torch, overwrite=overwrite)
+        return
+    check_free(out, marker=checkpoint.CARD, overwrite=overwrite)  # before the work, not after it
+    read = about.read(source)
+    card, state = read.card, dict(read.state)
+    if frames is not None:
+        card, state = adapted(card, state, frames=frames, positions=positions)
+    model = mapping.to_flax(state, card.model)
+    checkpoint.save(out, model, card=card, overwrite=overwrite)
+    check_saved(out, model)
+    report(read, card=card, model=model, out=out)
+
+
+def export_checkpoint(
+    source: Path, out: Path, *, layout: Literal["official", "huggingface"], overwrite: bool = False
+) -> None:
+    """Writes a jaxprune checkpoint in a PyTorch layout and says what was written."""
+    card, model = checkpoint.load_card(source), checkpoint.load(source)
+    state = {key: torch.tensor(value) for key, value in mapping.to_torch(model).items()}
+    {"official": export_official, "huggingface": export_huggingface}[layout](out, state, card, overwrite=overwrite)
+    numbers = sum(value.numel() for value in state.values())
+    print(f"wrote {out}: {card.model.family}, {layout} layout, {len(state)} tensors, {numbers:,} numbers")
+
+
+def export_official(out: Path, state: Mapping[str, torch.Tensor], card: Card, *, overwrite: bool) -> None:
+    """Writes the authors' `.pth`."""
+    if out.exists() and not (overwrite and out.is_file()):
+        raise ValueError(f"{out} already exists; choose another name or ask to overwrite it (--overwrite)")
+    export.write_official(out, state, card.model)
+
+
+def export_huggingface(out: Path, state: Mapping[str, torch.Tensor], card: Card, *, overwrite: bool) -> None:
+    """Writes a Hugging Face directory, whose one LayerNorm eps is the blocks'."""
+    config = card.model
+    if config.norm_eps != config.head_norm_eps:
+        notice(
+            f"Hugging Face has one LayerNorm eps: the classifier's {config.head_norm_eps:g} becomes "
+            f"{config.norm_eps:g}, which moves logits by about 1e-5 of their size"
+        )
+        config = dataclasses.replace(config, head_norm_eps=config.norm_eps)
+    export.write_huggingface(out, state, config, mean=card.mean, std=card.std, labels=card.labels, overwrite=overwrite)
+
+
+def adapted(
+    card: Card, state: dict[str, np.ndarray], *, frames: int, positions: Literal["right", "released"]
+) -> tuple[Card, dict[str, np.ndarray]]:
+    """The card and official tensors for spectrograms of another length."""
+    key = next(key for key in state if key.endswith("pos_embed"))
+    if positions == "released" and card.model.family != "audiomae":
+        raise ValueError("--positions released is AudioMAE's published slip; an AST has only the right way")
+    adapt = {"right": adapt_positions, "released": released_audiomae_cut}[positions]
+    state[key] = adapt(state[key][0], card.model, frames=frames)[None]
+    return dataclasses.replace(card, model=dataclasses.replace(card.model, frames=frames)), state
+
+
+def check_saved(out: Path, model: Classifier) -> None:
+    """Loads what was written as a user would, and compares every number. Raises `ValueError` where one differs."""
+    saved, expected = checkpoint.leaves(checkpoint.load(out)), checkpoint.leaves(model)
+    wrong = [name for name, leaf in expected.items() if not np.array_equal(saved[name][...], leaf[...])]
+    if wrong:
+        raise ValueError(f"{out} does not hold what was converted ({', '.join(wrong)}); is the disk sound?")
+
+
+def report(read: TorchCheckpoint, *, card: Card, model: Classifier, out: Path) -> None:
+    """Prints what was mapped, ignored and missing, block numbers folded together."""
+    leaves = checkpoint.leaves(model)
+    mapped = []
+    for pair in mapping.pairs(card.model):
+        if all(key in read.state for key in pair.official):
+            theirs = [name for key in pair.official for name in read.names[key]]
+            mapped.append((" + ".join(map(fold, theirs)), fold(pair.leaf), leaves[pair.leaf].shape))
+    rows = [[theirs, ours, " x ".join(map(str, shape)), count] for (theirs, ours, shape), count in counted(mapped)]
+    print_table(f"Mapped from {read.layout}", ["PyTorch", "JAX", "shape", "times"], rows)
+    for title, what in (("Ignored", read.ignored), ("Missing", read.missing)):
+        if what:
+            folded = counted((fold(key), reason) for key, reason in what.items())
+            print_table(
+                title,
+                ["PyTorch", "why" if title == "Ignored" else "what is done", "times"],
+                [[key, reason, count] for (key, reason), count in folded],
+            )
+    for note in read.notes:
+        notice(note)
+    config = card.model
+    numbers = sum(leaf.size for leaf in leaves.values())
+    print(
+        f"wrote {out}: {config.family}, width {config.width}, depth {config.depth}, {config.heads} heads, "
+        f"{config.frames} frames, stride {config.time_stride} x {config.freq_stride}, {config.patches} patches, "
+        f"{config.classes} classes, {numbers:,} numbers; reloaded and compared, all equal"
+    )
+
+
+def fold(name: str) -> str:
+    """A tensor's name with its block number left open."""
+    return re.sub(r"\.\d+\.(?=.*\.)", ".*.", name) if "layer" in name or "blocks" in name else name
+
+
+def counted(items: Iterable) -> list[tuple]:
+    """Each different item once, in order, with how often it came."""
+    counts: dict = {}
+    for item in items:
+        counts[item] = counts.get(item, 0) + 1
+    return list(counts.items())
