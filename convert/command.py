@@ -16,7 +16,7 @@ import tyro
 from jaxprune import checkpoint
 from jaxprune.cli.console import notice, print_table
 from jaxprune.config import Card
-from jaxprune.files import check_free
+from jaxprune.files import check_free, locked
 from jaxprune.models import Classifier
 from jaxprune.positions import adapt_positions, released_audiomae_cut
 
@@ -76,18 +76,19 @@ def convert(
         about: facts about the source.
         overwrite: replace an existing output.
     """
-    if to_torch is not None:
-        export_checkpoint(source, out, layout=to_torch, overwrite=overwrite)
-        return
-    check_free(out, marker=checkpoint.CARD, overwrite=overwrite)  # before the work, not after it
-    read = about.read(source)
-    card, state = read.card, dict(read.state)
-    if frames is not None:
-        card, state = adapted(card, state, frames=frames, positions=positions)
-    model = mapping.to_flax(state, card.model)
-    checkpoint.save(out, model, card=card, overwrite=overwrite)
-    check_saved(out, model)
-    report(read, card=card, model=model, out=out)
+    with locked(out):
+        if to_torch is not None:
+            export_checkpoint(source, out, layout=to_torch, overwrite=overwrite)
+            return
+        check_free(out, marker=checkpoint.CARD, overwrite=overwrite)  # before the work, not after it
+        read = about.read(source)
+        card, state = read.card, dict(read.state)
+        if frames is not None:
+            card, state = adapted(card, state, frames=frames, positions=positions)
+        model = mapping.to_flax(state, card.model)
+        checkpoint.save(out, model, card=card, overwrite=overwrite)
+        check_saved(out, model)
+        report(read, card=card, model=model, out=out)
 
 
 def export_checkpoint(

@@ -1,5 +1,6 @@
 """Writes official tensors to the files PyTorch users expect: the authors' `.pth`, or a Hugging Face directory."""
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -51,15 +52,20 @@ def write_huggingface(
         for name, content in files.items():
             (unfinished / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if container == "safetensors":
-            from safetensors.torch import save_file  # the one writer that needs it
+            from safetensors.torch import save  # the one writer that needs it
 
-            save_file(renamed, unfinished / "model.safetensors", metadata={"format": "pt"})
+            (unfinished / "model.safetensors").write_bytes(save(renamed, metadata={"format": "pt"}))
         elif container == "bin":
-            torch.save(renamed, unfinished / "pytorch_model.bin")
+            save_pickle(unfinished / "pytorch_model.bin", renamed)
         else:
             raise ValueError(f"container is {container!r}; it must be 'safetensors' or 'bin'")
 
 
 def save_pickle(path: str | os.PathLike, content: Any) -> None:
-    """`torch.save`, whole or not at all."""
-    replace_file(path, lambda unfinished: torch.save(content, unfinished))
+    """`torch.save`, whole or not at all.
+
+    It saves to memory first: where a disk is full torch itself has no word of it.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    replace_file(path, lambda unfinished: unfinished.write_bytes(buffer.getbuffer()))

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from jaxprune.config import Card
-from jaxprune.files import whole_directory
+from jaxprune.files import NotWritten, quiet_orbax, whole_directory
 from jaxprune.models import Classifier, abstract
 from jaxprune.positions import adapt_positions
 
@@ -77,8 +77,7 @@ def save(
         raise ValueError(f"the card describes {card.model}, but the model is {model.config}")
     arrays = {name: np.asarray(leaf[...], dtype) for name, leaf in leaves(model).items()}
     with whole_directory(checkpoint_dir, marker=CARD, overwrite=overwrite) as directory:
-        with alone() as checkpointer:
-            checkpointer.save(directory.absolute() / WEIGHTS, arrays)
+        write_weights(directory, arrays)
         (directory / CARD).write_text(json.dumps(card.to_json(), indent=1) + "\n")
     return Path(checkpoint_dir)
 
@@ -113,6 +112,16 @@ def fill(model: Classifier, weights: dict[str, np.ndarray], *, source: str) -> C
         (path, leaf.replace(jnp.asarray(weights[dotted(path)], jnp.float32))) for path, leaf in nnx.to_flat_state(state)
     ]
     return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+def write_weights(directory: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Saves arrays by name in a new directory. Raises `NotWritten` where the system refuses."""
+    quiet_orbax()
+    try:
+        with alone() as checkpointer:
+            checkpointer.save((directory / WEIGHTS).absolute(), arrays)
+    except Exception as error:  # Orbax and TensorStore raise many types
+        raise NotWritten(directory, error) from error
 
 
 def read_weights(directory: Path) -> dict[str, np.ndarray]:

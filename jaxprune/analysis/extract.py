@@ -54,7 +54,7 @@ from jaxprune.analysis.identity import SHARD_CLIPS, MelType, check_same
 from jaxprune.config import Card
 from jaxprune.data.batches import Batch, Batches
 from jaxprune.features import frame_count, model_input
-from jaxprune.files import replace_file, write_text
+from jaxprune.files import locked, replace_file, write_text
 from jaxprune.models import Classifier, cut_patches
 from jaxprune.reduction.policy import Policy
 from jaxprune.reduction.selection import TopK
@@ -80,53 +80,54 @@ def extract(
     memory. `mel` is the type in which spectrograms are kept (None: not at all). `place` and `watch` are as in
     `evaluate`; `watch` first hears how many clips were done before. A complete extraction is only read.
 
-    Raises `ValueError` when `out` holds anything but an extraction of this description, for another number of classes
-    than the model's, and for logits that are not numbers; `OSError` when a shard cannot be written. What was written
-    before stays, and the next call goes on after it.
+    Raises `ValueError` when `out` holds anything but an extraction of this description or another process writes there,
+    for another number of classes than the model's, and for logits that are not numbers; `OSError` when a shard cannot
+    be written. What was written before stays, and the next call goes on after it.
     """
     out = Path(out)
-    started = _start(out, description)
-    if started["complete"]:
-        return read_extraction(out)
-    shards = _whole_shards(out)
-    done = _go_on(batches, shards)
-    watch(done)
-    stages = {
-        block: stage for block, stage in policy.stages.items() if not (isinstance(stage, TopK) and stage.rate == 1)
-    }
-    graph, state = nnx.split(model)
-    program = _program(graph, tuple(stages))
-    rows: list[dict[str, np.ndarray]] = []
-    running: tuple[Batch, _Findings] | None = None
+    with locked(out):
+        started = _start(out, description)
+        if started["complete"]:
+            return read_extraction(out)
+        shards = _whole_shards(out)
+        done = _go_on(batches, shards)
+        watch(done)
+        stages = {
+            block: stage for block, stage in policy.stages.items() if not (isinstance(stage, TopK) and stage.rate == 1)
+        }
+        graph, state = nnx.split(model)
+        program = _program(graph, tuple(stages))
+        rows: list[dict[str, np.ndarray]] = []
+        running: tuple[Batch, _Findings] | None = None
 
-    def collect() -> None:
-        """The batch before the one the device is at: it need not wait for the host."""
-        rows.append(_rows(*running, batches=batches, frames=model.config.frames, mel=mel))
+        def collect() -> None:
+            """The batch before the one the device is at: it need not wait for the host."""
+            rows.append(_rows(*running, batches=batches, frames=model.config.frames, mel=mel))
 
-    with _Writer() as writer:
-        for batch in batches:
-            if batch.targets.shape[1] != model.config.classes:
-                raise ValueError(
-                    f"the clips are labelled with {batch.targets.shape[1]} classes, but the model has "
-                    f"{model.config.classes}"
-                )
-            findings = program(state, *place(batch[:2]), card.mean, card.std, policy)
-            _start_copies(findings, mel=mel)
+        with _Writer() as writer:
+            for batch in batches:
+                if batch.targets.shape[1] != model.config.classes:
+                    raise ValueError(
+                        f"the clips are labelled with {batch.targets.shape[1]} classes, but the model has "
+                        f"{model.config.classes}"
+                    )
+                findings = program(state, *place(batch[:2]), card.mean, card.std, policy)
+                _start_copies(findings, mel=mel)
+                if running:
+                    collect()
+                    if len(rows) == shard_batches:
+                        shards.append(_write(writer, rows, out=out, number=len(shards), state=place_after))
+                        rows = []
+                running, place_after = (batch, findings), batches.get_state()
+                done += int((batch.indices >= 0).sum())
+                watch(done)
             if running:
                 collect()
-                if len(rows) == shard_batches:
-                    shards.append(_write(writer, rows, out=out, number=len(shards), state=place_after))
-                    rows = []
-            running, place_after = (batch, findings), batches.get_state()
-            done += int((batch.indices >= 0).sum())
-            watch(done)
-        if running:
-            collect()
-            shards.append(_write(writer, rows, out=out, number=len(shards), state=place_after))
-    finished = dict(started) | {"complete": True, "shards": [path.name for path in shards]}
-    finished["unusable"] = dict(batches.unusable)
-    _write_manifest(out, finished)
-    return read_extraction(out)
+                shards.append(_write(writer, rows, out=out, number=len(shards), state=place_after))
+        finished = dict(started) | {"complete": True, "shards": [path.name for path in shards]}
+        finished["unusable"] = dict(batches.unusable)
+        _write_manifest(out, finished)
+        return read_extraction(out)
 
 
 @struct.dataclass
@@ -228,12 +229,10 @@ def _write(writer: _Writer, rows: list[dict[str, np.ndarray]], *, out: Path, num
 
 
 def _start(out: Path, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of the extraction in `out` if it is this one, or a new one. Leavings of a killed run are removed."""
+    """The manifest of the extraction in `out` if it is this one, or a new one."""
     if is_extraction(out):
         manifest = read_manifest(out)
         check_same(out, manifest, description)
-        for leaving in out.glob(".shard-*.unfinished-*"):
-            leaving.unlink(missing_ok=True)
         return manifest
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an extraction; choose another name")

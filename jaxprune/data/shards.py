@@ -21,6 +21,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +32,7 @@ from jaxprune.audio import SoundHeader
 from jaxprune.data.labels import named_labels
 from jaxprune.data.records import Dataset, Record, checked, first_few, read_text, refuse
 from jaxprune.features import SAMPLE_RATE
-from jaxprune.files import replace_file, write_text
+from jaxprune.files import NotWritten, locked, replace_file, write_text
 
 INDEX = "shards.json"
 FORMAT, VERSION = "jaxprune shards", 1
@@ -181,8 +182,9 @@ def write(
     float32 keeps every bit; int16 takes half the room, is exact for 16-bit sound at 16 kHz, and off by at most half a
     step of 1 / 32768 otherwise (`inexact` counts such clips, of which some may also have been cut off at full scale).
     `source` is noted in the index. `watch` is told the clips done and all clips. A folder in which the same call was
-    interrupted is gone on with; raises `ValueError` for any other, and for more than the share `unusable` of clips that
-    `jaxprune.audio.load_audio` refuses. They keep their places, with the reason instead of a sound.
+    interrupted is gone on with; raises `ValueError` for any other, for one that another process writes to, and for more
+    than the share `unusable` of clips that `jaxprune.audio.load_audio` refuses. They keep their places, with the reason
+    instead of a sound.
     """
     if clips < 1 or workers < 1 or not 0 <= unusable <= 1:
         raise ValueError(
@@ -190,35 +192,36 @@ def write(
         )
     if samples not in ("int16", "float32"):
         raise ValueError(f"samples is {samples!r}; it must be int16 or float32")
-    names = _names(dataset.records)
-    index = _started(dataset, out, names=names, clips=clips, samples=samples) | {"source": dict(source or {})}
-    total, allowed = len(names), int(unusable * len(names) + 1e-9)
-    index |= {"finished": False, "shards": [], "unusable": {}, "inexact": 0}
-    if not is_shards(out):
+    with locked(out):
+        names = _names(dataset.records)
+        index = _started(dataset, out, names=names, clips=clips, samples=samples) | {"source": dict(source or {})}
+        total, allowed = len(names), int(unusable * len(names) + 1e-9)
+        index |= {"finished": False, "shards": [], "unusable": {}, "inexact": 0}
+        if not is_shards(out):
+            write_text(out / INDEX, _json(index))
+        done = 0
+        with ThreadPoolExecutor(workers) as pool:
+            for number, first in enumerate(range(0, total, clips)):
+                file = f"{number:05d}.array_record"
+                part = slice(first, first + clips)
+                if not _is_written(out / file):
+                    steps = _converted(pool, dataset.records[part], names[part], samples=samples, ahead=4 * workers)
+                    _write_shard(out / file, steps, watch=lambda more, done=done: watch(done + more, total))
+                table = _read_table(out / file)
+                done += len(table["clips"])
+                watch(done, total)
+                index["shards"].append({"file": file, "clips": len(table["clips"]), "bytes": table["bytes"]})
+                index["unusable"] |= table["unusable"]
+                index["inexact"] += table["inexact"]
+                if len(index["unusable"]) > allowed:
+                    reasons = [f"{name}: {reason}" for name, reason in index["unusable"].items()]
+                    raise ValueError(
+                        f"{dataset.name}: {len(reasons)} of {total} clips cannot be used, more than the {allowed} that "
+                        f"{unusable:.2%} allow: {first_few(reasons)}"
+                    )
+        index["finished"] = True
         write_text(out / INDEX, _json(index))
-    done = 0
-    with ThreadPoolExecutor(workers) as pool:
-        for number, first in enumerate(range(0, total, clips)):
-            file = f"{number:05d}.array_record"
-            part = slice(first, first + clips)
-            if not _is_written(out / file):
-                steps = _converted(pool, dataset.records[part], names[part], samples=samples, ahead=4 * workers)
-                _write_shard(out / file, steps, watch=lambda more, done=done: watch(done + more, total))
-            table = _read_table(out / file)
-            done += len(table["clips"])
-            watch(done, total)
-            index["shards"].append({"file": file, "clips": len(table["clips"]), "bytes": table["bytes"]})
-            index["unusable"] |= table["unusable"]
-            index["inexact"] += table["inexact"]
-            if len(index["unusable"]) > allowed:
-                reasons = [f"{name}: {reason}" for name, reason in index["unusable"].items()]
-                raise ValueError(
-                    f"{dataset.name}: {len(reasons)} of {total} clips cannot be used, more than the {allowed} that "
-                    f"{unusable:.2%} allow: {first_few(reasons)}"
-                )
-    index["finished"] = True
-    write_text(out / INDEX, _json(index))
-    return index
+        return index
 
 
 def is_shards(folder: Path) -> bool:
@@ -322,10 +325,16 @@ def _write_shard(path: Path, clips: Iterator[_Converted], *, watch: Callable[[in
                     unusable[facts["name"]] = facts["unusable"]
                 exact[clip.exact] += 1
                 watch(done)
-        finally:
-            writer.close()
+        except BaseException:
+            with suppress(RuntimeError):  # the error on its way out is the one to show
+                writer.close()
+            raise
+        writer.close()
 
-    replace_file(path, fill)
+    try:
+        replace_file(path, fill)
+    except RuntimeError as error:  # of the writer, where the disk is full
+        raise NotWritten(path, error) from error
     table = {"bytes": path.stat().st_size, "unusable": unusable, "inexact": exact[False], "clips": rows}
     write_text(path.with_suffix(".json"), json.dumps(table, ensure_ascii=False) + "\n")
 
