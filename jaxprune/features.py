@@ -21,8 +21,9 @@ from jaxprune.config import Activation
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples in a frame: 25 ms
 HOP = 160  # samples between frames: 10 ms
-MELS = 128
+MELS = 128  # of the published models
 FFT_SIZE = 512
+MOST_MELS = FFT_SIZE // 2 - 1  # more bins than the FFT has would repeat it
 LOWEST_HZ = 20.0
 PREEMPHASIS = 0.97
 FLOOR = float(np.finfo(np.float32).eps)  # of the power in a mel bin; its logarithm is -15.942385
@@ -56,29 +57,32 @@ def model_input(
     frames: int,
     mean: float | Float[Array, ""],
     std: float | Float[Array, ""],
-) -> Float[Array, "b {frames} 128"]:
+    mels: int = MELS,
+) -> Float[Array, "b {frames} {mels}"]:
     """Normalised log-mel of a padded batch, ready for a model: each row is what its clip would give alone.
 
     `waveforms` is 16 kHz mono, `lengths` the samples of each row that are sound (at least 400, not checked under jit);
-    what lies beyond is ignored. Clips are cut or padded to `frames`, as `fit_frames` says. `frames` is static.
+    what lies beyond is ignored. Clips are cut or padded to `frames`, as `fit_frames` says. `frames` and `mels` are
+    static.
     """
-    mel = log_mel(waveforms[:, : sample_count(frames)])
+    mel = log_mel(waveforms[:, : sample_count(frames)], mels=mels)
     return normalize(fit_frames(mel, frames=frames, valid=frame_count(lengths)), mean=mean, std=std)
 
 
-def log_mel(waveform: Num[Array | np.ndarray, "*b samples"]) -> Float[Array, "*b t 128"]:
-    """Natural log of the power in 128 Kaldi mel bins, every 10 ms, unnormalised, in float32.
+def log_mel(waveform: Num[Array | np.ndarray, "*b samples"], *, mels: int = MELS) -> Float[Array, "*b t {mels}"]:
+    """Natural log of the power in Kaldi's mel bins, every 10 ms, unnormalised, in float32.
 
     `waveform` is 16 kHz mono, floating point, full scale at 1; t is `frame_count(samples)`. Per frame of 25 ms: the
     mean is removed, pre-emphasis 0.97 (the first sample is its own predecessor), a symmetric Hann window, the power
     spectrum over 512 points, triangles on Kaldi's mel scale from 20 Hz to 8 kHz, and a floor at float32's epsilon.
     Removing each frame's mean also removes the clip's, which the published recipe subtracts beforehand: no separate
-    step is needed and any constant offset is harmless. Column 3 is always the floor, because that triangle falls
-    between two FFT bins.
+    step is needed and any constant offset is harmless. Of 128 bins, number 3 is always the floor,
+    because its triangle falls between two FFT bins.
 
     The same steps with a float32 FFT err by up to 4e-3 in quiet bins beside a loud tone. This stays within 2e-4
     of float64 (`test_log_mel_matches_float64`), at any setting of JAX's default matmul precision; see
-    `_power_spectrum`. Raises `ValueError` for samples that are not floating point and for fewer than 400 of them.
+    `_power_spectrum`. Raises `ValueError` for samples that are not floating point, for fewer than 400 of them,
+    and for a number of bins outside 1 to `MOST_MELS`.
     """
     waveform = jnp.asarray(waveform)
     if not jnp.issubdtype(waveform.dtype, jnp.floating):
@@ -90,7 +94,7 @@ def log_mel(waveform: Num[Array | np.ndarray, "*b samples"]) -> Float[Array, "*b
             f"waveform has shape {waveform.shape}; its last axis must hold at least {WINDOW} samples (25 ms at 16 kHz)"
         )
     spectrum = _power_spectrum(_frames(waveform.astype(jnp.float32)))  # (*b, t, 255)
-    power = jnp.matmul(spectrum, _mel_filters().astype(np.float32), precision=jax.lax.Precision.HIGHEST)
+    power = jnp.matmul(spectrum, _mel_filters(mels).astype(np.float32), precision=jax.lax.Precision.HIGHEST)
     return jnp.log(jnp.maximum(power, np.float32(FLOOR)))
 
 
@@ -177,9 +181,11 @@ def _spectrum_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _mel_filters() -> Float[np.ndarray, "255 128"]:
+def _mel_filters(mels: int) -> Float[np.ndarray, "255 {mels}"]:
     """Weights of FFT bins 1 to 255 in each mel bin: triangles of height 1, evenly spaced on Kaldi's mel scale."""
-    edges = np.linspace(*hertz_to_mel(np.array([LOWEST_HZ, SAMPLE_RATE / 2])), MELS + 2)
+    if not 1 <= mels <= MOST_MELS:
+        raise ValueError(f"{mels} mel bins cannot be computed; the features have 1 to {MOST_MELS}")
+    edges = np.linspace(*hertz_to_mel(np.array([LOWEST_HZ, SAMPLE_RATE / 2])), mels + 2)
     bins = hertz_to_mel(np.arange(1, FFT_SIZE // 2)[:, None] * SAMPLE_RATE / FFT_SIZE)
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])

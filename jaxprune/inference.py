@@ -206,7 +206,7 @@ def _compile(model: Classifier, policy: Policy, *, card: Card, batch: int) -> Ca
     frames = model.config.frames
 
     def run(state: Any, waveforms: Float[Array, "b samples"], lengths: Int[Array, "b"]) -> _Output:
-        mel = model_input(waveforms, lengths, frames=frames, mean=card.mean, std=card.std)
+        mel = model_input(waveforms, lengths, frames=frames, mean=card.mean, std=card.std, mels=model.config.mels)
         output = nnx.merge(graph, state)(mel, policy)
         kept = {block: output.trace[block].patch_ids for block in policy.stages}
         return _Output(mel, activation(output.logits), kept)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from helpers import TESTS
 from transformers import ASTFeatureExtractor
+from transformers.audio_utils import mel_filter_bank
 
+from jaxprune import features
 from jaxprune.audio import load_audio, pad_batch
 from jaxprune.features import STATISTICS, fit_frames, frame_count, log_mel, model_input, normalize, sample_count
 
@@ -126,6 +128,38 @@ def test_frame_count_of_arrays_and_its_inverse():
     for frames in (1, 98, 1024):
         assert frame_count(sample_count(frames)) == frames
         assert frame_count(sample_count(frames) - 1) == frames - 1
+
+
+@pytest.mark.parametrize("mels", [16, 40, 64, 80, 100])
+def test_other_numbers_of_mel_bins_are_kaldis_as_transformers_computes_them(mels):
+    waveform = load_audio(TESTS / "recordings" / "crow.wav").waveform
+    theirs = ASTFeatureExtractor(num_mel_bins=mels)(waveform, sampling_rate=16000, return_tensors="np")
+    audioset, real = STATISTICS["audioset"], frame_count(len(waveform))
+    ours = model_input(*pad_batch([waveform]), frames=audioset.frames, mean=audioset.mean, std=audioset.std, mels=mels)
+    assert ours.shape == theirs["input_values"].shape
+    np.testing.assert_allclose(ours[0, :real], theirs["input_values"][0, :real], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("mels", [1, 64, 128, 255])
+def test_the_triangles_are_those_of_the_kaldi_setting_of_transformers(mels):
+    theirs = mel_filter_bank(
+        num_frequency_bins=257,
+        num_mel_filters=mels,
+        min_frequency=20,
+        max_frequency=8000,
+        sampling_rate=16000,
+        norm=None,
+        mel_scale="kaldi",
+        triangularize_in_mel_space=True,
+    )
+    np.testing.assert_allclose(features._mel_filters(mels), theirs[1:-1], atol=1e-12)
+    assert not theirs[[0, -1]].any()
+
+
+@pytest.mark.parametrize("mels", [0, 256])
+def test_mel_bins_that_cannot_be_computed_are_refused(mels):
+    with pytest.raises(ValueError, match=f"{mels} mel bins cannot be computed; the features have 1 to 255"):
+        log_mel(synthetic("noise"), mels=mels)
 
 
 def test_only_mel_filter_3_is_always_the_floor():

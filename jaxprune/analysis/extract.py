@@ -149,7 +149,8 @@ def _program(graph: nnx.GraphDef, stages: tuple[int, ...]) -> Callable[..., _Fin
     @jax.jit
     def run(state, waveforms, lengths, mean, std, policy):
         model = nnx.merge(graph, state)
-        mel = model_input(waveforms, lengths, frames=model.config.frames, mean=mean, std=std)
+        config = model.config
+        mel = model_input(waveforms, lengths, frames=config.frames, mean=mean, std=std, mels=config.mels)
         output = model(mel, policy)
         pixels = cut_patches(mel, model.config).astype(jnp.float32)  # as the model's own, so XLA computes them once
         kept = {

@@ -118,7 +118,10 @@ def evaluate(
     started = time.perf_counter()
     graph, state = nnx.split(model)
     program = _program(graph, card.activation, whole=layout.whole, rows=layout.rows)
-    features = functools.partial(_features(layout.rows), frames=model.config.frames, mean=card.mean, std=card.std)
+    config = model.config
+    features = functools.partial(
+        _features(layout.rows), frames=config.frames, mean=card.mean, std=card.std, mels=config.mels
+    )
     asked = {rate: jax.tree.flatten(policy) for rate, policy in policies.items()}
     _compile(program, features, state, shapes=shapes, asked=asked)
     began = time.perf_counter()
@@ -199,7 +202,7 @@ _Answers = tuple[Float[Array, "b y"], _Sums]
 @functools.lru_cache(maxsize=8)
 def _features(rows: NamedSharding) -> Callable[..., Float[Array, "b t f"]]:
     """`jaxprune.features.model_input`, its rows where the waveforms' are."""
-    return jax.jit(model_input, static_argnames="frames", out_shardings=rows)
+    return jax.jit(model_input, static_argnames=("frames", "mels"), out_shardings=rows)
 
 
 @functools.lru_cache(maxsize=8)

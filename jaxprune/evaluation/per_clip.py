@@ -92,7 +92,8 @@ def answer(
                 f"{model.config.classes}"
             )
         waveforms, lengths, targets = jax.device_put(batch[:3])
-        mel = _features(waveforms, lengths, frames=model.config.frames, mean=card.mean, std=card.std)
+        config = model.config
+        mel = _features(waveforms, lengths, frames=config.frames, mean=card.mean, std=card.std, mels=config.mels)
         indices, found = jnp.asarray(batch.indices), {}
         for name, policy_for in policies.items():
             kept = {before: one.kept for before, one in found.items()}
@@ -125,7 +126,7 @@ class _Found:
     kept: dict[int, Int[Array, "b"]]
 
 
-_features = jax.jit(model_input, static_argnames="frames")
+_features = jax.jit(model_input, static_argnames=("frames", "mels"))
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxprune.config import ModelConfig
-from jaxprune.features import fit_frames, frame_count, log_mel, normalize, sample_count
+from jaxprune.features import MELS, fit_frames, frame_count, log_mel, normalize, sample_count
 from jaxprune.training.settings import Augment
 
 Number = float | int | Num[Array, ""]
@@ -59,6 +59,7 @@ def training_input(
     frames: int,
     mean: Number,
     std: Number,
+    mels: int = MELS,
 ) -> Batch:
     """`features.model_input` with every augmentation in the originals' order, and the labels that go with it.
 
@@ -70,7 +71,7 @@ def training_input(
     lengths = jnp.minimum(lengths, waveforms.shape[1])
     waveforms = roll_and_scale(keys[0], waveforms, lengths=lengths, probability=amounts.roll)
     waveforms, labels = mixup(keys[1], waveforms, lengths=lengths, labels=labels, probability=amounts.mixup)
-    mel = log_mel(waveforms[:, : sample_count(frames)])
+    mel = log_mel(waveforms[:, : sample_count(frames)], mels=mels)
     mel = fit_frames(mel, frames=frames, valid=frame_count(lengths))
     mel = spec_augment(keys[2], mel, time_mask=amounts.time_mask, freq_mask=amounts.freq_mask)
     mel = normalize(mel, mean=mean, std=std)

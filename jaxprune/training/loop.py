@@ -321,6 +321,7 @@ class Training:
             frames=facts.frames,
             mean=facts.mean,
             std=facts.std,
+            mels=self.config.mels,
         )
         visible = None
         if hidden:
