@@ -1,27 +1,10 @@
-"""Token pruning for audio transformers on JAX: AST and AudioMAE with TopK pruning of a size fixed at trace time."""
+"""Token pruning for audio transformers in JAX: AST and AudioMAE that drop patches while they run.
 
-from jaxprune.checkpoint import SHIPPED, load, load_card, save
-from jaxprune.config import Card, ModelConfig
-from jaxprune.cost import macs
-from jaxprune.features import log_mel
-from jaxprune.models import AST, AudioMAE, Output, build, compiled, masked_topk, topk
-from jaxprune.reduction.policy import Policy
+The names below are what a program needs. Each is imported when it is first used, so `import jaxprune` costs nothing;
+`__init__.pyi` says which module each is from. Packages below serve work on data sets (`data`, `training`, `evaluation`,
+`analysis`, `experiments`, `plots`, `report`), the commands (`cli`) and PyTorch's checkpoints (`convert`).
+"""
 
-__all__ = [
-    "AST",
-    "SHIPPED",
-    "AudioMAE",
-    "Card",
-    "ModelConfig",
-    "Output",
-    "Policy",
-    "build",
-    "compiled",
-    "load",
-    "load_card",
-    "log_mel",
-    "macs",
-    "masked_topk",
-    "save",
-    "topk",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,54 +1,6 @@
-"""Fine-tunes AST or AudioMAE by a published recipe, with the keep rate falling on the way.
+"""The command `jaxprune finetune`, from a checkout."""
 
-    python scripts/finetune.py ast-esc50 --data.root data/ESC-50 --start.checkpoint ast --out runs/esc50
-    python scripts/finetune.py audiomae-speechcommands --data.root data/speech_commands_v0.02 --prune.keep-rate 0.5
-
-The same command goes on with a run that was cut off. Own sounds: --data.dataset NAME --data.root FOLDER. All folds and
-seeds of a recipe: scripts/protocol.py.
-"""
-
-from collections import deque
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
-from jaxprune.cli import console as cli
-from jaxprune.cli.options import Recipes
-from jaxprune.cli.progress import show
-from jaxprune.parallel.processes import Launch, is_first, joined
-from jaxprune.training.checkpoints import StopOnSignal
-from jaxprune.training.finetune import Options, Where, finetune
-
-NOWHERE_ELSE, DEFAULTS, ALONE = Where(), Options(), Launch()
-
-
-@tyro.conf.configure(tyro.conf.CascadeSubcommandArgs, tyro.conf.AvoidSubcommands)
-def main(
-    recipe: Annotated[Recipes, tyro.conf.arg(name="")],
-    where: Annotated[Where, tyro.conf.arg(name="")] = NOWHERE_ELSE,
-    options: Annotated[Options, tyro.conf.arg(name="")] = DEFAULTS,
-    launch: Launch = ALONE,
-    out: Path | None = None,
-    seed: int | None = None,
-) -> int:
-    """Fine-tune a model by a recipe; the same command resumes a run that was cut off (exit code 143 on SIGTERM).
-
-    Args:
-        recipe: what to train on what, how.
-        where: where the clips are, beside --data.root.
-        options: how to carry it out.
-        launch: several processes that train together, each started with the same command but for its index.
-        out: the run's directory; by default runs/RECIPE-KEEPRATE-SEED.
-        seed: decides weights, order and augmentation; by default the first of the recipe's seeds.
-    """
-    seed = recipe.loop.seeds[0] if seed is None else seed
-    out = out or Path("runs") / f"{recipe.name}-{recipe.prune.keep_rate:g}-{seed}"
-    with StopOnSignal() as stop, joined(launch):
-        events = finetune(recipe, out, seed=seed, where=where, options=options, stop=stop)
-        outcome = show(events, out) if is_first() else deque(events, maxlen=1).pop()
-    return 143 if outcome.result is None else 0
-
+from jaxprune.cli.main import command
 
 if __name__ == "__main__":
-    cli.run(main)
+    command("finetune")

@@ -1,13 +1,14 @@
-"""What every command line shares: options from a function's signature, one-sentence errors, what was compiled, tables,
-progress bars.
+"""The console that all commands share: options from a function's signature, errors, notes, tables, progress bars.
 
-A `ValueError` or `OSError` is the user's to mend, so it is one sentence on stderr and exit code 2 without a traceback
-(`JAXPRUNE_TRACEBACK=1` shows it). Anything else is our mistake and shows itself whole.
+The user can mend a `ValueError`, an `OSError` or a missing extra: each is one sentence on stderr and exit code 2
+without a traceback (`JAXPRUNE_TRACEBACK=1` shows it). Any other error is our mistake and shows itself whole.
 """
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
 
 import tyro
 from rich.console import Console
@@ -15,32 +16,52 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from jaxprune.cli import compile_cache as compiling
+from jaxprune.cli import compile_cache
 from jaxprune.parallel import processes
 
+# Packages that the wheel does not require, and the extra that brings each.
+EXTRAS = {"torch": "convert", "safetensors": "convert", "tensorboardX": "tensorboard", "av": "audio"}
 
-def run(main: Callable[..., int | None]) -> None:
+
+def run(main: Callable[..., int | None], *, program: str | None = None, arguments: Sequence[str] | None = None) -> None:
     """Parses the command line into `main`'s arguments, calls it, and exits with the code it returns (None: 0).
 
-    Programs compiled on the way are kept for the next run; the first process's last note says how many there were.
+    Programs compiled on the way are kept for the next run. The first process's last note says how many there were.
     """
-    try:
-        with compiling.kept(tell=notice), compiling.counted() as compiled:
-            code = tyro.cli(main) or 0
+    with errors_in_a_sentence():
+        with compile_cache.kept(tell=notice), compile_cache.counted() as compiled:
+            code = tyro.cli(main, prog=program, args=arguments) or 0
         if compiled.programs and processes.is_first():
             notice(compiled.in_words())
         sys.exit(code)
+
+
+@contextmanager
+def errors_in_a_sentence() -> Iterator[None]:
+    """Turns the user's errors into a sentence and exit code 2, an interruption into exit code 130."""
+    try:
+        yield
     except BrokenPipeError:  # the reader, such as head, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ValueError, OSError) as error:
-        if os.environ.get("JAXPRUNE_TRACEBACK"):
+        refuse(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(f'{package} is not installed; this needs it: pip install "jaxprune[{EXTRAS[package]}]"')
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def refuse(sentence: str) -> NoReturn:
+    """Says what the user can mend and exits with code 2; with `JAXPRUNE_TRACEBACK` set, re-raises the error."""
+    if os.environ.get("JAXPRUNE_TRACEBACK"):
+        raise
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def print_table(
@@ -61,7 +82,7 @@ def print_table(
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell begins with a number that stands alone, such as 12, 1.5e-3 or 35.7 %."""
+    """True for a cell that begins with a number that stands alone, such as 12, 1.5e-3 or 35.7 %."""
     try:
         float(cell.split(" ")[0].replace(",", ""))
     except ValueError:

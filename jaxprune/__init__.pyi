@@ -1,0 +1,58 @@
+from .audio import load_audio
+from .checkpoint import SHIPPED, load, load_card, save
+from .config import Card, ModelConfig
+from .cost import macs
+from .features import log_mel, model_input
+from .inference import classify
+from .models import AST, AudioMAE, Output, build, compiled, masked_topk, topk
+from .reduction.policy import Policy
+from .reduction.scores import (
+    ClsAttention,
+    Evidence,
+    Given,
+    Opposite,
+    PatchMean,
+    PatchStd,
+    Random,
+    RandomByClip,
+    ReceivedAttention,
+    Score,
+)
+from .reduction.selection import MaskedTopK, Selection, Stage, TopK, Within
+
+__all__ = [
+    "AST",
+    "SHIPPED",
+    "AudioMAE",
+    "Card",
+    "ClsAttention",
+    "Evidence",
+    "Given",
+    "MaskedTopK",
+    "ModelConfig",
+    "Opposite",
+    "Output",
+    "PatchMean",
+    "PatchStd",
+    "Policy",
+    "Random",
+    "RandomByClip",
+    "ReceivedAttention",
+    "Score",
+    "Selection",
+    "Stage",
+    "TopK",
+    "Within",
+    "build",
+    "classify",
+    "compiled",
+    "load",
+    "load_audio",
+    "load_card",
+    "log_mel",
+    "macs",
+    "masked_topk",
+    "model_input",
+    "save",
+    "topk",
+]

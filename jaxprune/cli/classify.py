@@ -1,0 +1,127 @@
+"""Classifies sound files with a converted checkpoint at any keep rate, and shows what pruning costs and keeps.
+
+    jaxprune classify CHECKPOINT dog.wav street.mp3 --keep-rate 0.7 --picture kept.png
+
+Long files are cut into windows of the model's length and every window is reported.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxprune import checkpoint as checkpoints
+from jaxprune.cli import console as cli
+from jaxprune.inference import BATCH, Report, classify, has_random_weights, load_clips
+from jaxprune.plots import clips as plots
+from jaxprune.reduction.policy import DEFAULT_BLOCKS, stage_rates
+
+RANDOM = "random weights: the labels mean nothing"
+
+
+def main(
+    checkpoint: Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")],
+    audio: Annotated[list[Path], tyro.conf.arg(metavar="AUDIO [AUDIO ...]")],
+    /,
+    *,
+    keep_rate: float = 1.0,
+    blocks: tuple[int, ...] = DEFAULT_BLOCKS,
+    rates: tuple[float, ...] = (),
+    top: int = 5,
+    batch: int = BATCH,
+    picture: Path | None = None,
+    most_pictured: int = 48,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Classify sound files with a converted checkpoint at any keep rate.
+
+    Args:
+        checkpoint: a directory that jaxprune convert has written.
+        audio: wav, flac, ogg or mp3 files of any sample rate, channel count and length.
+        keep_rate: share of the patches kept at each pruning block, above 0 and at most 1; 1 prunes nothing.
+        blocks: the blocks that prune, counted from 0.
+        rates: one keep rate for each of the blocks, in place of --keep-rate.
+        top: how many labels to show.
+        batch: windows computed together.
+        picture: where to draw the spectrograms with the dropped patches left blank: a .png, .svg or .pdf file.
+        most_pictured: how many windows to draw at most, the first ones, six to a page.
+        as_json: print JSON and nothing else on stdout.
+        dtype: what the model computes in.
+    """
+    card = checkpoints.load_card(checkpoint)
+    keep = stage_rates(keep_rates(keep_rate, blocks=blocks, rates=rates), depth=card.model.depth)
+    if picture is not None:
+        plots.picture_path(picture)
+        if most_pictured < 1:
+            raise ValueError(f"--most-pictured is {most_pictured}; it must be at least 1")
+    clips = load_clips(audio)
+    for clip in clips:
+        for notice in clip.notices:
+            cli.notice(notice)
+    model = checkpoints.load(checkpoint, dtype=dtype)
+    mels = 0 if picture is None else most_pictured
+    report = classify(clips, model, card=card, keep_rate=keep, top=top, batch=batch, mels=mels)
+    random = has_random_weights(card)
+    if as_json:
+        facts = {"checkpoint": str(checkpoint), "source": card.source, "random_weights": random}
+        print(json.dumps(facts | report.to_json(), allow_nan=False, indent=1))
+        if random:
+            cli.notice(RANDOM)
+    else:
+        print_report(report, named=bool(card.labels), notes=[f"{checkpoint}: {RANDOM}"] if random else [])
+    if picture is not None:
+        written = plots.retained_patches(report.results, model.config, path=picture)
+        cli.notice(f"wrote {', '.join(map(str, written))}")
+        if len(report.results) > most_pictured:
+            cli.notice(f"the picture shows the first {most_pictured} of {len(report.results)} windows")
+
+
+def keep_rates(keep_rate: float, *, blocks: tuple[int, ...], rates: tuple[float, ...]) -> dict[int, float]:
+    """The options as a mapping block -> rate. Raises `ValueError` where they contradict each other."""
+    if not blocks or len(set(blocks)) < len(blocks):
+        raise ValueError(f"--blocks are {blocks}; name at least one block, and each once")
+    if not rates:
+        return dict.fromkeys(blocks, keep_rate)
+    if keep_rate != 1:
+        raise ValueError("--keep-rate and --rates were both given; choose one of them")
+    if len(rates) != len(blocks):
+        raise ValueError(f"{len(rates)} --rates were given for {len(blocks)} --blocks {blocks}; give one for each")
+    return dict(zip(blocks, rates, strict=True))
+
+
+def print_report(report: Report, *, named: bool, notes: list[str]) -> None:
+    """What was heard and what it cost; without names, labels are class indices."""
+    kind = "" if named else "class "
+    rows = [
+        (
+            result.path,
+            f"{result.start:.2f}",
+            f"{result.start + result.seconds:.2f}",
+            ", ".join(f"{kind}{label} ({probability:.3f})" for label, probability in result.top),
+        )
+        for result in report.results
+    ]
+    cli.print_table("Most likely labels", ["file", "from s", "to s", "label and probability"], rows, notes=notes)
+    cost = (
+        in_words(report.keep_rates),
+        f"{report.macs / 1e9:.2f}",
+        f"{report.unpruned_macs / 1e9:.2f}",
+        f"{100 * report.saving:.1f} %",
+        f"{report.milliseconds:.1f}",
+        f"{report.compile_seconds:.1f}",
+        report.device,
+    )
+    columns = ["keep rate", "GMACs", "unpruned GMACs", "saved", "ms per window", "compile s", "device"]
+    timed = f"{report.timed_batches} {'batch' if report.timed_batches == 1 else 'batches'} of {report.batch}"
+    measured = f"ms per window: features and model on the device, {report.dtype}, median of {timed} after a warm-up."
+    cli.print_table("Cost", columns, [cost], notes=[measured])
+
+
+def in_words(keep: Mapping[int, float]) -> str:
+    """`0.7 at blocks 3 6 9`, or each block's own rate."""
+    if len(set(keep.values())) == 1:
+        return f"{next(iter(keep.values())):g} at blocks {' '.join(map(str, keep))}"
+    return ", ".join(f"{rate:g} at block {block}" for block, rate in keep.items())

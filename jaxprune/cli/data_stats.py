@@ -1,0 +1,77 @@
+"""Measures a data set before training on it, and prints the statistics to train with.
+
+jaxprune data-stats speech-commands --root data/speech_commands_v0.02
+jaxprune data-stats folder --root my_sounds --frames 512 --json stats.json
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jaxprune.cli import console as cli
+from jaxprune.cli.options import DataSource
+from jaxprune.data.published import ESC50, AudioSet, SpeechCommands, VoxCeleb1
+from jaxprune.data.records import Split
+from jaxprune.data.statistics import measure
+from jaxprune.features import STATISTICS
+
+PUBLISHED = {ESC50: "esc50", SpeechCommands: "speechcommands", AudioSet: "audioset", VoxCeleb1: "voxceleb1"}
+
+
+@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+def main(
+    data: Annotated[DataSource, tyro.conf.arg(name="")],
+    split: Split = "train",
+    frames: int | None = None,
+    unusable: float = 0.01,
+    json: Path | None = None,
+) -> None:
+    """Mean and deviation of log-mel features, lengths, sample rates and class balance of one split.
+
+    Args:
+        data: which data set, and where.
+        split: which clips.
+        frames: T, the input length in frames of 10 ms; by default the published one of a known data
+            set, else that of the longest clip, at most 1024.
+        unusable: the share of clips that may be damaged or silent.
+        json: where to write everything as JSON.
+    """
+    dataset = data.read()
+    if frames is None and type(data) in PUBLISHED:
+        frames = STATISTICS[PUBLISHED[type(data)]].frames
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("clips"), TimeElapsedColumn(), TimeRemainingColumn())
+    console = cli.console()
+    with Progress(TextColumn("measuring"), *columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=len(dataset.clips(split)))
+        stats = measure(
+            dataset,
+            split,
+            frames=frames,
+            unusable=unusable,
+            watch=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    counts = list(stats.balance.values())
+    rarest, commonest = (pick(stats.balance, key=stats.balance.__getitem__) for pick in (min, max))
+    rows = [
+        ("clips measured", stats.clips),
+        ("clips that cannot be used", len(stats.unusable)),
+        ("splits", ", ".join(f"{name} {size}" for name, size in dataset.sizes().items())),
+        ("seconds, shortest / median / longest", " / ".join(f"{s:.3g}" for s in stats.seconds)),
+        (f"longer than {stats.frames} frames", stats.longer_than_input),
+        ("sample rates", ", ".join(f"{rate} Hz: {n}" for rate, n in stats.sample_rates.items())),
+        ("channels", ", ".join(f"{channels}: {n}" for channels, n in stats.channels.items())),
+        ("classes", f"{len(counts)}, {'one' if stats.single_label else 'several'} per clip"),
+        ("clips a class, rarest", f"{stats.balance[rarest]} {rarest}"),
+        ("clips a class, commonest", f"{stats.balance[commonest]} {commonest}"),
+        ("log-mel mean and std, as the model sees it", f"{stats.mean:.6f}  {stats.std:.6f}"),
+        ("padded with 0 instead, as AST measured", "{:.6f}  {:.6f}".format(*stats.zero_padded)),
+        ("without padding", "{:.6f}  {:.6f}".format(*stats.unpadded)),
+    ]
+    cli.print_table(f"{stats.name}, {split}", ("", ""), rows)
+    for reason in stats.unusable.values():
+        cli.notice(reason)
+    print(stats.recipe_lines)
+    if json:
+        json.write_text(stats.to_json() + "\n")

@@ -1,0 +1,84 @@
+"""The program `jaxprune`: a table of commands, each imported when it is asked for.
+
+Nothing heavy is imported here, so that `jaxprune --help` answers at once and a command loads only what it needs.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function named by `module:function`, and its line in the help."""
+
+    where: str
+    help: str
+
+
+COMMANDS = {
+    "convert": Command("jaxprune.convert.command:convert", "a PyTorch checkpoint to JAX, and back again"),
+    "validate": Command("jaxprune.convert.validate:main", "prove that JAX computes what PyTorch does, stage by stage"),
+    "classify": Command("jaxprune.cli.classify:main", "label sound files at any keep rate"),
+    "finetune": Command("jaxprune.cli.finetune:main", "train by a recipe while the keep rate falls"),
+    "protocol": Command("jaxprune.cli.protocol:main", "train every fold and seed of a recipe"),
+    "evaluate": Command("jaxprune.cli.evaluate:main", "accuracy or mAP on a data set, beside the cost"),
+    "extract": Command("jaxprune.cli.extract:main", "save scores, kept patches and logits of a data set"),
+    "analyze": Command("jaxprune.cli.analyze:main", "the paper's statistics of an extraction"),
+    "ablate": Command("jaxprune.cli.ablate:main", "prune by pixels, at random or upside down, and compare"),
+    "sweep": Command("jaxprune.cli.sweep:main", "accuracy and measured time over many settings"),
+    "report": Command("jaxprune.cli.report:main", "one HTML page about analyses, sweeps and ablations"),
+    "benchmark": Command("jaxprune.convert.benchmark.command:main", "time the models next to PyTorch"),
+    "data-stats": Command("jaxprune.cli.data_stats:main", "measure a data set before training on it"),
+    "shard": Command("jaxprune.cli.shard:main", "decode a data set once, for faster reading"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command that the first argument names, and exits with its code. Arguments default to the program's."""
+    name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or [""]
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name == "--version":
+        print(f"jaxprune {version('jaxprune')}")
+    elif name in COMMANDS:
+        command(name, rest)
+    else:
+        print(f"error: {mistaken(name)}" if name else usage(), file=sys.stderr)
+        sys.exit(2)
+
+
+def command(name: str, arguments: Sequence[str] | None = None) -> None:
+    """Runs one command with the arguments after its name, and exits with its code."""
+    from jaxprune.cli import console  # costs a second
+
+    module, function = COMMANDS[name].where.split(":")
+    with console.errors_in_a_sentence():  # an optional package may be missing
+        main = getattr(importlib.import_module(module), function)
+    console.run(main, program=f"jaxprune {name}", arguments=arguments)
+
+
+def usage() -> str:
+    """The help: a line for each command."""
+    lines = [f"  {name:<11} {one.help}" for name, one in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: jaxprune COMMAND [OPTIONS]",
+            "",
+            "Token pruning for audio transformers in JAX.",
+            "",
+            *lines,
+            "",
+            "`jaxprune COMMAND --help` lists a command's options, `jaxprune --version` tells the version.",
+        ]
+    )
+
+
+def mistaken(name: str) -> str:
+    """A sentence on a command that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    meant = f"did you mean {near[0]!r}?" if near else f"choose among {', '.join(COMMANDS)}"
+    return f"there is no command {name!r}; {meant}"

@@ -1,0 +1,271 @@
+"""Accuracy, multiply-accumulates and measured time over keep rates, block sets, scores and batch sizes.
+
+jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --blocks 3,6,9 0,4,8 --batch 1 32 --out sweep/esc50
+jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --keep-rates 0.7 0.83,0.61,0.47 --max-drop 1 --out sweep/s
+jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --also TUNED-0.7 TUNED-0.5 --out sweep/tuned
+
+The same command goes on with a sweep that was cut off, and one with more settings measures only those. Prints a table,
+marks what does not pay in time, names the fastest setting within --max-drop, and writes sweep.json (everything),
+sweep.csv and the pictures sweep.png and sweep.svg. To choose a setting, --split validation; to report it, test. Times
+are of the forward pass alone: give it a machine with nothing else to do.
+"""
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+from jaxprune import checkpoint as checkpoints
+from jaxprune import files
+from jaxprune.analysis.identity import describe, weights_digest
+from jaxprune.analysis.tables import Table
+from jaxprune.cli import console as cli
+from jaxprune.cli.opening import card_for
+from jaxprune.cli.options import DataSource
+from jaxprune.cost import macs
+from jaxprune.data.batches import Batches, Workers, eval_batches
+from jaxprune.data.records import Dataset, Split
+from jaxprune.experiments.ablation import ScoreName, Setting, score_settings
+from jaxprune.experiments.ablation_tables import METRICS
+from jaxprune.experiments.sweep import Candidate, Store, measure_quality, measure_time
+from jaxprune.experiments.sweep_points import Point, fastest, points
+from jaxprune.models import Classifier, topk
+from jaxprune.plots.pareto import pareto_front
+from jaxprune.training.recipes import recipe
+from jaxprune.training.settings import Published
+
+UNSTEADY = 0.1  # how much calls may vary before it is said
+
+
+@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+def main(
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
+    data: Annotated[DataSource, tyro.conf.arg(name="")],
+    *,
+    out: Path,
+    also: tuple[Path, ...] = (),
+    split: Split = "test",
+    keep_rates: tuple[str, ...] = ("0.9", "0.8", "0.7", "0.6", "0.5"),
+    blocks: tuple[str, ...] = ("3,6,9",),
+    scores: tuple[ScoreName, ...] = ("attention",),
+    seeds: tuple[int, ...] = (0,),
+    batch: tuple[int, ...] = (1, 32),
+    max_drop: float = 1.0,
+    share: float = 0.75,
+    published: str | None = None,
+    rounds: int = 15,
+    evaluation_batch: int = 32,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    threads: int = 2,
+    unusable: float = 0.01,
+) -> None:
+    """Sweep pruning settings of a checkpoint, and pick the fastest within an accuracy loss.
+
+    Args:
+        checkpoint: a directory that jaxprune convert or jaxprune finetune has written.
+        data: which data set, and where.
+        out: the folder to write to, or to go on with.
+        also: more checkpoints of the same geometry and classes, such as fine-tuned ones, under the same settings.
+        split: which clips.
+        keep_rates: a rate for all blocks of a set, or one for each with commas between; no pruning is always measured.
+        blocks: sets of blocks that prune, counted from 0, with commas between.
+        scores: what chooses the patches.
+        seeds: of the random score.
+        batch: batch sizes to time.
+        max_drop: points of percent that the fastest setting may lose.
+        share: the part of the ratio of multiply-accumulates that a speed-up must reach to pay; at least 1 in any case.
+        published: the recipe whose published scores to draw, such as audiomae-esc50.
+        rounds: calls timed of each setting, in turn.
+        evaluation_batch: clips computed together where accuracy is measured, which does not depend on it.
+        dtype: what the model computes in.
+        threads: threads that decode.
+        unusable: the share of clips that may be damaged or silent.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out names a folder")
+    if not batch or min(*batch, rounds, evaluation_batch, 1) < 1 or len(set(batch)) < len(batch):
+        raise ValueError(
+            f"batch is {list(batch)}, rounds {rounds} and evaluation batch {evaluation_batch}; they must be at least "
+            "1, each batch size once"
+        )
+    if max_drop < 0 or not 0 <= share <= 1:
+        raise ValueError(f"max drop is {max_drop} and share {share}; they must be at least 0, and from 0 to 1")
+    dataset, paths = data.read(), (checkpoint, *also)
+    candidates = candidates_at(paths, dataset, dtype=dtype)
+    first = candidates[0]
+    scored = () if published is None else scores_of(published, first.model)
+    for path, one in zip(paths, candidates, strict=True):
+        if one.model.config != first.model.config:
+            raise ValueError(f"{path} is not of the geometry of {checkpoint}; sweep it to a folder of its own")
+    if len({one.weights for one in candidates}) < len(candidates):
+        raise ValueError("two of the checkpoints hold the same weights; name each once")
+    settings = {one.name: asked(one.model, keep_rates, blocks, scores=scores, seeds=seeds) for one in candidates}
+    clips = len(dataset.clips(split))
+    told = describe(
+        first.model, dataset, split=split, card=first.card, policy=topk(first.model, {}), batch=evaluation_batch
+    )
+    about = {
+        "data set": f"{dataset.name}, {split}, {clips} clips, {told['data']['sha256'][:16]}",
+        "geometry": str(first.model.config),
+        "compute type": dtype,
+    }
+    store = Store(out / "sweep.json", about=about)
+    device = f"{jax.devices()[0].device_kind} ({platform.machine()}), {dtype}"
+
+    def batches() -> Batches:
+        workers, size = Workers(threads=threads), min(evaluation_batch, clips)
+        frames = first.model.config.frames
+        return eval_batches(dataset, split, frames=frames, batch_size=size, workers=workers, unusable=unusable)
+
+    answered = timed = 0
+    with cli.progress("{task.description}") as progress:
+        bar = progress.add_task("answers", total=clips)
+        for one in candidates:
+
+            def watch(count: int, done: int, name: str = one.name) -> None:
+                progress.update(bar, completed=done, description=f"{name}: {count} settings together")
+
+            answered += measure_quality(
+                store,
+                one,
+                settings=settings[one.name],
+                batches=batches,
+                single_label=dataset.single_label,
+                watch=watch,
+            )
+        for size in batch:
+            progress.update(bar, description=f"timing, batch {size}", total=len(settings[first.name]) + 1, completed=0)
+            timed += measure_time(
+                store,
+                first,
+                settings=settings[first.name],
+                batch=size,
+                rounds=rounds,
+                device=device,
+                watch=lambda done: progress.update(bar, completed=done),
+            )
+    found = points(store, candidates, settings=settings, batches=batch, device=device, share=share)
+    chosen = fastest(found, max_drop=max_drop / 100)
+    title = f"{dataset.name}, {split}, {found[0].clips} clips: {checkpoint}"
+    print_points(found, chosen, title=title, max_drop=max_drop, share=share)
+    rows = tuple(tuple(dataclasses.asdict(point).values()) for point in found)
+    fields = tuple(field.name for field in dataclasses.fields(Point))
+    files.write_text(out / "sweep.csv", Table(columns=fields, rows=rows).to_csv())
+    drawn = f"{dataset.name}, {split}, {found[0].clips} clips, {jax.devices()[0].device_kind}"
+    pictures = pareto_front(found, title=drawn, path=out / "sweep.png", published=scored, chosen=list(chosen.values()))
+    cli.notice(f"measured now: {answered} accuracies, {timed} times; the rest was there. {device}")
+    cli.notice(f"saved sweep.json, sweep.csv and {', '.join(path.name for path in pictures)} in {out}")
+
+
+def scores_of(published: str, model: Classifier) -> tuple[Published, ...]:
+    """A recipe's published scores. Raises `ValueError` where there are none, or they are of another kind of model."""
+    found = recipe(published)
+    if not found.expected:
+        raise ValueError(f"the recipe {published} has no published scores to draw")
+    here, there = macs(model, topk(model, {})) / 1e9, max(score.gmacs for score in found.expected)
+    if found.start.family != model.config.family or not 0.9 < here / there < 1.1:
+        raise ValueError(
+            f"the published scores of {published} are of {found.start.family} with {there:g} GMACs, this is "
+            f"{model.config.family} with {here:.3g}; leave out --published"
+        )
+    return found.expected
+
+
+def candidates_at(paths: tuple[Path, ...], dataset: Dataset, *, dtype: str) -> list[Candidate]:
+    """Checkpoints, each named by its folder, or by the one above where that is just "model", as in a run; by the whole
+    path where two would be called the same."""
+    names = [path.resolve().parent.name if path.name == "model" else path.name for path in paths]
+    found = []
+    for path, name in zip(paths, names, strict=True):
+        card = card_for(path, dataset)
+        model = checkpoints.load(path, dtype=dtype)
+        name = name if names.count(name) == 1 else str(path)
+        found.append(Candidate(name=name, weights=weights_digest(model), model=model, card=card))
+    return found
+
+
+def asked(
+    model: Classifier,
+    keep_rates: tuple[str, ...],
+    blocks: tuple[str, ...],
+    *,
+    scores: tuple[str, ...],
+    seeds: tuple[int, ...],
+) -> list[Setting]:
+    """All combinations. Raises `ValueError` for what are no numbers, and as `score_settings`."""
+    rates = []
+    for places in blocks:
+        for keep in keep_rates:
+            try:
+                numbers, each = [int(place) for place in places.split(",")], [float(rate) for rate in keep.split(",")]
+            except ValueError:
+                raise ValueError(
+                    f"{places!r} and {keep!r} are not blocks and keep rates; write 3,6,9 and 0.7, or 0.83,0.61,0.47"
+                ) from None
+            if len(set(numbers)) < len(numbers) or len(each) not in (1, len(numbers)):
+                raise ValueError(
+                    f"the keep rates {keep} do not fit the blocks {places}; give one rate, or one for each block once"
+                )
+            rates.append(dict(zip(numbers, each * len(numbers) if len(each) == 1 else each, strict=True)))
+    return score_settings(model, scores=scores, rates=rates, seeds=seeds)
+
+
+def print_points(found: list[Point], chosen: dict[int, Point], *, title: str, max_drop: float, share: float) -> None:
+    """A row for each point, and the choice."""
+    heading, factor = METRICS[found[0].metric]
+    several = len({point.candidate for point in found}) > 1
+    rows = [
+        (
+            point.batch,
+            *([point.candidate] if several else []),
+            point.score,
+            point.blocks or "-",
+            point.keep if point.blocks else "-",
+            f"{factor * point.quality:.2f}",
+            f"{factor * point.drop:.2f}" + interval(point, factor),
+            f"{point.gmacs:.4f}",
+            f"{point.milliseconds:.3f}",
+            f"{point.clips_per_second:.1f}",
+            f"{point.speed_up:.2f}",
+            f"{point.gain:.2f}",
+            "; ".join(remarks(point, chosen)),
+        )
+        for point in found
+    ]
+    headings = ["batch", *(["model"] if several else []), "score", "blocks", "keep", heading, "lost", "GMACs"]
+    headings += ["ms per clip", "clips/s", "speed-up", "gain", ""]
+    bad = sum(not point.pays for point in found)
+    notes = [
+        "Lost: points of percent against the first model without pruning, 95 % intervals over clips. Gain: speed-up "
+        "as a share of the ratio of GMACs.",
+        f"{bad} of {len(found)} settings do not pay in time: slower than without pruning, or gain under {share:g}.",
+    ]
+    for size, point in chosen.items():
+        if point.unsteady > UNSTEADY:
+            notes.append(
+                f"Batch {size}: calls of the unpruned model varied by {100 * point.unsteady:.0f} % (between "
+                "quartiles): the machine was busy, so these times say little."
+            )
+        what = f"{point.score} {point.keep} at {point.blocks}" if point.blocks else "no pruning"
+        what = f"{point.candidate}, {what}" if several else what
+        notes.append(
+            f"Batch {size}: fastest within {max_drop:g} points is {what}: {point.clips_per_second:.1f} clips/s, "
+            f"{point.speed_up:.2f} times the speed, {factor * point.drop:.2f} lost."
+        )
+    cli.print_table(title, headings, rows, notes=notes)
+
+
+def interval(point: Point, factor: float) -> str:
+    """In brackets, where there is one."""
+    if point.drop_low != point.drop_low:
+        return ""
+    return f" [{factor * point.drop_low:.2f}, {factor * point.drop_high:.2f}]"
+
+
+def remarks(point: Point, chosen: dict[int, Point]) -> list[str]:
+    said = [] if point.pays else ["does not pay"]
+    said += ["not beaten"] if point.best_by_time else []
+    return said + (["fastest within"] if chosen.get(point.batch) == point else [])
