@@ -25,7 +25,7 @@ from jaxprune.models import Classifier, abstract
 from jaxprune.positions import adapt_positions
 
 CARD, WEIGHTS = "card.json", "weights"
-# Models that come with the library: `load(SHIPPED / "ast-words")`.
+# Models that come with the library: `load("ast-words")`, or `load(SHIPPED / "ast-words")`.
 SHIPPED = Path(__file__).resolve().parent / "shipped"
 
 
@@ -36,7 +36,7 @@ def load(checkpoint_dir: str | os.PathLike, *, dtype: Any = jnp.float32, frames:
     a checkpoint, or when its weights are not exactly those its card calls for: missing, unexpected and misshapen ones
     are all listed.
     """
-    directory = Path(checkpoint_dir)
+    directory = directory_of(checkpoint_dir)
     card = load_card(directory)
     saved = read_weights(directory)
     config = card.model
@@ -48,16 +48,23 @@ def load(checkpoint_dir: str | os.PathLike, *, dtype: Any = jnp.float32, frames:
 
 def load_card(checkpoint_dir: str | os.PathLike) -> Card:
     """The card beside a model's weights. Raises `ValueError` when there is none or it is not valid."""
-    path = Path(checkpoint_dir) / CARD
+    path = directory_of(checkpoint_dir) / CARD
     try:
         return Card.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
         raise ValueError(
             f"{checkpoint_dir} is not a jaxprune checkpoint (it has no {CARD}); "
-            "make one with python -m convert SOURCE OUT"
+            "make one with jaxprune convert SOURCE OUT"
         ) from None
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a model card: {error}") from error
+
+
+def directory_of(checkpoint: str | os.PathLike) -> Path:
+    """The directory of a checkpoint: the path given, or the shipped model of that name if there is no such path."""
+    path = Path(checkpoint)
+    shipped = SHIPPED / path.name
+    return shipped if path == Path(path.name) and shipped.is_dir() and not path.exists() else path
 
 
 def save(

@@ -101,8 +101,17 @@ def test_a_damaged_card_is_named(copy, content):
 
 
 def test_a_directory_without_a_card_is_no_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match=r"python -m convert"):
+    with pytest.raises(ValueError, match=r"jaxprune convert"):
         jaxprune.load(tmp_path)
+
+
+def test_a_shipped_model_is_loaded_by_its_name(tmp_path, monkeypatch):
+    assert jaxprune.load_card("ast-words") == jaxprune.load_card(jaxprune.SHIPPED / "ast-words")
+    assert jaxprune.load("ast-words").config == jaxprune.load_card("ast-words").model
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ast-words").mkdir()  # a folder of that name comes first
+    with pytest.raises(ValueError, match="ast-words is not a jaxprune checkpoint"):
+        jaxprune.load("ast-words")
 
 
 def test_damaged_weights_are_one_sentence(copy):
