@@ -15,146 +15,171 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import jax
 import tyro
 
-from jaxprune import checkpoint as checkpoints
 from jaxprune import files
 from jaxprune.analysis.bootstrap import DEFAULT, Bootstrap
 from jaxprune.analysis.clusters import CLUSTERS, k_means
 from jaxprune.analysis.extraction import read_extraction
 from jaxprune.cli import console as cli
-from jaxprune.cli.opening import card_for
-from jaxprune.cli.options import DataSource
-from jaxprune.data.batches import Workers, eval_batches
-from jaxprune.data.records import Split, first_few
+from jaxprune.cli.options import OnDataset, Subject, check_folder, left_out, with_data
+from jaxprune.config import Card
+from jaxprune.data.records import Dataset
+from jaxprune.evaluation.per_clip import Answers
 from jaxprune.experiments import ablation_tables as tables
-from jaxprune.experiments.ablation import SCORES, ScoreName, ablate, range_settings, score_settings, summarize
+from jaxprune.experiments.ablation import (
+    SCORES,
+    Row,
+    ScoreName,
+    Setting,
+    ablate,
+    range_settings,
+    score_settings,
+    summarize,
+)
+from jaxprune.models import Classifier
 from jaxprune.reduction.policy import DEFAULT_BLOCKS
 
 
-@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The settings to measure: scores at keep rates, and ranges of patch means."""
+
+    scores: tuple[ScoreName, ...] = (*SCORES, "random")
+    """what chooses the patches; "lowest-" keeps those of lowest score."""
+    keep_rates: tuple[float, ...] = (0.9, 0.7, 0.5)
+    """shares of the patches kept at each of the blocks."""
+    blocks: tuple[int, ...] = DEFAULT_BLOCKS
+    """the blocks that prune by a score, counted from 0."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """of the random scores; the first also draws the ranges' controls."""
+    bounds: tuple[float, ...] = ()
+    """rising bounds of the patch mean: all runs of neighbouring intervals are kept in turn."""
+    clusters_of: Path | None = None
+    """an extraction of the same data set, whose patch means are clustered for the bounds instead."""
+    clusters: int = CLUSTERS
+    """how many, with the first and last open to below and above."""
+    range_blocks: tuple[int, ...] | None = None
+    """blocks after which ranges are kept, one at a time; the pruning blocks unless given."""
+
+    def checked_bounds(self) -> tuple[float, ...]:
+        """The bounds given, or those between the clusters. Raises `ValueError` for options that exclude each other."""
+        if self.bounds and self.clusters_of is not None:
+            raise ValueError("--bounds and --clusters-of both name ranges; give one of them")
+        if not self.seeds:
+            raise ValueError("the seeds are []; give at least one")
+        if self.clusters_of is None:
+            return self.bounds
+        inner = k_means(read_extraction(self.clusters_of).column("mean"), clusters=self.clusters).bounds
+        return (-math.inf, *inner.tolist(), math.inf)
+
+    def settings(self, model: Classifier, *, bounds: Sequence[float]) -> list[Setting]:
+        """Every setting. Raises `ValueError` where there is none."""
+        rates = [dict.fromkeys(self.blocks, rate) for rate in self.keep_rates]
+        settings = score_settings(model, scores=self.scores, rates=rates, seeds=self.seeds)
+        if bounds:
+            settings += range_settings(model, bounds, blocks=self.range_blocks or self.blocks, seed=self.seeds[0])
+        if not settings:
+            raise ValueError("there is nothing to measure; give scores and keep rates below 1, or bounds")
+        return settings
+
+
+@with_data
 def main(
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
-    data: Annotated[DataSource, tyro.conf.arg(name="")],
+    on: Subject,
     *,
     also: tuple[Path, ...] = (),
-    split: Split = "test",
-    scores: tuple[ScoreName, ...] = (*SCORES, "random"),
-    keep_rates: tuple[float, ...] = (0.9, 0.7, 0.5),
-    blocks: tuple[int, ...] = DEFAULT_BLOCKS,
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
-    bounds: tuple[float, ...] = (),
-    clusters_of: Path | None = None,
-    clusters: int = CLUSTERS,
-    range_blocks: tuple[int, ...] | None = None,
+    asked: Annotated[Asked, tyro.conf.arg(name="")] = Asked(),
     bootstrap: Bootstrap = DEFAULT,
     batch: int = 32,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    threads: int = 2,
-    unusable: float = 0.01,
     out: Path | None = None,
 ) -> None:
     """Measure what pruning by other things than attention does to one or several checkpoints.
 
     Args:
-        checkpoint: a directory that jaxprune convert or jaxprune finetune has written.
-        data: which data set, and where.
+        on: the checkpoint and the clips.
         also: more checkpoints of the same classes, such as fine-tuned ones.
-        split: which clips.
-        scores: what chooses the patches; "lowest-" keeps those of lowest score.
-        keep_rates: shares of the patches kept at each of the blocks.
-        blocks: the blocks that prune by a score, counted from 0.
-        seeds: of the random scores; the first also draws the ranges' controls.
-        bounds: rising bounds of the patch mean: all runs of neighbouring intervals are kept in turn.
-        clusters_of: an extraction of the same data set, whose patch means are clustered for the bounds instead.
-        clusters: how many, with the first and last open to below and above.
-        range_blocks: blocks after which ranges are kept, one at a time; the pruning blocks unless given.
+        asked: the settings.
         bootstrap: how intervals are made.
         batch: clips computed together.
-        dtype: what the model computes in.
-        threads: threads that decode.
-        unusable: the share of clips that may be damaged or silent.
         out: a folder for ablation.json and ablation.csv.
     """
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; --out names a folder")
-    if bounds and clusters_of is not None:
-        raise ValueError("--bounds and --clusters-of both name ranges; give one of them")
-    if not seeds:
-        raise ValueError("the seeds are []; give at least one")
-    if clusters_of is not None:
-        inner = k_means(read_extraction(clusters_of).column("mean"), clusters=clusters).bounds
-        bounds = (-math.inf, *inner.tolist(), math.inf)
-    dataset = data.read()
-    paths = (checkpoint, *also)
+    check_folder(out)
+    bounds = asked.checked_bounds()
+    dataset = on.read()
+    paths = (on.checkpoint, *also)
     if len(set(paths)) < len(paths):
         raise ValueError(f"a checkpoint is named twice among {', '.join(map(str, paths))}")
-    cards = {path: card_for(path, dataset) for path in paths}
-    clips = len(dataset.clips(split))
-    began, base, rows, bad = time.perf_counter(), None, {}, {}
+    cards = {path: on.card(dataset, checkpoint=path) for path in paths}  # all of them before the work
+    began, found, bad = time.perf_counter(), {}, {}
+    base = None
     for path, card in cards.items():
-        model = checkpoints.load(path, dtype=dtype)
-        rates = [dict.fromkeys(blocks, rate) for rate in keep_rates]
-        settings = score_settings(model, scores=scores, rates=rates, seeds=seeds)
-        if bounds:
-            settings += range_settings(model, bounds, blocks=range_blocks or blocks, seed=seeds[0])
-        if not settings:
-            raise ValueError("there is nothing to measure; give scores and keep rates below 1, or bounds")
-        batches = eval_batches(
-            dataset,
-            split,
-            frames=card.model.frames,
-            batch_size=min(batch, clips),
-            workers=Workers(threads=threads),
-            unusable=unusable,
-        )
-        with batches, cli.progress("{task.description}") as progress:
-            bar = progress.add_task(f"{len(settings)} settings", total=clips)
-            answers = ablate(
-                model,
-                batches,
-                card=card,
-                settings=settings,
-                single_label=dataset.single_label,
-                watch=lambda done, bar=bar, progress=progress: progress.update(bar, completed=done),
-            )
+        model = on.model(path)
+        settings = asked.settings(model, bounds=bounds)
+        answers = answered(on, dataset, card=card, model=model, settings=settings, batch=batch)
         base = base or answers
         bad |= answers.unusable
-        rows[str(path)] = summarize(model, answers, settings=settings, base=base, bootstrap=bootstrap)
-    seconds = time.perf_counter() - began
-    device = jax.devices()[0].device_kind
-    first = next(iter(rows.values()))[0]
-    for path, found in rows.items():
-        headings, cells = tables.shown(found, base=first)
-        notes = tables.notes(found)
-        if found[0].accuracy is not None:
-            sure = f"{100 * bootstrap.confidence:g} % intervals over clips"
-            notes.insert(0, f"In brackets: {sure}. Lost: points of percent against {checkpoint} without pruning.")
-        cli.print_table(f"{dataset.name}, {split}, {found[0].clips} clips: {path}", headings, cells, notes=notes)
-    if bad:
-        reasons = list(bad.values())
-        cli.notice(f"{len(reasons)} of {clips} clips could not be used: {first_few(reasons)}")
-    cli.notice(f"{seconds:.1f} s on {device}, {dtype}")
+        found[str(path)] = summarize(model, answers, settings=settings, base=base, bootstrap=bootstrap)
+    facts = {
+        "command": shlex.join(sys.argv),
+        "data": on.source,
+        "name": dataset.name,
+        "split": on.split,
+        "bounds": [bound if math.isfinite(bound) else None for bound in bounds],
+        "bootstrap": dataclasses.asdict(bootstrap),
+        "batch": batch,
+        "dtype": on.dtype,
+        "device": jax.devices()[0].device_kind,
+        "seconds": time.perf_counter() - began,
+        "unusable": bad,
+    }
+    show(found, facts)
     if out is not None:
-        facts = {
-            "command": shlex.join(sys.argv),
-            "data": {"kind": type(data).__name__, **dataclasses.asdict(data)},
-            "name": dataset.name,
-            "split": split,
-            "bounds": [bound if math.isfinite(bound) else None for bound in bounds],
-            "bootstrap": dataclasses.asdict(bootstrap),
-            "batch": batch,
-            "dtype": dtype,
-            "device": device,
-            "seconds": seconds,
-            "unusable": bad,
-            "checkpoints": {path: [tables.to_json(row) for row in found] for path, found in rows.items()},
-        }
-        text = json.dumps(facts, allow_nan=False, indent=1, default=str, ensure_ascii=False)
-        files.write_text(out / "ablation.json", text + "\n")
-        files.write_text(out / "ablation.csv", tables.table(rows).to_csv())
-        cli.notice(f"saved {out}/ablation.json and ablation.csv")
+        save(found, facts, out=out)
+
+
+def answered(
+    on: OnDataset, dataset: Dataset, *, card: Card, model: Classifier, settings: Sequence[Setting], batch: int
+) -> Answers:
+    """Every clip's answer of one model under all settings, with a bar."""
+    with on.batches(dataset, model, batch=batch) as batches, cli.progress("{task.description}") as progress:
+        bar = progress.add_task(f"{len(settings)} settings", total=len(dataset.clips(on.split)))
+        return ablate(
+            model,
+            batches,
+            card=card,
+            settings=settings,
+            single_label=dataset.single_label,
+            watch=lambda done: progress.update(bar, completed=done),
+        )
+
+
+def show(found: Mapping[str, list[Row]], facts: Mapping[str, Any]) -> None:
+    """A table for each checkpoint, and what the numbers are from."""
+    reference, rows = next(iter(found.items()))
+    for path, of_path in found.items():
+        headings, cells = tables.shown(of_path, base=rows[0])
+        notes = tables.notes(of_path)
+        if of_path[0].accuracy is not None:
+            sure = f"{100 * facts['bootstrap']['confidence']:g} % intervals over clips"
+            notes.insert(0, f"In brackets: {sure}. Lost: points of percent against {reference} without pruning.")
+        title = f"{facts['name']}, {facts['split']}, {of_path[0].clips} clips: {path}"
+        cli.print_table(title, headings, cells, notes=notes)
+    for sentence in left_out(facts["unusable"].values()):
+        cli.notice(sentence)
+    cli.notice(f"{facts['seconds']:.1f} s on {facts['device']}, {facts['dtype']}")
+
+
+def save(found: Mapping[str, list[Row]], facts: Mapping[str, Any], *, out: Path) -> None:
+    """Everything as ablation.json and ablation.csv."""
+    checkpoints = {path: [tables.to_json(row) for row in rows] for path, rows in found.items()}
+    content = {**facts, "checkpoints": checkpoints}
+    text = json.dumps(content, allow_nan=False, indent=1, default=str, ensure_ascii=False)
+    files.write_text(out / "ablation.json", text + "\n")
+    files.write_text(out / "ablation.csv", tables.table(found).to_csv())
+    cli.notice(f"saved {out}/ablation.json and ablation.csv")

@@ -5,24 +5,22 @@ jaxprune data-stats folder --root my_sounds --frames 512 --json stats.json
 """
 
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+from jaxprune import files
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import DataSource
+from jaxprune.cli.options import DataSource, with_data
 from jaxprune.data.published import ESC50, AudioSet, SpeechCommands, VoxCeleb1
-from jaxprune.data.records import Split
-from jaxprune.data.statistics import measure
+from jaxprune.data.records import Dataset, Split
+from jaxprune.data.statistics import DatasetStats, measure
 from jaxprune.features import STATISTICS
 
 PUBLISHED = {ESC50: "esc50", SpeechCommands: "speechcommands", AudioSet: "audioset", VoxCeleb1: "voxceleb1"}
 
 
-@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+@with_data
 def main(
-    data: Annotated[DataSource, tyro.conf.arg(name="")],
+    data: DataSource,
+    *,
     split: Split = "train",
     frames: int | None = None,
     unusable: float = 0.01,
@@ -41,9 +39,7 @@ def main(
     dataset = data.read()
     if frames is None and type(data) in PUBLISHED:
         frames = STATISTICS[PUBLISHED[type(data)]].frames
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("clips"), TimeElapsedColumn(), TimeRemainingColumn())
-    console = cli.console()
-    with Progress(TextColumn("measuring"), *columns, console=console, disable=not console.is_terminal) as progress:
+    with cli.progress("measuring", cli.Rate(digits=0)) as progress:
         bar = progress.add_task("", total=len(dataset.clips(split)))
         stats = measure(
             dataset,
@@ -52,9 +48,18 @@ def main(
             unusable=unusable,
             watch=lambda done, total: progress.update(bar, completed=done, total=total),
         )
-    counts = list(stats.balance.values())
+    cli.print_table(f"{stats.name}, {split}", ("", ""), rows(stats, dataset))
+    for reason in stats.unusable.values():
+        cli.notice(reason)
+    print(stats.recipe_lines)
+    if json:
+        files.write_text(json, stats.to_json() + "\n")
+
+
+def rows(stats: DatasetStats, dataset: Dataset) -> list[tuple[str, object]]:
+    """Each finding with its name."""
     rarest, commonest = (pick(stats.balance, key=stats.balance.__getitem__) for pick in (min, max))
-    rows = [
+    return [
         ("clips measured", stats.clips),
         ("clips that cannot be used", len(stats.unusable)),
         ("splits", ", ".join(f"{name} {size}" for name, size in dataset.sizes().items())),
@@ -62,16 +67,10 @@ def main(
         (f"longer than {stats.frames} frames", stats.longer_than_input),
         ("sample rates", ", ".join(f"{rate} Hz: {n}" for rate, n in stats.sample_rates.items())),
         ("channels", ", ".join(f"{channels}: {n}" for channels, n in stats.channels.items())),
-        ("classes", f"{len(counts)}, {'one' if stats.single_label else 'several'} per clip"),
+        ("classes", f"{len(stats.balance)}, {'one' if stats.single_label else 'several'} per clip"),
         ("clips a class, rarest", f"{stats.balance[rarest]} {rarest}"),
         ("clips a class, commonest", f"{stats.balance[commonest]} {commonest}"),
         ("log-mel mean and std, as the model sees it", f"{stats.mean:.6f}  {stats.std:.6f}"),
         ("padded with 0 instead, as AST measured", "{:.6f}  {:.6f}".format(*stats.zero_padded)),
         ("without padding", "{:.6f}  {:.6f}".format(*stats.unpadded)),
     ]
-    cli.print_table(f"{stats.name}, {split}", ("", ""), rows)
-    for reason in stats.unusable.values():
-        cli.notice(reason)
-    print(stats.recipe_lines)
-    if json:
-        json.write_text(stats.to_json() + "\n")

@@ -4,23 +4,16 @@ jaxprune evaluate CHECKPOINT speech-commands --root data/speech_commands_v0.02
 jaxprune evaluate CHECKPOINT esc50 --root data/ESC-50 --fold 3 --keep-rates 1.0 0.7 --out result.json
 """
 
-import dataclasses
 import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
 
 import jax
-import tyro
 
-from jaxprune import checkpoint as checkpoints
 from jaxprune import files
 from jaxprune.cli import console as cli
-from jaxprune.cli.opening import card_for
-from jaxprune.cli.options import DataSource
-from jaxprune.data.batches import Workers, eval_batches
-from jaxprune.data.records import Split, first_few
+from jaxprune.cli.options import Subject, check_file, left_out, with_data
 from jaxprune.evaluation.evaluate import Evaluation, evaluate, keep_policies
 from jaxprune.reduction.policy import DEFAULT_BLOCKS
 
@@ -33,53 +26,31 @@ COLUMNS = {  # heading and factor of each metric
 }
 
 
-@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+@with_data
 def main(
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
-    data: Annotated[DataSource, tyro.conf.arg(name="")],
+    on: Subject,
     *,
-    split: Split = "test",
     keep_rates: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
     blocks: tuple[int, ...] = DEFAULT_BLOCKS,
     batch: int = 32,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    threads: int = 2,
-    unusable: float = 0.01,
     out: Path | None = None,
 ) -> None:
     """Measure a checkpoint on one split of a data set, at several keep rates in one pass.
 
     Args:
-        checkpoint: a directory that jaxprune convert or jaxprune finetune has written.
-        data: which data set, and where.
-        split: which clips.
+        on: the checkpoint and the clips.
         keep_rates: shares of the patches kept at each pruning block; 1 prunes nothing.
         blocks: the blocks that prune, counted from 0.
         batch: clips computed together.
-        dtype: what the model computes in.
-        threads: threads that decode.
-        unusable: the share of clips that may be damaged or silent.
         out: where to save everything as JSON.
     """
-    if out is not None:
-        if out.is_dir():
-            raise ValueError(f"{out} is a directory; --out names a file")
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    dataset = data.read()
-    card = card_for(checkpoint, dataset)
-    clips = dataset.clips(split)
-    model = checkpoints.load(checkpoint, dtype=dtype)
+    check_file(out)
+    dataset = on.read()
+    card, model = on.card(dataset), on.model()
     policies = keep_policies(model, keep_rates, blocks=blocks)
-    batches = eval_batches(
-        dataset,
-        split,
-        frames=card.model.frames,
-        batch_size=min(batch, len(clips)),
-        workers=Workers(threads=threads),
-        unusable=unusable,
-    )
+    batches = on.batches(dataset, model, batch=batch)
     with batches, cli.progress("evaluating", cli.Rate()) as progress:
-        bar = progress.add_task("", total=len(clips))
+        bar = progress.add_task("", total=len(dataset.clips(on.split)))
         found = evaluate(
             model,
             batches,
@@ -89,17 +60,17 @@ def main(
             watch=lambda done: progress.update(bar, completed=done),
         )
     device = jax.devices()[0].device_kind
-    print_evaluation(found, title=f"{dataset.name}, {split}: {checkpoint}", device=device, dtype=dtype)
+    print_evaluation(found, title=f"{dataset.name}, {on.split}: {on.checkpoint}", device=device, dtype=on.dtype)
     if out is not None:
         facts = {
             "command": shlex.join(sys.argv),
-            "checkpoint": str(checkpoint),
+            "checkpoint": str(on.checkpoint),
             "source": card.source,
-            "data": {"kind": type(data).__name__, **dataclasses.asdict(data)},
-            "split": split,
+            "data": on.source,
+            "split": on.split,
             "blocks": blocks,
             "batch": batch,
-            "dtype": dtype,
+            "dtype": on.dtype,
             "device": device,
         }
         content = facts | found.to_json()
@@ -130,8 +101,5 @@ def print_evaluation(found: Evaluation, *, title: str, device: str, dtype: str) 
     ]
     if found.classes_present < found.classes:
         notes.append(f"{found.classes_present} of {found.classes} classes have a clip.")
-    if found.unusable:
-        reasons = list(found.unusable.values())
-        clips = "clip" if len(reasons) == 1 else "clips"
-        notes.append(f"{len(reasons)} {clips} could not be used: {first_few(reasons)}")
+    notes += left_out(found.unusable.values())
     cli.print_table(title, ["keep rate", "GMACs", "saved", *headings, "clips"], rows, notes=notes)

@@ -8,146 +8,149 @@ The same command goes on with an extraction that was cut off. `jaxprune/analysis
 plain evaluations in turn, and what extraction adds.
 """
 
-import dataclasses
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import jax
-import tyro
 
-from jaxprune import checkpoint as checkpoints
 from jaxprune.analysis.extract import extract
 from jaxprune.analysis.identity import SHARD_CLIPS, MelType, describe
 from jaxprune.cli import console as cli
-from jaxprune.cli.opening import card_for
-from jaxprune.cli.options import DataSource
-from jaxprune.data.batches import Batches, Workers, eval_batches
-from jaxprune.data.records import Split, first_few
+from jaxprune.cli.options import OnDataset, Subject, left_out, with_data
+from jaxprune.config import Card
+from jaxprune.data.records import Dataset
 from jaxprune.evaluation.evaluate import evaluate
-from jaxprune.models import topk
-from jaxprune.reduction.policy import DEFAULT_BLOCKS
+from jaxprune.models import Classifier, topk
+from jaxprune.reduction.policy import DEFAULT_BLOCKS, Policy
 
 
-@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+@with_data
 def main(
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
-    data: Annotated[DataSource, tyro.conf.arg(name="")],
+    on: Subject,
     *,
     out: Path,
-    split: Split = "test",
     keep_rate: float = 0.7,
     blocks: tuple[int, ...] = DEFAULT_BLOCKS,
     batch: int = 32,
     shard: int = SHARD_CLIPS,
     mel: MelType | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    threads: int = 2,
-    unusable: float = 0.01,
     compare: int = 0,
 ) -> None:
     """Extract what a model makes of one split of a data set, at one keep rate.
 
     Args:
-        checkpoint: a directory that jaxprune convert or jaxprune finetune has written.
-        data: which data set, and where.
+        on: the checkpoint and the clips.
         out: the folder to write to, or to go on with.
-        split: which clips.
         keep_rate: share of the patches kept at each pruning block; 1 prunes nothing.
         blocks: the blocks that prune, counted from 0.
         batch: clips computed together.
         shard: clips in a file, about: whole batches.
         mel: the type in which to keep the spectrograms too; they are most of the bytes.
-        dtype: what the model computes in.
-        threads: threads that decode.
-        unusable: the share of clips that may be damaged or silent.
         compare: extract and evaluate so many times in turn instead, and tell what extraction adds.
     """
     for name, value, lowest in (("batch", batch, 1), ("shard", shard, 1), ("compare", compare, 0)):
         if value < lowest:
             raise ValueError(f"{name} is {value}; it must be at least {lowest}")
-    dataset = data.read()
-    card = card_for(checkpoint, dataset)
-    model = checkpoints.load(checkpoint, dtype=dtype)
+    dataset = on.read()
+    card, model = on.card(dataset), on.model()
     policy = topk(model, dict.fromkeys(blocks, keep_rate))
-    clips = len(dataset.clips(split))
-    batch = min(batch, clips)
+    batch = min(batch, len(dataset.clips(on.split)))
     shard_batches = max(1, shard // batch)
-
-    def batches() -> Batches:
-        workers = Workers(threads=threads)
-        frames = card.model.frames
-        return eval_batches(dataset, split, frames=frames, batch_size=batch, workers=workers, unusable=unusable)
-
-    def extracted(out: Path, watch: Callable[[int], None]) -> dict[str, str]:
-        """One extraction; the unusable clips."""
-        description = describe(
-            model,
-            dataset,
-            split=split,
-            card=card,
-            policy=policy,
-            batch=batch,
-            shard_batches=shard_batches,
-            mel=mel,
-            checkpoint=checkpoint,
-            source={"kind": type(data).__name__, **dataclasses.asdict(data)},
-        )
-        with batches() as reading:
-            found = extract(
-                model,
-                reading,
-                out=out,
-                description=description,
-                card=card,
-                policy=policy,
-                mel=mel,
-                shard_batches=shard_batches,
-                watch=watch,
-            )
-        return found.manifest["unusable"]
-
-    def evaluated() -> None:
-        with batches() as reading:
-            policies = {keep_rate: policy}
-            evaluate(model, reading, card=card, policies=policies, single_label=dataset.single_label)
-
+    job = Job(
+        on=on,
+        dataset=dataset,
+        card=card,
+        model=model,
+        keep_rate=keep_rate,
+        policy=policy,
+        batch=batch,
+        shard_batches=shard_batches,
+        mel=mel,
+    )
     if compare:
         out.parent.mkdir(parents=True, exist_ok=True)
-        compared(evaluated, lambda folder: extracted(folder, lambda done: None), beside=out, times=compare, clips=clips)
-        return
+        compared(job, beside=out, times=compare)
+    else:
+        show(job, out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One model, policy and split: to be extracted, or evaluated for comparison."""
+
+    on: OnDataset
+    dataset: Dataset
+    card: Card
+    model: Classifier
+    keep_rate: float
+    policy: Policy
+    batch: int
+    shard_batches: int
+    mel: MelType | None
+
+    @property
+    def clips(self) -> int:
+        return len(self.dataset.clips(self.on.split))
+
+    def extract(self, out: Path, *, watch: Callable[[int], None] = lambda done: None) -> dict[str, str]:
+        """Writes the extraction, or goes on with it. The unusable clips and why."""
+        alike = {"card": self.card, "policy": self.policy, "mel": self.mel, "shard_batches": self.shard_batches}
+        description = describe(
+            self.model,
+            self.dataset,
+            split=self.on.split,
+            batch=self.batch,
+            checkpoint=self.on.checkpoint,
+            source=self.on.source,
+            **alike,
+        )
+        with self.on.batches(self.dataset, self.model, batch=self.batch) as reading:
+            found = extract(self.model, reading, out=out, description=description, watch=watch, **alike)
+        return found.manifest["unusable"]
+
+    def evaluate(self) -> None:
+        """The same clips and policy, evaluated and nothing kept."""
+        with self.on.batches(self.dataset, self.model, batch=self.batch) as reading:
+            evaluate(
+                self.model,
+                reading,
+                card=self.card,
+                policies={self.keep_rate: self.policy},
+                single_label=self.dataset.single_label,
+            )
+
+
+def show(job: Job, out: Path) -> None:
+    """Extracts with a bar. It begins where the extraction goes on, so that its speed is this run's."""
     with cli.progress("extracting", cli.Rate()) as progress:
         bars = []
 
         def watch(done: int) -> None:
-            """The bar begins where the extraction goes on, so that its speed is this run's."""
             if not bars:
-                bars.append(progress.add_task("", total=clips, completed=done))
+                bars.append(progress.add_task("", total=job.clips, completed=done))
             progress.update(bars[0], completed=done)
 
-        bad = extracted(out, watch)
-    if bad:
-        reasons = list(bad.values())
-        cli.notice(f"{len(reasons)} of {clips} clips could not be used: {first_few(reasons)}")
-    cli.notice(f"{out} holds {clips - len(bad)} clips")
+        bad = job.extract(out, watch=watch)
+    for sentence in left_out(bad.values()):
+        cli.notice(sentence)
+    cli.notice(f"{out} holds {job.clips - len(bad)} clips")
 
 
-def compared(
-    evaluated: Callable[[], object], extracted: Callable[[Path], object], *, beside: Path, times: int, clips: int
-) -> None:
-    """Times both in turn, after a first pass of each that compiles, and prints what extraction adds.
+def compared(job: Job, *, beside: Path, times: int) -> None:
+    """Times extraction and evaluation in turn, after a first pass of each that compiles, and prints the difference.
 
     The processor's time, of all threads, tells more than the clock's where other programs run too.
     """
     seconds: dict[str, list[tuple[float, float]]] = {"plain evaluation": [], "extraction, writing included": []}
     evaluation, extraction = seconds.values()
     for _ in range(times + 1):
-        evaluation.append(timed(evaluated))
+        evaluation.append(timed(job.evaluate))
         with tempfile.TemporaryDirectory(dir=beside.absolute().parent) as folder:
-            extraction.append(timed(lambda to=Path(folder) / "extraction": extracted(to)))
+            extraction.append(timed(lambda to=Path(folder) / "extraction": job.extract(to)))
     rows = [
         (name, *(f"{statistics.median(run[clock] for run in found[1:]):.2f}" for clock in (0, 1)), f"{found[0][0]:.2f}")
         for name, found in seconds.items()
@@ -158,12 +161,12 @@ def compared(
         for clock in (0, 1)
     ]
     notes = [f"Extraction adds {100 * added[0]:.1f} % time, {100 * added[1]:.1f} % of the processor's ({times} pairs)."]
-    title = f"{clips} clips, {jax.devices()[0].device_kind}; medians"
+    title = f"{job.clips} clips, {jax.devices()[0].device_kind}; medians"
     cli.print_table(title, ["pass", "time, s", "processor, s", "first time, compiling, s"], rows, notes=notes)
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the clock, and of the processor in all threads."""
+    """Seconds by the clock, and seconds of the processor in all threads."""
     began = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - began[0], time.process_time() - began[1]

@@ -13,12 +13,14 @@ from typing import Annotated
 
 import tyro
 
-from jaxprune.cli.options import Recipes
 from jaxprune.cli.progress import show
 from jaxprune.parallel.processes import Launch, is_first, joined
 from jaxprune.training.checkpoints import StopOnSignal
 from jaxprune.training.finetune import Options, Where, finetune
+from jaxprune.training.recipes import RECIPES
 
+# A recipe a subcommand, every field of it an option with that recipe's default.
+Recipes = tyro.extras.subcommand_type_from_defaults(RECIPES, prefix_names=False, sort_subcommands=False)
 NOWHERE_ELSE, DEFAULTS, ALONE = Where(), Options(), Launch()
 
 

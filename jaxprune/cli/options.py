@@ -1,21 +1,147 @@
-"""What several scripts take as options, written for tyro: a data set, or a recipe with every field of it."""
+"""Options that several commands share: a data set, and a checkpoint that runs on it.
 
-from typing import Annotated
+They are written for tyro: a field is an option, the sentence below it its help.
+"""
+
+import dataclasses
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxprune import checkpoint as checkpoints
+from jaxprune.cli import console as cli
+from jaxprune.config import Card
+from jaxprune.data.batches import Batches, Workers, eval_batches
 from jaxprune.data.published import ESC50, AudioSet, Folder, Manifest, Shards, SpeechCommands, VoxCeleb1
-from jaxprune.training.recipes import RECIPES
+from jaxprune.data.records import Dataset, Split, first_few
+from jaxprune.models import Classifier
 
 # A data set a subcommand, its fields as options.
-DataSource = (
+DataSource = Annotated[
     Annotated[ESC50, tyro.conf.subcommand("esc50")]
     | Annotated[SpeechCommands, tyro.conf.subcommand("speech-commands")]
     | Annotated[AudioSet, tyro.conf.subcommand("audioset")]
     | Annotated[VoxCeleb1, tyro.conf.subcommand("voxceleb1")]
     | Annotated[Folder, tyro.conf.subcommand("folder")]
     | Annotated[Manifest, tyro.conf.subcommand("manifest")]
-    | Annotated[Shards, tyro.conf.subcommand("shards")]
-)
-# A recipe a subcommand, every field of it an option with that recipe's default.
-Recipes = tyro.extras.subcommand_type_from_defaults(RECIPES, prefix_names=False, sort_subcommands=False)
+    | Annotated[Shards, tyro.conf.subcommand("shards")],
+    tyro.conf.arg(name=""),
+]
+DType = Literal["float32", "bfloat16"]
+# Commands with a data set take the options of either side of it, before it or after.
+with_data = tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnDataset:
+    """A checkpoint, and the clips of a data set that it runs on."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """a directory of jaxprune convert or jaxprune finetune, or the name of a shipped model."""
+    data: DataSource
+    """which data set, and where."""
+    split: Split = "test"
+    """which clips."""
+    dtype: DType = "float32"
+    """what the model computes in."""
+    threads: int = 2
+    """threads that decode."""
+    unusable: float = 0.01
+    """the share of clips that may be damaged or silent."""
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The data set's kind and options, for a file that says where numbers are from."""
+        return source(self.data)
+
+    def read(self) -> Dataset:
+        """The data set. Raises `ValueError` where the split has no clips, and as the data set's reader."""
+        dataset = self.data.read()
+        dataset.clips(self.split)
+        return dataset
+
+    def card(self, dataset: Dataset, *, checkpoint: Path | None = None) -> Card:
+        """The card of the checkpoint, or of another one for the same clips. Raises as `card_for`."""
+        return card_for(checkpoint or self.checkpoint, dataset)
+
+    def model(self, checkpoint: Path | None = None) -> Classifier:
+        """The model of the checkpoint, or of another one. Raises `ValueError` as `jaxprune.load`."""
+        return checkpoints.load(checkpoint or self.checkpoint, dtype=self.dtype)
+
+    def batches(self, dataset: Dataset, model: Classifier, *, batch: int) -> Batches:
+        """The split's clips in batches of at most `batch`, as long as the model's spectrogram. Raises `ValueError`."""
+        if batch < 1:
+            raise ValueError(f"batch is {batch}; it must be at least 1")
+        return eval_batches(
+            dataset,
+            self.split,
+            frames=model.config.frames,
+            batch_size=min(batch, len(dataset.clips(self.split))),
+            workers=Workers(threads=self.threads),
+            unusable=self.unusable,
+        )
+
+
+# Flattened: its fields are options of the command.
+Subject = Annotated[OnDataset, tyro.conf.arg(name="")]
+
+
+def source(data: Any) -> dict[str, Any]:
+    """A data source's kind and options."""
+    return {"kind": type(data).__name__, **dataclasses.asdict(data)}
+
+
+def check_folder(out: Path | None) -> None:
+    """Raises `ValueError` where `--out`, if given, names a file and not a folder."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out names a folder")
+
+
+def check_file(out: Path | None) -> None:
+    """Makes the folder of the file that `--out` names, if given. Raises `ValueError` where it names a folder."""
+    if out is None:
+        return
+    if out.is_dir():
+        raise ValueError(f"{out} is a directory; --out names a file")
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+
+
+def left_out(reasons: Collection[str]) -> list[str]:
+    """A sentence on the clips that were left out, and why; no sentence if there are none."""
+    clips = "1 clip" if len(reasons) == 1 else f"{len(reasons)} clips"
+    return [f"{clips} could not be used: {first_few(list(reasons))}"] if reasons else []
+
+
+def card_for(checkpoint: str | os.PathLike, dataset: Dataset) -> Card:
+    """The card of a checkpoint whose classes are the data set's; what the user should doubt is said on stderr.
+
+    Raises `ValueError` as `load_card` and `check_labels` do.
+    """
+    card = checkpoints.load_card(checkpoint)
+    check_labels(card, dataset)
+    if not card.labels:
+        cli.notice(f"{checkpoint} names no classes: its {card.model.classes} are taken to be in the data set's order")
+    if not card.trained:
+        cli.notice(f"{checkpoint} has random weights, so what is measured means nothing")
+    return card
+
+
+def check_labels(card: Card, dataset: Dataset) -> None:
+    """Raises `ValueError` unless a model's outputs mean the data set's classes: the same names in the same order.
+
+    A card without names passes on the number of classes alone.
+    """
+    if card.model.classes != len(dataset.labels):
+        raise ValueError(f"the checkpoint has {card.model.classes} classes, but {dataset.name} {len(dataset.labels)}")
+    if not card.labels or card.labels == dataset.labels:
+        return
+    pairs = zip(card.labels, dataset.labels, strict=True)
+    different = [f"{y} is {mine!r}, not {theirs!r}" for y, (mine, theirs) in enumerate(pairs) if mine != theirs]
+    if sorted(card.labels) == sorted(dataset.labels):
+        why = "has the same classes in another order (a label file in the checkpoint's order mends that)"
+    else:
+        why = "has other classes"
+    raise ValueError(f"{dataset.name} {why}; in the checkpoint class {first_few(different)}")

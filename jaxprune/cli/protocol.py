@@ -1,10 +1,10 @@
-"""Carries out a recipe's whole protocol: every fold and seed, each a run of jaxprune finetune, then mean and spread.
+"""Carries out a recipe's whole protocol: every fold and seed, each a run of `jaxprune finetune`, then mean and spread.
 
     jaxprune protocol ast-esc50 --data.root data/ESC-50 --start.checkpoint ast --out runs/esc50
     jaxprune protocol ast-speechcommands --data.root data/speech_commands_v0.02 --loop.seeds 0 1 2
 
 Finished runs are skipped and a run that was cut off goes on, so the same command again does what is left, and more
---loop.seeds or --data.folds add theirs. Several processes train together as with jaxprune finetune: --launch.
+--loop.seeds or --data.folds add theirs. Several processes train together as with `jaxprune finetune`: --launch.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import Recipes
+from jaxprune.cli.finetune import Recipes
 from jaxprune.cli.progress import show
 from jaxprune.parallel.processes import Launch, is_first, joined
 from jaxprune.training.checkpoints import StopOnSignal
@@ -26,7 +26,7 @@ from jaxprune.training.settings import Recipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Elsewhere(Where):
-    """What `data.root` does not say about where the clips are; the fold is set run by run."""
+    """Places of the clips that `data.root` does not name; the fold is set run by run."""
 
     fold: tyro.conf.Suppress[int] = 1
 
@@ -64,7 +64,7 @@ def main(
 
 
 def show_runs(events: Iterator[Next | Event | Summary], out: Path) -> Summary | None:
-    """Shows each run as jaxprune finetune does; the summary, or None where it was asked to stop before."""
+    """Shows each run as `jaxprune finetune` does; the summary, or None where it was asked to stop before."""
     total = finished = 0
     for event in events:
         match event:

@@ -1,4 +1,4 @@
-"""Decodes and resamples a data set once, into array_record shards that every other script reads in its place.
+"""Decodes and resamples a data set once, into array_record shards that every other command reads in its place.
 
     jaxprune shard speech-commands --root data/speech_commands_v0.02 --out shards/speech
     jaxprune finetune ast-speechcommands --data.root shards/speech
@@ -8,22 +8,17 @@ The same command goes on where it was cut off. Batches are those of the original
 jaxprune/data/shards.py.
 """
 
-import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import DataSource
+from jaxprune.cli.options import DataSource, left_out, source, with_data
 from jaxprune.data import shards
-from jaxprune.data.records import first_few
 
 
-@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+@with_data
 def main(
-    data: Annotated[DataSource, tyro.conf.arg(name="")],
+    data: DataSource,
     *,
     out: Path,
     clips: int = 4096,
@@ -50,7 +45,7 @@ def main(
             out,
             clips=clips,
             samples=samples,
-            source={"kind": type(data).__name__, **dataclasses.asdict(data)},
+            source=source(data),
             workers=workers,
             unusable=unusable,
             watch=lambda done, total: progress.update(bar, completed=done, total=total),
@@ -62,7 +57,5 @@ def main(
     ]
     if index["inexact"]:
         notes.append(f"{index['inexact']} clips were rounded to 16 bits (--samples float32 keeps every bit).")
-    if bad := index["unusable"]:
-        reasons = [f"{name}: {reason}" for name, reason in bad.items()]
-        notes.append(f"{len(bad)} {'clip' if len(bad) == 1 else 'clips'} could not be used: {first_few(reasons)}")
+    notes += left_out([f"{name}: {reason}" for name, reason in index["unusable"].items()])
     cli.print_table(f"{dataset.name}: {out}", ("split", "clips"), index["sizes"].items(), notes=notes)

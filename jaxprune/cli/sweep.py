@@ -12,22 +12,20 @@ are of the forward pass alone: give it a machine with nothing else to do.
 
 import dataclasses
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import jax
 import tyro
 
-from jaxprune import checkpoint as checkpoints
 from jaxprune import files
 from jaxprune.analysis.identity import describe, weights_digest
 from jaxprune.analysis.tables import Table
 from jaxprune.cli import console as cli
-from jaxprune.cli.opening import card_for
-from jaxprune.cli.options import DataSource
+from jaxprune.cli.options import OnDataset, Subject, check_folder, with_data
 from jaxprune.cost import macs
-from jaxprune.data.batches import Batches, Workers, eval_batches
-from jaxprune.data.records import Dataset, Split
+from jaxprune.data.records import Dataset
 from jaxprune.experiments.ablation import ScoreName, Setting, score_settings
 from jaxprune.experiments.ablation_tables import METRICS
 from jaxprune.experiments.sweep import Candidate, Store, measure_quality, measure_time
@@ -40,89 +38,119 @@ from jaxprune.training.settings import Published
 UNSTEADY = 0.1  # how much calls may vary before it is said
 
 
-@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The settings to sweep: every score at every keep rate on every set of blocks."""
+
+    keep_rates: tuple[str, ...] = ("0.9", "0.8", "0.7", "0.6", "0.5")
+    """a rate for all blocks of a set, or one for each with commas between; no pruning is always measured."""
+    blocks: tuple[str, ...] = ("3,6,9",)
+    """sets of blocks that prune, counted from 0, with commas between."""
+    scores: tuple[ScoreName, ...] = ("attention",)
+    """what chooses the patches."""
+    seeds: tuple[int, ...] = (0,)
+    """of the random score."""
+
+    def settings(self, model: Classifier) -> list[Setting]:
+        """All combinations. Raises `ValueError` for what are no numbers, and as `score_settings`."""
+        rates = [by_block(places, keep) for places in self.blocks for keep in self.keep_rates]
+        return score_settings(model, scores=self.scores, rates=rates, seeds=self.seeds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Batch sizes to time, and how carefully."""
+
+    batch: tuple[int, ...] = (1, 32)
+    """batch sizes to time."""
+    rounds: int = 15
+    """calls timed of each setting, in turn."""
+
+    def check(self, *, evaluation_batch: int) -> None:
+        """Raises `ValueError` for sizes that are not positive, or not different."""
+        sizes, rounds = self.batch, self.rounds
+        if not sizes or min(*sizes, rounds, evaluation_batch, 1) < 1 or len(set(sizes)) < len(sizes):
+            raise ValueError(
+                f"batch is {list(sizes)}, rounds {rounds} and evaluation batch {evaluation_batch}; they must be at "
+                "least 1, each batch size once"
+            )
+
+
+@with_data
 def main(
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
-    data: Annotated[DataSource, tyro.conf.arg(name="")],
+    on: Subject,
     *,
     out: Path,
     also: tuple[Path, ...] = (),
-    split: Split = "test",
-    keep_rates: tuple[str, ...] = ("0.9", "0.8", "0.7", "0.6", "0.5"),
-    blocks: tuple[str, ...] = ("3,6,9",),
-    scores: tuple[ScoreName, ...] = ("attention",),
-    seeds: tuple[int, ...] = (0,),
-    batch: tuple[int, ...] = (1, 32),
+    grid: Annotated[Grid, tyro.conf.arg(name="")] = Grid(),
+    timing: Annotated[Timing, tyro.conf.arg(name="")] = Timing(),
     max_drop: float = 1.0,
     share: float = 0.75,
     published: str | None = None,
-    rounds: int = 15,
     evaluation_batch: int = 32,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    threads: int = 2,
-    unusable: float = 0.01,
 ) -> None:
     """Sweep pruning settings of a checkpoint, and pick the fastest within an accuracy loss.
 
     Args:
-        checkpoint: a directory that jaxprune convert or jaxprune finetune has written.
-        data: which data set, and where.
+        on: the checkpoint and the clips.
         out: the folder to write to, or to go on with.
         also: more checkpoints of the same geometry and classes, such as fine-tuned ones, under the same settings.
-        split: which clips.
-        keep_rates: a rate for all blocks of a set, or one for each with commas between; no pruning is always measured.
-        blocks: sets of blocks that prune, counted from 0, with commas between.
-        scores: what chooses the patches.
-        seeds: of the random score.
-        batch: batch sizes to time.
+        grid: the settings.
+        timing: the batch sizes, and how often each is timed.
         max_drop: points of percent that the fastest setting may lose.
         share: the part of the ratio of multiply-accumulates that a speed-up must reach to pay; at least 1 in any case.
         published: the recipe whose published scores to draw, such as audiomae-esc50.
-        rounds: calls timed of each setting, in turn.
         evaluation_batch: clips computed together where accuracy is measured, which does not depend on it.
-        dtype: what the model computes in.
-        threads: threads that decode.
-        unusable: the share of clips that may be damaged or silent.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; --out names a folder")
-    if not batch or min(*batch, rounds, evaluation_batch, 1) < 1 or len(set(batch)) < len(batch):
-        raise ValueError(
-            f"batch is {list(batch)}, rounds {rounds} and evaluation batch {evaluation_batch}; they must be at least "
-            "1, each batch size once"
-        )
+    check_folder(out)
+    timing.check(evaluation_batch=evaluation_batch)
     if max_drop < 0 or not 0 <= share <= 1:
         raise ValueError(f"max drop is {max_drop} and share {share}; they must be at least 0, and from 0 to 1")
-    dataset, paths = data.read(), (checkpoint, *also)
-    candidates = candidates_at(paths, dataset, dtype=dtype)
-    first = candidates[0]
-    scored = () if published is None else scores_of(published, first.model)
-    for path, one in zip(paths, candidates, strict=True):
-        if one.model.config != first.model.config:
-            raise ValueError(f"{path} is not of the geometry of {checkpoint}; sweep it to a folder of its own")
-    if len({one.weights for one in candidates}) < len(candidates):
-        raise ValueError("two of the checkpoints hold the same weights; name each once")
-    settings = {one.name: asked(one.model, keep_rates, blocks, scores=scores, seeds=seeds) for one in candidates}
-    clips = len(dataset.clips(split))
-    told = describe(
-        first.model, dataset, split=split, card=first.card, policy=topk(first.model, {}), batch=evaluation_batch
-    )
-    about = {
-        "data set": f"{dataset.name}, {split}, {clips} clips, {told['data']['sha256'][:16]}",
+    dataset = on.read()
+    candidates = candidates_at((on.checkpoint, *also), on, dataset)
+    first = candidates[0].model
+    scored = () if published is None else scores_of(published, first)
+    settings = {one.name: grid.settings(one.model) for one in candidates}
+    store = Store(out / "sweep.json", about=about(candidates[0], on, dataset, batch=evaluation_batch))
+    device = f"{jax.devices()[0].device_kind} ({platform.machine()}), {on.dtype}"
+    answered = measure_answers(store, candidates, settings, on=on, dataset=dataset, batch=evaluation_batch)
+    timed = measure_times(store, candidates[0], settings[candidates[0].name], timing=timing, device=device)
+    found = points(store, candidates, settings=settings, batches=timing.batch, device=device, share=share)
+    chosen = fastest(found, max_drop=max_drop / 100)
+    name = f"{dataset.name}, {on.split}, {found[0].clips} clips"
+    print_points(found, chosen, title=f"{name}: {on.checkpoint}", max_drop=max_drop, share=share)
+    files.write_text(out / "sweep.csv", to_csv(found))
+    drawn = f"{name}, {jax.devices()[0].device_kind}"
+    pictures = pareto_front(found, title=drawn, path=out / "sweep.png", published=scored, chosen=list(chosen.values()))
+    cli.notice(f"measured now: {answered} accuracies, {timed} times; the rest was there. {device}")
+    cli.notice(f"saved sweep.json, sweep.csv and {', '.join(path.name for path in pictures)} in {out}")
+
+
+def about(first: Candidate, on: OnDataset, dataset: Dataset, *, batch: int) -> dict[str, str]:
+    """The facts that must be the same for numbers of two runs to be compared."""
+    policy = topk(first.model, {})
+    told = describe(first.model, dataset, split=on.split, card=first.card, policy=policy, batch=batch)
+    clips = len(dataset.clips(on.split))
+    return {
+        "data set": f"{dataset.name}, {on.split}, {clips} clips, {told['data']['sha256'][:16]}",
         "geometry": str(first.model.config),
-        "compute type": dtype,
+        "compute type": on.dtype,
     }
-    store = Store(out / "sweep.json", about=about)
-    device = f"{jax.devices()[0].device_kind} ({platform.machine()}), {dtype}"
 
-    def batches() -> Batches:
-        workers, size = Workers(threads=threads), min(evaluation_batch, clips)
-        frames = first.model.config.frames
-        return eval_batches(dataset, split, frames=frames, batch_size=size, workers=workers, unusable=unusable)
 
-    answered = timed = 0
+def measure_answers(
+    store: Store,
+    candidates: Sequence[Candidate],
+    settings: Mapping[str, list[Setting]],
+    *,
+    on: OnDataset,
+    dataset: Dataset,
+    batch: int,
+) -> int:
+    """Fills the store with what every candidate answers under its settings, with a bar. The number measured now."""
+    answered = 0
     with cli.progress("{task.description}") as progress:
-        bar = progress.add_task("answers", total=clips)
+        bar = progress.add_task("answers", total=len(dataset.clips(on.split)))
         for one in candidates:
 
             def watch(count: int, done: int, name: str = one.name) -> None:
@@ -132,32 +160,38 @@ def main(
                 store,
                 one,
                 settings=settings[one.name],
-                batches=batches,
+                batches=lambda: on.batches(dataset, candidates[0].model, batch=batch),
                 single_label=dataset.single_label,
                 watch=watch,
             )
-        for size in batch:
-            progress.update(bar, description=f"timing, batch {size}", total=len(settings[first.name]) + 1, completed=0)
+    return answered
+
+
+def measure_times(
+    store: Store, candidate: Candidate, settings: Sequence[Setting], *, timing: Timing, device: str
+) -> int:
+    """Fills the store with times at every batch size, with a bar. The number of settings timed now."""
+    timed = 0
+    with cli.progress("{task.description}") as progress:
+        bar = progress.add_task("timing")
+        for size in timing.batch:
+            progress.update(bar, description=f"timing, batch {size}", total=len(settings) + 1, completed=0)
             timed += measure_time(
                 store,
-                first,
-                settings=settings[first.name],
+                candidate,
+                settings=settings,
                 batch=size,
-                rounds=rounds,
+                rounds=timing.rounds,
                 device=device,
                 watch=lambda done: progress.update(bar, completed=done),
             )
-    found = points(store, candidates, settings=settings, batches=batch, device=device, share=share)
-    chosen = fastest(found, max_drop=max_drop / 100)
-    title = f"{dataset.name}, {split}, {found[0].clips} clips: {checkpoint}"
-    print_points(found, chosen, title=title, max_drop=max_drop, share=share)
+    return timed
+
+
+def to_csv(found: Sequence[Point]) -> str:
+    """Every field of every point."""
     rows = tuple(tuple(dataclasses.asdict(point).values()) for point in found)
-    fields = tuple(field.name for field in dataclasses.fields(Point))
-    files.write_text(out / "sweep.csv", Table(columns=fields, rows=rows).to_csv())
-    drawn = f"{dataset.name}, {split}, {found[0].clips} clips, {jax.devices()[0].device_kind}"
-    pictures = pareto_front(found, title=drawn, path=out / "sweep.png", published=scored, chosen=list(chosen.values()))
-    cli.notice(f"measured now: {answered} accuracies, {timed} times; the rest was there. {device}")
-    cli.notice(f"saved sweep.json, sweep.csv and {', '.join(path.name for path in pictures)} in {out}")
+    return Table(columns=tuple(field.name for field in dataclasses.fields(Point)), rows=rows).to_csv()
 
 
 def scores_of(published: str, model: Classifier) -> tuple[Published, ...]:
@@ -174,43 +208,38 @@ def scores_of(published: str, model: Classifier) -> tuple[Published, ...]:
     return found.expected
 
 
-def candidates_at(paths: tuple[Path, ...], dataset: Dataset, *, dtype: str) -> list[Candidate]:
-    """Checkpoints, each named by its folder, or by the one above where that is just "model", as in a run; by the whole
-    path where two would be called the same."""
+def candidates_at(paths: Sequence[Path], on: OnDataset, dataset: Dataset) -> list[Candidate]:
+    """The models of checkpoints, all of one geometry.
+
+    Each is named by its folder, or by the one above where that is just "model", as in a run; by the whole path where
+    two would be called the same. Raises `ValueError` for another geometry, and for the same weights twice.
+    """
     names = [path.resolve().parent.name if path.name == "model" else path.name for path in paths]
     found = []
     for path, name in zip(paths, names, strict=True):
-        card = card_for(path, dataset)
-        model = checkpoints.load(path, dtype=dtype)
+        card, model = on.card(dataset, checkpoint=path), on.model(path)
         name = name if names.count(name) == 1 else str(path)
         found.append(Candidate(name=name, weights=weights_digest(model), model=model, card=card))
+        if model.config != found[0].model.config:
+            raise ValueError(f"{path} is not of the geometry of {paths[0]}; sweep it to a folder of its own")
+    if len({one.weights for one in found}) < len(found):
+        raise ValueError("two of the checkpoints hold the same weights; name each once")
     return found
 
 
-def asked(
-    model: Classifier,
-    keep_rates: tuple[str, ...],
-    blocks: tuple[str, ...],
-    *,
-    scores: tuple[str, ...],
-    seeds: tuple[int, ...],
-) -> list[Setting]:
-    """All combinations. Raises `ValueError` for what are no numbers, and as `score_settings`."""
-    rates = []
-    for places in blocks:
-        for keep in keep_rates:
-            try:
-                numbers, each = [int(place) for place in places.split(",")], [float(rate) for rate in keep.split(",")]
-            except ValueError:
-                raise ValueError(
-                    f"{places!r} and {keep!r} are not blocks and keep rates; write 3,6,9 and 0.7, or 0.83,0.61,0.47"
-                ) from None
-            if len(set(numbers)) < len(numbers) or len(each) not in (1, len(numbers)):
-                raise ValueError(
-                    f"the keep rates {keep} do not fit the blocks {places}; give one rate, or one for each block once"
-                )
-            rates.append(dict(zip(numbers, each * len(numbers) if len(each) == 1 else each, strict=True)))
-    return score_settings(model, scores=scores, rates=rates, seeds=seeds)
+def by_block(places: str, keep: str) -> dict[int, float]:
+    """Keep rates by block from "3,6,9" and "0.7", or "0.83,0.61,0.47". Raises `ValueError` where they do not fit."""
+    try:
+        blocks, rates = [int(place) for place in places.split(",")], [float(rate) for rate in keep.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{places!r} and {keep!r} are not blocks and keep rates; write 3,6,9 and 0.7, or 0.83,0.61,0.47"
+        ) from None
+    if len(set(blocks)) < len(blocks) or len(rates) not in (1, len(blocks)):
+        raise ValueError(
+            f"the keep rates {keep} do not fit the blocks {places}; give one rate, or one for each block once"
+        )
+    return dict(zip(blocks, rates * len(blocks) if len(rates) == 1 else rates, strict=True))
 
 
 def print_points(found: list[Point], chosen: dict[int, Point], *, title: str, max_drop: float, share: float) -> None:

@@ -20,8 +20,7 @@ from flax import nnx
 
 from jaxprune import checkpoint as checkpoints
 from jaxprune.cli import console as cli
-from jaxprune.cli.opening import card_for
-from jaxprune.cli.options import DataSource
+from jaxprune.cli.options import DataSource, card_for
 from jaxprune.data.batches import eval_batches
 from jaxprune.data.records import Split
 from jaxprune.evaluation.metrics import rank_of_class

@@ -30,8 +30,7 @@ from jaxprune import files
 from jaxprune.analysis import bootstrap
 from jaxprune.analysis.bootstrap import DEFAULT, Estimate
 from jaxprune.cli import console as cli
-from jaxprune.cli.opening import card_for
-from jaxprune.cli.options import DataSource
+from jaxprune.cli.options import DataSource, card_for
 from jaxprune.data.batches import Workers, eval_batches
 from jaxprune.data.records import Split
 from jaxprune.evaluation.metrics import rank_of_class

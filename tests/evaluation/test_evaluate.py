@@ -20,7 +20,7 @@ from quick import quick_compiling  # noqa: F401
 
 import jaxprune
 from jaxprune.audio import load_audio
-from jaxprune.cli.opening import check_labels
+from jaxprune.cli.options import check_labels
 from jaxprune.config import Card
 from jaxprune.data import records
 from jaxprune.data.batches import Batches, eval_batches
@@ -404,7 +404,7 @@ def test_labels_are_compared_before_anything_is_computed(run, checkpoints, manif
         (["--keep-rates", "0.5", "0.5"], "each once"),
         (["--blocks", "3"], "block 3 cannot prune: the model's blocks are 0 to 1"),
         (["--split", "validation"], "sounds has no validation clips; it has test 13"),
-        (["--batch", "0"], "batch_size is 0"),
+        (["--batch", "0"], "batch is 0; it must be at least 1"),
         (["--out", "/"], "/ is a directory; --out names a file"),
         (["--path", "none.json"], "none.json: cannot be read"),
     ],

@@ -4,7 +4,7 @@ from helpers import TESTS
 from quick import quick_compiling  # noqa: F401
 
 import jaxprune
-from jaxprune.cli.opening import check_labels
+from jaxprune.cli.options import check_labels
 from jaxprune.data.batches import eval_batches
 from jaxprune.data.published import Manifest
 from jaxprune.evaluation.evaluate import evaluate, keep_policies
