@@ -26,7 +26,7 @@ class NotWritten(OSError):
     """An output that could not be written, and why: no room, no permission, no such folder."""
 
     def __init__(self, path: str | os.PathLike, error: Exception):
-        self.reason = error.reason if isinstance(error, NotWritten) else _reason(error)
+        self.reason = error.reason if isinstance(error, NotWritten) else reason(error)
         super().__init__(f"{path} cannot be written: {self.reason}")
 
 
@@ -113,6 +113,13 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     replace_file(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
+def reason(error: Exception) -> str:
+    """The system's words for an error. TensorStore has its number at the end of a long text."""
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(number[1]))
+    return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
 @functools.cache
 def quiet_orbax() -> None:
     """Leaves an error of Orbax to the one who called it, for the rest of the process.
@@ -194,10 +201,3 @@ def _named(path: Path, unfinished: Path) -> Iterator[None]:
             if unfinished.absolute() not in (failed, *failed.parents) and failed not in path.absolute().parents:
                 raise
         raise NotWritten(path, error) from error
-
-
-def _reason(error: Exception) -> str:
-    """The system's words for an error. TensorStore has its number at the end of a long text."""
-    if number := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(number[1]))
-    return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -14,20 +14,20 @@ from typing import Annotated
 import tyro
 
 from jaxprune.cli.progress import show
-from jaxprune.parallel.processes import Launch, is_first, joined
-from jaxprune.training.checkpoints import StopOnSignal
-from jaxprune.training.finetune import Options, Where, finetune
+from jaxprune.parallel.processes import Launch, StopOnSignal, is_first, joined
+from jaxprune.training.finetune import Options, finetune
 from jaxprune.training.recipes import RECIPES
+from jaxprune.training.start import Sources
 
 # A recipe a subcommand, every field of it an option with that recipe's default.
 Recipes = tyro.extras.subcommand_type_from_defaults(RECIPES, prefix_names=False, sort_subcommands=False)
-NOWHERE_ELSE, DEFAULTS, ALONE = Where(), Options(), Launch()
+NOWHERE_ELSE, DEFAULTS, ALONE = Sources(), Options(), Launch()
 
 
 @tyro.conf.configure(tyro.conf.CascadeSubcommandArgs, tyro.conf.AvoidSubcommands)
 def main(
     recipe: Annotated[Recipes, tyro.conf.arg(name="")],
-    where: Annotated[Where, tyro.conf.arg(name="")] = NOWHERE_ELSE,
+    sources: Annotated[Sources, tyro.conf.arg(name="")] = NOWHERE_ELSE,
     options: Annotated[Options, tyro.conf.arg(name="")] = DEFAULTS,
     launch: Launch = ALONE,
     out: Path | None = None,
@@ -37,7 +37,7 @@ def main(
 
     Args:
         recipe: what to train on what, how.
-        where: where the clips are, beside --data.root.
+        sources: where the clips are, beside --data.root.
         options: how to carry it out.
         launch: several processes that train together, each started with the same command but for its index.
         out: the run's directory; by default runs/RECIPE-KEEPRATE-SEED.
@@ -46,6 +46,6 @@ def main(
     seed = recipe.loop.seeds[0] if seed is None else seed
     out = out or Path("runs") / f"{recipe.name}-{recipe.prune.keep_rate:g}-{seed}"
     with StopOnSignal() as stop, joined(launch):
-        events = finetune(recipe, out, seed=seed, where=where, options=options, stop=stop)
+        events = finetune(recipe, out, seed=seed, sources=sources, options=options, stop=stop)
         outcome = show(events, out) if is_first() else deque(events, maxlen=1).pop()
     return 143 if outcome.result is None else 0

@@ -9,8 +9,8 @@ from typing import Any
 from rich.progress import TextColumn
 
 from jaxprune.cli import console as cli
+from jaxprune.training.events import Evaluation, Step
 from jaxprune.training.finetune import Beginning, Event, Outcome
-from jaxprune.training.loop import Evaluation, Step
 
 
 def show(events: Iterator[Event], out: Path, *, title: str = "training") -> Outcome:

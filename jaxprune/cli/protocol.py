@@ -17,15 +17,15 @@ import tyro
 from jaxprune.cli import console as cli
 from jaxprune.cli.finetune import Recipes
 from jaxprune.cli.progress import show
-from jaxprune.parallel.processes import Launch, is_first, joined
-from jaxprune.training.checkpoints import StopOnSignal
-from jaxprune.training.finetune import Event, Options, Where
+from jaxprune.parallel.processes import Launch, StopOnSignal, is_first, joined
+from jaxprune.training.finetune import Event, Options
 from jaxprune.training.protocol import SUMMARY, Next, Spread, Summary, carry_out
 from jaxprune.training.settings import Recipe
+from jaxprune.training.start import Sources
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Elsewhere(Where):
+class Elsewhere(Sources):
     """Places of the clips that `data.root` does not name; the fold is set run by run."""
 
     fold: tyro.conf.Suppress[int] = 1
@@ -37,7 +37,7 @@ NOWHERE_ELSE, DEFAULTS, ALONE = Elsewhere(), Options(), Launch()
 @tyro.conf.configure(tyro.conf.CascadeSubcommandArgs, tyro.conf.AvoidSubcommands)
 def main(
     recipe: Annotated[Recipes, tyro.conf.arg(name="")],
-    where: Annotated[Elsewhere, tyro.conf.arg(name="")] = NOWHERE_ELSE,
+    sources: Annotated[Elsewhere, tyro.conf.arg(name="")] = NOWHERE_ELSE,
     options: Annotated[Options, tyro.conf.arg(name="")] = DEFAULTS,
     launch: Launch = ALONE,
     out: Path | None = None,
@@ -46,14 +46,14 @@ def main(
 
     Args:
         recipe: what to train on what, how, and with which folds and seeds.
-        where: where the clips are, beside --data.root.
+        sources: where the clips are, beside --data.root.
         options: how to carry it out.
         launch: several processes that train together, each started with the same command but for its index.
         out: the directory, with one for each run in it; by default runs/RECIPE-KEEPRATE-protocol.
     """
     out = out or Path("runs") / f"{recipe.name}-{recipe.prune.keep_rate:g}-protocol"
     with StopOnSignal() as stop, joined(launch):
-        events = carry_out(recipe, out, where=where, options=options, stop=stop)
+        events = carry_out(recipe, out, sources=sources, options=options, stop=stop)
         if is_first():
             summary = show_runs(events, out)
             if summary is not None:

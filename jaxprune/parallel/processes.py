@@ -9,10 +9,12 @@ import atexit
 import itertools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, TypeVar
 
 import jax
@@ -109,6 +111,26 @@ def together(stop: Callable[[], bool], *, done: int) -> Callable[[], bool]:
     # Orbax asks, too, by the number of updates: the same count must be given here.
     updates = itertools.count(done + 1)
     return lambda: multihost_utils.reached_preemption_sync_point(next(updates)) or stop()
+
+
+class StopOnSignal:
+    """A context in which SIGTERM only raises a flag: call it to ask for the flag, then save and leave."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def __enter__(self) -> "StopOnSignal":
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
 
 
 def _leave() -> None:

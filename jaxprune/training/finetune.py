@@ -1,8 +1,8 @@
 """A whole fine-tuning run in one directory: data, starting weights, training, choosing, and the model that comes out.
 
-`finetune` puts the parts together (`jaxprune.data.published`, `jaxprune.training.loop`,
-`jaxprune.training.checkpoints`); `scripts/finetune.py` shows what it yields. Own data and other heads are fitted here,
-too: what a recipe becomes on the data at hand.
+`finetune` puts the parts together and yields what happens; showing it is the command's part. A step is
+`jaxprune.training.loop`'s matter, what a run begins with `jaxprune.training.start`'s, and its files are
+`jaxprune.training.run_directory`'s.
 """
 
 import dataclasses
@@ -14,81 +14,40 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from jaxprune import checkpoint
 from jaxprune.cost import macs
-from jaxprune.data.batches import Shard, Workers, eval_batches, train_batches
-from jaxprune.data.published import ESC50, AudioSet, Folder, Manifest, Shards, Source, SpeechCommands, VoxCeleb1
+from jaxprune.data.batches import Batches, Shard, Workers, eval_batches, train_batches
 from jaxprune.data.records import Dataset, Split
-from jaxprune.data.shards import is_shards
-from jaxprune.files import write_text
-from jaxprune.models import Classifier, build, topk
+from jaxprune.files import locked, write_text
+from jaxprune.models import Classifier, topk
 from jaxprune.parallel.devices import Layout, divided, whole
 from jaxprune.parallel.processes import by_first, gather, is_first, together
-from jaxprune.training.checkpoints import (
+from jaxprune.training.checkpoints import Checkpoints, Facts, start_or_resume
+from jaxprune.training.events import Evaluation, Metric, Step
+from jaxprune.training.loop import Training
+from jaxprune.training.run_directory import (
     CHECKPOINTS,
     METRICS,
+    MODEL,
     RESULT,
-    Checkpoints,
-    Facts,
     MetricsLog,
     clear,
     finished,
     finite,
     open_run,
-    start_or_resume,
 )
-from jaxprune.training.events import Evaluation, Metric, Step
-from jaxprune.training.loop import Training
 from jaxprune.training.settings import Recipe
+from jaxprune.training.start import Sources, fitted, starting_model
+from jaxprune.training.step import Weights
 from jaxprune.training.tensorboard import EVENTS, EventLog
 
-MODEL = "model"
 SPREADS = {"whole": whole, "divided": divided}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Where:
-    """What `data.root` does not say about where the clips are."""
-
-    # ESC-50: the fold to test on.
-    fold: int = 1
-    # Label file, where classes are not in alphabetical order; AudioSet: by default class_labels_indices.csv in root.
-    labels: Path | None = None
-    # AudioSet: the JSON file of the training clips.
-    train_json: Path | None = None
-    # AudioSet: the JSON file of the evaluation clips.
-    test_json: Path | None = None
-    # VoxCeleb-1: other folders that hold speakers.
-    also: tuple[Path, ...] = ()
-
-    def source(self, recipe: Recipe) -> Source:
-        """The recipe's data set at its root: shards if they are there, a published one by name, else own data.
-
-        Raises `ValueError` where no root is given.
-        """
-        root = Path(recipe.data.root)
-        if not recipe.data.root:
-            raise ValueError(f"where {recipe.data.dataset} lies was not said; give --data.root")
-        if is_shards(root):
-            return Shards(root=root, fold=self.fold, labels=self.labels)
-        match recipe.data.dataset:
-            case "esc50":
-                return ESC50(root=root, fold=self.fold)
-            case "speechcommands":
-                return SpeechCommands(root=root, labels=self.labels)
-            case "voxceleb1":
-                return VoxCeleb1(root=root, also=self.also, labels=self.labels)
-            case "audioset":
-                labels = self.labels or root / "class_labels_indices.csv"
-                return AudioSet(labels=labels, train=self.train_json, test=self.test_json, root=root)
-        return Manifest(path=root, labels=self.labels) if root.is_file() else Folder(root=root, labels=self.labels)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a run is carried out, which does not decide its numbers (but for the batch of evaluation, in rounding)."""
+    """Settings of carrying a run out. They affect speed and storage, not results (but for rounding in evaluation)."""
 
     # Clips evaluated together; 0: as many as are trained on together.
     eval_batch: int = 0
@@ -112,7 +71,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """What is about to happen: the recipe as resolved, whether it goes on from `step`, and what there is to say."""
+    """A run is about to begin, or to go on after `step`: the recipe as resolved, and `notes` for the user."""
 
     recipe: Recipe
     dataset: Dataset
@@ -124,7 +83,7 @@ class Beginning:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended: `result` is what result.json holds, or None where it was asked to stop after `step`."""
+    """The end of a run: `result` is what result.json holds, or None where it was asked to stop after `step`."""
 
     step: int
     result: dict[str, Any] | None
@@ -138,205 +97,183 @@ def finetune(
     out: str | os.PathLike,
     *,
     seed: int,
-    where: Where = Where(),
+    sources: Sources = Sources(),  # noqa: B008, both are frozen
     options: Options = Options(),
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Trains a recipe in the directory `out`, or goes on with the run that is there, yielding what happens.
 
-    Evaluated after each epoch at the base keep rate, on the validation clips, or where there are none on the test
+    Evaluated after each epoch at the target keep rate, on the validation clips, or where there are none on the test
     clips. The model saved is the best on validation; without validation clips it is the last, because choosing on the
     test clips would flatter it: the best epoch's score is reported beside it. A finished run's result comes again, and
-    checkpoints that it need not keep are removed. Raises `ValueError` and `OSError` in words for the user.
+    checkpoints that it need not keep are removed. Raises `ValueError` and `OSError` in words for the user, also where
+    another process is at work in `out`.
 
     All processes of a run (`jaxprune.parallel.processes.joined`) call this alike, with `out` on a disk that all of them
     see. The first writes there; all yield the same.
     """
-    dataset = where.source(recipe).read()
+    dataset = sources.of(recipe).read()
     recipe, notes = fitted(recipe, dataset)
-    sizes = dataset.sizes()
-    selects_on: Split | None = next((split for split in ("validation", "test") if split in sizes), None)
-    metric: Metric = "accuracy" if dataset.single_label else "mAP"
-    out = Path(out)
-    result = by_first(lambda: finished(out, recipe, seed=seed))
-    if result is not None:
-        tidy(out, options)
+    run = _Run(recipe=recipe, dataset=dataset, out=Path(out), seed=seed, options=options)
+    with ExitStack() as held:
+        by_first(lambda: held.enter_context(locked(run.out)))
+        result = by_first(lambda: finished(run.out, recipe, seed=seed))
+        yield from run.carry_out(notes, stop) if result is None else run.again(result, notes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run by its settings, and its steps."""
+
+    recipe: Recipe
+    dataset: Dataset
+    out: Path
+    seed: int
+    options: Options
+
+    @property
+    def selects_on(self) -> Split | None:
+        """The split evaluated after each epoch."""
+        sizes = self.dataset.sizes()
+        return next((split for split in ("validation", "test") if split in sizes), None)
+
+    def again(self, result: dict[str, Any], notes: tuple[str, ...]) -> Iterator[Event]:
+        """A finished run's result."""
+        tidy(self.out, self.options)
         step = result["steps"]
-        already = f"{out} holds this run, and it is finished: this is its result"
-        yield Beginning(
-            recipe=recipe,
-            dataset=dataset,
-            step=step,
-            total_steps=step,
-            selects_on=selects_on,
-            notes=(*notes, already),
+        already = f"{self.out} holds this run, and it is finished: this is its result"
+        yield self._beginning(step=step, total_steps=step, notes=(*notes, already))
+        yield Outcome(step=step, result=result)
+
+    def carry_out(self, notes: tuple[str, ...], stop: Callable[[], bool]) -> Iterator[Event]:
+        """The run from its latest checkpoint, or from the start, to its end or to where it is asked to stop."""
+        model, more = starting_model(self.recipe, self.dataset.labels, seed=self.seed)
+        layout = Layout(spread=SPREADS[self.options.weights])
+        layout.check(self._eval_batch)
+        with self._train_batches() as batches:
+            training = Training(self.recipe, model, steps_per_epoch=batches.steps, seed=self.seed, layout=layout)
+            by_first(lambda: open_run(self.out, self.recipe, seed=self.seed))
+            with Checkpoints(self.out / CHECKPOINTS, keep=self.options.keep) as checkpoints:
+                training.put(start_or_resume(checkpoints, training.state, batches))
+                step, total = int(training.state.step), training.total_steps
+                yield self._beginning(step=step, total_steps=total, notes=(*notes, *more))
+                yield from self._train(training, batches, checkpoints, stop)
+                checkpoints.wait()
+                step = int(training.state.step)
+                result = self._finish(training, checkpoints, batches.unusable) if step == total else None
+        if result is not None:
+            tidy(self.out, self.options)
+        yield Outcome(step=step, result=result)
+
+    def _train(
+        self, training: Training, batches: Batches, checkpoints: Checkpoints, stop: Callable[[], bool]
+    ) -> Iterator[Step | Evaluation]:
+        """The updates that are left, each logged, with checkpoints on the way."""
+
+        def save(done: int, evaluation: Evaluation | None) -> None:
+            batches.count_bad(gather(batches.unusable))
+            beside = Facts(recipe=self.recipe, labels=self.dataset.labels, seed=self.seed, place=batches.get_state())
+            checkpoints.save(training.state, beside, evaluation=evaluation)
+
+        step, split = int(training.state.step), self.selects_on
+        events = training.fit(
+            batches,
+            evaluate=(lambda: self._evaluate(training, split)) if split else None,
+            save=save,
+            save_every=self.options.save_every or None,
+            stop=together(stop, done=step),
         )
-        yield Outcome(step=step, result=result)
-        return
-    model, more = starting_model(recipe, dataset.labels, seed=seed)
-    facts, loop = recipe.data, recipe.loop
-    workers = Workers(threads=options.threads, processes=options.processes)
-    shard = Shard(index=jax.process_index(), count=jax.process_count())
-    layout = Layout(spread=SPREADS[options.weights])
-    size = options.eval_batch or loop.batch // loop.accumulate
-    layout.check(size)
-    train = train_batches(
-        dataset,
-        frames=facts.frames,
-        batch_size=loop.batch,
-        epochs=loop.epochs,
-        seed=seed,
-        shard=shard,
-        workers=workers,
-        unusable=options.unusable,
-    )
-    with train:
-        training = Training(recipe, model, steps_per_epoch=train.steps, seed=seed, layout=layout)
-        parameters = sum(leaf.size for leaf in training.state.params.values())
+        with ExitStack() as stack:
+            logs = []
+            if is_first():
+                logs.append(stack.enter_context(MetricsLog(self.out / METRICS, step=step)))
+                if self.options.tensorboard:
+                    logs.append(stack.enter_context(EventLog(self.out / EVENTS, step=step)))
+            for event in events:
+                for log in logs:
+                    log.write(event)
+                yield event
 
-        def evaluate(split: Split, params: dict | None = None) -> Evaluation:
-            clips = eval_batches(
-                dataset,
-                split,
-                frames=facts.frames,
-                batch_size=size,
-                shard=shard,
-                workers=workers,
-                unusable=options.unusable,
-            )
-            with clips:
-                found = training.evaluate(clips, keep_rate=recipe.prune.keep_rate, metric=metric, params=params)
-                clips.count_bad(gather(clips.unusable))
-            return found
+    def _finish(self, training: Training, checkpoints: Checkpoints, unusable: dict[str, str]) -> dict[str, Any]:
+        """Chooses the model, evaluates and saves it, and writes the result."""
+        last, best = int(training.state.step), checkpoints.best
+        chosen = best if self.selects_on == "validation" and best is not None else last
+        params = training.state.params if chosen == last else checkpoints.params(chosen, training.state)
+        sizes = self.dataset.sizes()
+        scores = {split: self._evaluate(training, split, params) for split in ("validation", "test") if split in sizes}
+        model = training.model(params)
+        self._save_model(model, step=chosen)
+        rates = dict.fromkeys(self.recipe.prune.blocks, self.recipe.prune.keep_rate)
+        result = {
+            "recipe": self.recipe.to_json(),
+            "seed": self.seed,
+            "data_set": self.dataset.name,
+            "clips": sizes,
+            "steps": last,
+            "saved_step": chosen,
+            "saved": "best on validation" if chosen != last or self.selects_on == "validation" else "last",
+            "best_step": best,
+            "best_score": None if best is None else checkpoints.score(best),
+            "scores": {split: finite(dataclasses.asdict(found)) for split, found in scores.items()},
+            "macs": macs(model, topk(model, rates)),
+            "unpruned_macs": macs(model, topk(model, {})),
+            "parameters": sum(leaf.size for leaf in params.values()),
+            "compilations": training.compilations,
+            "unusable": unusable,
+            "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+            "model": str(self.out / MODEL),
+        }
+        by_first(lambda: write_text(self.out / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n"))
+        return result
 
-        by_first(lambda: open_run(out, recipe, seed=seed))
-        with Checkpoints(out / CHECKPOINTS, keep=options.keep) as checkpoints:
-            training.put(start_or_resume(checkpoints, training.state, train))
-            step = int(training.state.step)
-            yield Beginning(
-                recipe=recipe,
-                dataset=dataset,
-                step=step,
-                total_steps=training.total_steps,
-                selects_on=selects_on,
-                notes=(*notes, *more),
-            )
+    def _save_model(self, model: Classifier, *, step: int) -> None:
+        recipe = self.recipe
+        card = recipe.card(
+            model.config,
+            labels=self.dataset.labels,
+            source=f"fine-tuned by jaxprune: recipe {recipe.name}, seed {self.seed}, step {step}, "
+            f"keep rate {recipe.prune.keep_rate:g}, from {recipe.start.checkpoint or 'scratch'}",
+        )
+        by_first(lambda: str(checkpoint.save(self.out / MODEL, model, card=card, overwrite=True)))
 
-            def save(done: int, evaluation: Evaluation | None) -> None:
-                train.count_bad(gather(train.unusable))
-                beside = Facts(recipe=recipe, labels=dataset.labels, seed=seed, place=train.get_state())
-                checkpoints.save(training.state, beside, evaluation=evaluation)
+    def _evaluate(self, training: Training, split: Split, params: Weights | None = None) -> Evaluation:
+        """The present weights (or `params`) on a split, at the target keep rate."""
+        metric: Metric = "accuracy" if self.dataset.single_label else "mAP"
+        with eval_batches(self.dataset, split, batch_size=self._eval_batch, **self._reading()) as clips:
+            found = training.evaluate(clips, keep_rate=self.recipe.prune.keep_rate, metric=metric, params=params)
+            clips.count_bad(gather(clips.unusable))
+        return found
 
-            with ExitStack() as stack:
-                log = stack.enter_context(MetricsLog(out / METRICS, step=step)).write if is_first() else ignore
-                drawn = options.tensorboard and is_first()
-                draw = stack.enter_context(EventLog(out / EVENTS, step=step)).write if drawn else ignore
-                for event in training.fit(
-                    train,
-                    evaluate=(lambda: evaluate(selects_on)) if selects_on else None,
-                    save=save,
-                    save_every=options.save_every or None,
-                    stop=together(stop, done=step),
-                ):
-                    log(event)
-                    draw(event)
-                    yield event
-            checkpoints.wait()
-            step = int(training.state.step)
-            if step < training.total_steps:
-                yield Outcome(step=step, result=None)
-                return
-            best = checkpoints.best
-            chosen = best if selects_on == "validation" and best is not None else step
-            params = training.state.params if chosen == step else checkpoints.params(chosen, training.state)
-            final = training.model(params)
-            scores = {split: evaluate(split, params) for split in ("validation", "test") if split in sizes}
-            card = recipe.card(
-                training.config,
-                labels=dataset.labels,
-                source=f"fine-tuned by jaxprune: recipe {recipe.name}, seed {seed}, step {chosen}, "
-                f"keep rate {recipe.prune.keep_rate:g}, from {recipe.start.checkpoint or 'scratch'}",
-            )
-            by_first(lambda: str(checkpoint.save(out / MODEL, final, card=card, overwrite=True)))
-            rates = dict.fromkeys(recipe.prune.blocks, recipe.prune.keep_rate)
-            result = {
-                "recipe": recipe.to_json(),
-                "seed": seed,
-                "data_set": dataset.name,
-                "clips": sizes,
-                "steps": step,
-                "saved_step": chosen,
-                "saved": "best on validation" if chosen != step or selects_on == "validation" else "last",
-                "best_step": best,
-                "best_score": None if best is None else checkpoints.score(best),
-                "scores": {split: finite(dataclasses.asdict(found)) for split, found in scores.items()},
-                "macs": macs(final, topk(final, rates)),
-                "unpruned_macs": macs(final, topk(final, {})),
-                "parameters": parameters,
-                "compilations": training.compilations,
-                "unusable": train.unusable,
-                "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
-                "model": str(out / MODEL),
-            }
-            by_first(lambda: write_text(out / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n"))
-        tidy(out, options)
-        yield Outcome(step=step, result=result)
+    def _train_batches(self) -> Batches:
+        loop = self.recipe.loop
+        return train_batches(self.dataset, batch_size=loop.batch, epochs=loop.epochs, seed=self.seed, **self._reading())
+
+    @property
+    def _eval_batch(self) -> int:
+        loop = self.recipe.loop
+        return self.options.eval_batch or loop.batch // loop.accumulate
+
+    def _reading(self) -> dict[str, Any]:
+        """The settings of every loader of this process."""
+        return {
+            "frames": self.recipe.data.frames,
+            "shard": Shard(index=jax.process_index(), count=jax.process_count()),
+            "workers": Workers(threads=self.options.threads, processes=self.options.processes),
+            "unusable": self.options.unusable,
+        }
+
+    def _beginning(self, *, step: int, total_steps: int, notes: tuple[str, ...]) -> Beginning:
+        return Beginning(
+            recipe=self.recipe,
+            dataset=self.dataset,
+            step=step,
+            total_steps=total_steps,
+            selects_on=self.selects_on,
+            notes=notes,
+        )
 
 
 def tidy(out: Path, options: Options) -> None:
     """Removes the checkpoints of a finished run, unless they are to be kept. All processes call it alike."""
     if not options.keep_checkpoints:
         by_first(lambda: clear(out))
-
-
-def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with the data set's number of classes and the fold it tests on, and what was changed, in words.
-
-    The fold is in the recipe so that a run is not resumed on another one, whose test clips it has trained on. Raises
-    `ValueError` for a loss that the labels do not allow.
-    """
-    notes = ()
-    tested = {record.fold for record in dataset.records if record.split == "test" and record.fold is not None}
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folds=tuple(sorted(tested))))
-    if recipe.data.classes != len(dataset.labels):
-        notes = (f"{dataset.name} has {len(dataset.labels)} classes, not {recipe.data.classes}: the head has as many",)
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, classes=len(dataset.labels)))
-    if recipe.loop.loss == "ce" and not dataset.single_label:
-        raise ValueError(f"{dataset.name} has clips of several classes; the loss must be bce (--loop.loss bce)")
-    return recipe, notes
-
-
-def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tuple[Classifier, tuple[str, ...]]:
-    """The recipe's model for these classes, and what was changed, in words.
-
-    From `start.checkpoint` with its position table fitted to the recipe's frames, and a new head, norm included, where
-    its classes are not these in this order; else of `start.size` from random weights. Raises `ValueError` for a
-    checkpoint of another family.
-    """
-    start, facts, dtype = recipe.start, recipe.data, recipe.precision.compute
-    if not start.checkpoint:
-        return build(recipe.model(), dtype=dtype, seed=seed), ("the model starts from random weights",)
-    card = checkpoint.load_card(start.checkpoint)
-    if card.model.family != start.family:
-        raise ValueError(f"{start.checkpoint} holds an {card.model.family}; the recipe trains an {start.family}")
-    loaded = checkpoint.load(start.checkpoint, frames=facts.frames)
-    weights = {name: np.asarray(leaf[...]) for name, leaf in checkpoint.leaves(loaded).items()}
-    config = dataclasses.replace(loaded.config, classes=facts.classes)
-    fresh, notes = build(config, dtype=dtype, seed=seed), []
-    if card.model.frames != facts.frames:
-        notes.append(f"the position table was fitted from {card.model.frames} frames to {facts.frames}")
-    if card.model.classes != facts.classes or (card.labels and card.labels != labels):
-        kept = {name: np.asarray(leaf[...]) for name, leaf in checkpoint.leaves(fresh).items() if in_head(name)}
-        weights = {name: leaf for name, leaf in weights.items() if not in_head(name)} | kept
-        notes.append(f"the head is new: the checkpoint's {card.model.classes} classes are not these {facts.classes}")
-    return checkpoint.fill(fresh, weights, source=start.checkpoint), tuple(notes)
-
-
-def ignore(event: Event) -> None:
-    """What the processes after the first do with what would be written."""
-
-
-def in_head(name: str) -> bool:
-    """Whether a weight is of the classifier, its LayerNorm included (AST's `mlp_head`, AudioMAE's `fc_norm` and
-    `head`)."""
-    return name.startswith(("head.", "head_norm."))

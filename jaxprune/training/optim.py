@@ -13,10 +13,8 @@ from typing import Any
 
 import jax
 import optax
-from flax import nnx
 
 from jaxprune.checkpoint import dotted
-from jaxprune.models import Classifier
 from jaxprune.training.settings import AdamL2, AdamW
 
 Tree = Any  # a pytree of arrays, one per parameter
@@ -25,38 +23,27 @@ NEVER_DECAYED = ("extra_tokens", "positions")
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """How a parameter is trained: `layer` 0 (embeddings) to depth + 1 (what follows the blocks); whether weight decay
-    applies."""
+    """A parameter's part in training: `layer` 0 (embeddings) to depth + 1 (after the blocks), and `decayed` or not."""
 
     layer: int
     decayed: bool
 
 
 def optimizer(
-    settings: AdamW | AdamL2,
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    depth: int,
-    accumulate: int = 1,
+    settings: AdamW | AdamL2, learning_rate: optax.ScalarOrSchedule, *, depth: int
 ) -> optax.GradientTransformation:
     """The optimiser for a model of `depth` blocks, for `optax` or `nnx.Optimizer(model, ..., wrt=nnx.Param)`.
 
-    `learning_rate` is a number or a schedule of the update's number. Gradients are first averaged over `accumulate`
-    calls (parameters change at every last one, and only updates count for the schedule), then clipped to the settings'
-    global norm (torch divides by the norm plus 1e-6 there, optax by the norm), then handed to the optimiser. Steps
-    equal `torch.optim.AdamW` and `torch.optim.Adam` (`test_ten_steps_equal_pytorch`). Raises `ValueError` for
-    `accumulate` below 1.
+    `learning_rate` is a number or a schedule of the update's number. Gradients are clipped to the settings' global norm
+    (torch divides by the norm plus 1e-6 there, optax by the norm), then handed to the optimiser. Steps equal
+    `torch.optim.AdamW` and `torch.optim.Adam` (`test_ten_steps_equal_pytorch`).
     """
-    if accumulate < 1:
-        raise ValueError(f"accumulate is {accumulate}; it must be at least 1")
     match settings:
         case AdamW():
             steps = adamw(settings, learning_rate, depth=depth)
         case AdamL2():
             steps = adam_l2(settings, learning_rate)
-    if settings.clip:
-        steps = optax.chain(optax.clip_by_global_norm(settings.clip), steps)
-    return optax.MultiSteps(steps, accumulate).gradient_transformation() if accumulate > 1 else steps
+    return optax.chain(optax.clip_by_global_norm(settings.clip), steps) if settings.clip else steps
 
 
 def adamw(settings: AdamW, learning_rate: optax.ScalarOrSchedule, *, depth: int) -> optax.GradientTransformation:
@@ -99,12 +86,6 @@ def group(name: str, *, ndim: int, depth: int) -> Group:
     else:
         layer = depth + 1
     return Group(layer, decayed=ndim > 1 and first not in NEVER_DECAYED)
-
-
-def groups(model: Classifier) -> dict[str, Group]:
-    """The group of every trained parameter, by dotted name: what `optimizer` goes by, to be looked at."""
-    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {dotted(path): group(dotted(path), ndim=leaf.ndim, depth=model.config.depth) for path, leaf in state}
 
 
 def map_named(function: Callable[[str, Any], Any], tree: Tree) -> Tree:

@@ -1,10 +1,10 @@
 """A recipe's whole protocol in one directory: a run for every fold and seed it names, then their mean and spread.
 
-    protocol/shared.json          what decides all runs: the recipe without folds and seeds, and where the clips are
-    protocol/fold-1-seed-12/      a run, as `jaxprune.training.finetune` leaves it; seed-12 where the data set has a
-    fixed split protocol/protocol.json        the outcome; there when every run is finished
+    protocol/shared.json        what decides all runs: the recipe without folds and seeds, and where the clips are
+    protocol/fold-1-seed-12/    a run, as `jaxprune.training.finetune` leaves it; seed-12 where the split is fixed
+    protocol/protocol.json      the outcome; there when every run is finished
 
-`scripts/protocol.py` is the command. A run's recipe names its own fold and seed alone, so folds and seeds can be done
+A run's recipe names its own fold and seed alone, so folds and seeds can be done
 in parts, added later, and in any order.
 """
 
@@ -13,7 +13,8 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ import numpy as np
 
 from jaxprune.data.published import ESC50, Shards
 from jaxprune.data.records import Split
-from jaxprune.files import write_text
+from jaxprune.files import locked, write_text
 from jaxprune.parallel.processes import by_first
-from jaxprune.training.checkpoints import RESULT, differences
-from jaxprune.training.finetune import Beginning, Event, Options, Outcome, Where, finetune, tidy
-from jaxprune.training.loop import Metric
+from jaxprune.training.events import Metric
+from jaxprune.training.finetune import Beginning, Event, Options, Outcome, finetune, tidy
+from jaxprune.training.run_directory import RESULT, differences
 from jaxprune.training.settings import Recipe
+from jaxprune.training.start import Sources
 
 SHARED, SUMMARY = "shared.json", "protocol.json"
 DDOF = 1  # of the standard deviation over seeds: n - 1 in the denominator
@@ -86,7 +88,7 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a protocol gave: shares from 0 to 1 of `metric` on `split`, fold by fold and seed by seed.
+    """The outcome of a protocol: shares from 0 to 1 of `metric` on `split`, fold by fold and seed by seed.
 
     `evaluated` names the clips evaluated after each epoch: where it is validation, its best epoch's model was `saved`;
     where it is test, the last epoch's, and `best` is what choosing on the test clips would have claimed. `pooled` is
@@ -115,63 +117,80 @@ def carry_out(
     recipe: Recipe,
     out: str | os.PathLike,
     *,
-    where: Where = Where(),  # noqa: B008, both are frozen
+    sources: Sources = Sources(),  # noqa: B008, both are frozen
     options: Options = Options(),  # noqa: B008
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Next | Event | Summary]:
     """Does every run of a recipe's protocol that is not finished in `out`, fold by fold, yielding what happens.
 
     Before each run a `Next`, then what `finetune` yields of it, and at the end the `Summary`, which is also saved. Ends
-    without one where `stop()` asked for it: called again with the same arguments, it goes on. `where.fold` is set run
+    without one where `stop()` asked for it: called again with the same arguments, it goes on. `sources.fold` is set run
     by run. All processes of a run call this alike, as they do `finetune`. Raises `ValueError` for a directory of
-    another protocol, folds that the data set does not have, and whatever `finetune` raises.
+    another protocol or in which another process is at work, folds that the data set does not have, and whatever
+    `finetune` raises.
     """
     out, planned = Path(out), runs(recipe)
-    check_folds(recipe, where)
-    by_first(lambda: open_protocol(out, recipe, where))
-    finished = by_first(lambda: [run.directory for run in planned if (out / run.directory / RESULT).exists()])
-    results = {run: _read(out / run.directory / RESULT) for run in planned if run.directory in finished}
-    seconds, steps, whole = 0.0, 0, 0
-    for number, run in enumerate(planned, start=1):
-        if run in results:
+    check_folds(recipe, sources)
+    with ExitStack() as held:
+        by_first(lambda: held.enter_context(locked(out)))
+        by_first(lambda: open_protocol(out, recipe, sources))
+        results = _finished(out, planned)
+        for run in results:
             tidy(out / run.directory, options)
-            continue
-        if by_first(stop):
-            return
-        left = len(planned) - len(results)
-        yield Next(
-            run=run,
-            number=number,
-            total=len(planned),
-            finished=len(results),
-            seconds_left=left * whole * seconds / steps if steps else None,
-        )
+        pace = _Pace()
+        for number, run in enumerate(planned, start=1):
+            if run in results:
+                continue
+            if by_first(stop):
+                return
+            left = pace.left(runs=len(planned) - len(results))
+            yield Next(run=run, number=number, total=len(planned), finished=len(results), seconds_left=left)
+            place = out / run.directory
+            events = finetune(
+                alone(recipe, run),
+                place,
+                seed=run.seed,
+                sources=at_fold(sources, run.fold),
+                options=options,
+                stop=stop,
+            )
+            for event in pace.measured(events):
+                if isinstance(event, Beginning) and event.selects_on is None:
+                    raise ValueError(f"{event.dataset.name} has no validation or test clips to report on")
+                yield event
+            if event.result is None:
+                return
+            results[run] = _read(place / RESULT)
+            gc.collect()  # weights and moments hang in reference cycles, and the next run needs the device's memory
+        summary = summarize({run: results[run] for run in planned})
+        content = {"recipe": recipe.to_json(), "where": _place(sources)} | summary.to_json()
+        by_first(lambda: write_text(out / SUMMARY, json.dumps(content, indent=1, allow_nan=False, default=str) + "\n"))
+        yield summary
+
+
+@dataclasses.dataclass
+class _Pace:
+    """The speed of the runs so far: `steps` done in `seconds`, and the steps of a `whole` run."""
+
+    seconds: float = 0.0
+    steps: int = 0
+    whole: int = 0
+
+    def left(self, *, runs: int) -> float | None:
+        """Seconds that so many whole runs take; None before there is a pace."""
+        return runs * self.whole * self.seconds / self.steps if self.steps else None
+
+    def measured(self, events: Iterator[Event]) -> Iterator[Event]:
+        """The events of a run as they are, and their pace."""
         began = time.perf_counter()
-        for event in finetune(
-            alone(recipe, run),
-            out / run.directory,
-            seed=run.seed,
-            where=at_fold(where, run.fold),
-            options=options,
-            stop=stop,
-        ):
+        for event in events:
             match event:
                 case Beginning():
-                    if event.selects_on is None:
-                        raise ValueError(f"{event.dataset.name} has no validation or test clips to report on")
-                    whole, steps = event.total_steps, steps - event.step
+                    self.whole, self.steps = event.total_steps, self.steps - event.step
                 case Outcome():
-                    steps += event.step
+                    self.steps += event.step
             yield event
-        seconds += time.perf_counter() - began
-        if event.result is None:
-            return
-        results[run] = _read(out / run.directory / RESULT)
-        gc.collect()  # weights and moments hang in reference cycles, and the next run needs the device's memory
-    summary = summarize({run: results[run] for run in planned})
-    content = {"recipe": recipe.to_json(), "where": _place(where)} | summary.to_json()
-    by_first(lambda: write_text(out / SUMMARY, json.dumps(content, indent=1, allow_nan=False, default=str) + "\n"))
-    yield summary
+        self.seconds += time.perf_counter() - began
 
 
 def runs(recipe: Recipe) -> tuple[Run, ...]:
@@ -186,29 +205,29 @@ def alone(recipe: Recipe, run: Run) -> Recipe:
     return dataclasses.replace(recipe, data=data, loop=loop)
 
 
-def at_fold(where: Where, fold: int | None) -> Where:
-    return where if fold is None else dataclasses.replace(where, fold=fold)
+def at_fold(sources: Sources, fold: int | None) -> Sources:
+    return sources if fold is None else dataclasses.replace(sources, fold=fold)
 
 
-def check_folds(recipe: Recipe, where: Where) -> None:
+def check_folds(recipe: Recipe, sources: Sources) -> None:
     """Raises `ValueError` unless the data set has exactly the kind of split, and all the folds, that the recipe has.
 
     Without it own data would be trained on once per fold of a recipe made for ESC-50, each time the same.
     """
     folds, name = recipe.data.folds, recipe.data.dataset
-    source = where.source(recipe)
+    source = sources.of(recipe)
     if not (isinstance(source, ESC50) or (isinstance(source, Shards) and source.has_folds)):
         if folds:
             raise ValueError(f"{name} has no folds, but data.folds is {list(folds)}; give --data.folds and no number")
     elif not folds:
         raise ValueError(f"{name} has folds, but the recipe names none; say which to hold out, one after the other")
     for fold in folds:
-        at_fold(where, fold).source(recipe).read()
+        at_fold(sources, fold).of(recipe).read()
 
 
-def open_protocol(directory: Path, recipe: Recipe, where: Where) -> None:
+def open_protocol(directory: Path, recipe: Recipe, sources: Sources) -> None:
     """Prepares a protocol's directory. Raises `ValueError` for one of other settings, or that is something else."""
-    shared = {"recipe": recipe.to_json(), "where": _place(where)}
+    shared = {"recipe": recipe.to_json(), "where": _place(sources)}
     del shared["recipe"]["data"]["folds"], shared["recipe"]["loop"]["seeds"]
     shared = json.loads(json.dumps(shared, default=str))
     if not (directory / SHARED).exists():
@@ -273,8 +292,14 @@ def _spread(scores: list[tuple[int, float]]) -> Spread:
     )
 
 
-def _place(where: Where) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(where).items() if name != "fold"}
+def _place(sources: Sources) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(sources).items() if name != "fold"}
+
+
+def _finished(out: Path, planned: Sequence[Run]) -> dict[Run, dict[str, Any]]:
+    """The results of the runs that are finished, as the first process sees them."""
+    found = by_first(lambda: [run.directory for run in planned if (out / run.directory / RESULT).exists()])
+    return {run: _read(out / run.directory / RESULT) for run in planned if run.directory in found}
 
 
 def _read(path: Path) -> dict[str, Any]:

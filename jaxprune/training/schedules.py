@@ -1,4 +1,4 @@
-"""What changes during a run: the keep rate, the sizes the model is compiled for on the way, and the learning rate.
+"""The course of a run: its keep rate, the sizes that the model is compiled for on the way, and its learning rate.
 
 The keep rate is a host-side number, because it decides token counts before the call; the learning rate is an optax
 schedule, a function of the update's number inside the jitted step. Settings are `jaxprune.training.settings`. Steps are
@@ -21,41 +21,41 @@ LearningRate = Callable[[int | Int[Array, ""]], Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KeepRate:
-    """The keep rate at each step: 1 until `start`, then half a cosine down to `base`, which it keeps.
+class KeepRateSchedule:
+    """The keep rate at each step: 1 until `start`, then half a cosine down to `target`, which it keeps.
 
-    After `start` it is base + (1 - base) (cos(pi p) + 1) / 2, where p is the share of `length` steps gone by (EViT,
+    After `start` it is target + (1 - target) (cos(pi p) + 1) / 2, where p is the share of `length` steps gone by (EViT,
     Liang et al. 2022), in Python floats. It is computed at every multiple of `hold` steps and held in between: 1 is
     EViT's every step, an epoch's steps is the released audio code's once an epoch.
     """
 
-    base: float
+    target: float
     start: int
     length: int
     hold: int = 1
 
     def __call__(self, step: int) -> float:
-        """The rate in a step, in [base, 1]."""
+        """The rate in a step, in [target, 1]."""
         gone = step // self.hold * self.hold - self.start
         if gone < 0:
             return 1.0
         if gone >= self.length:
-            return float(self.base)
-        return self.base + (1 - self.base) * (math.cos(math.pi * (gone / self.length)) + 1) / 2
+            return float(self.target)
+        return self.target + (1 - self.target) * (math.cos(math.pi * (gone / self.length)) + 1) / 2
 
     def shrinking(self, step: int) -> bool:
-        """Whether the fall has begun, so that SpecAugment and patch masking are off. Never where the base is 1."""
-        return self.base < 1 and step >= self.start
+        """True from the beginning of the fall, when SpecAugment and patch masking stop; never where the target is 1."""
+        return self.target < 1 and step >= self.start
 
 
-def keep_rate(prune: Prune, *, steps_per_epoch: int) -> KeepRate:
+def keep_rate_schedule(prune: Prune, *, steps_per_epoch: int) -> KeepRateSchedule:
     """The schedule of a recipe's pruning. `prune.shrink_start` counts epochs from `prune.first_epoch`.
 
     Raises `ValueError` for less than one step an epoch.
     """
     check_steps(steps_per_epoch)
-    return KeepRate(
-        base=prune.keep_rate,
+    return KeepRateSchedule(
+        target=prune.keep_rate,
         start=(prune.shrink_start - prune.first_epoch) * steps_per_epoch,
         length=prune.shrink_epochs * steps_per_epoch,
         hold={"epoch": steps_per_epoch, "step": 1}[prune.update],
@@ -65,15 +65,15 @@ def keep_rate(prune: Prune, *, steps_per_epoch: int) -> KeepRate:
 def stages_at(rate: float, prune: Prune, *, patches: int) -> dict[int, Stage]:
     """The stages that keep exactly what `TopK` at `rate` keeps, in one of few compiled sizes.
 
-    Rate 1 and the base rate gather exactly. Between them, [base, 1] is cut into `prune.buckets` equal slices; a rate
+    Rate 1 and the target gather exactly. Between them, [target, 1] is cut into `prune.buckets` equal slices; a rate
     computes on the counts of its slice's upper end and masks the surplus, so every rate of a slice shares one
     compilation. Thus a whole run compiles the step at most `buckets + 2` times, and once more if patches are masked
-    out before the shrinking: ten with the default 7, whatever the base and the schedule's length. Over the shrinking it
-    computes at most 3.2 % more than exact gathering on the way to 0.7 and 5.2 % to 0.5 (`test_slices_cost_little`).
+    out before the shrinking: ten with the default 7, whatever the target and the schedule's length. Over the shrinking
+    it computes at most 3.2 % more than exact gathering on the way to 0.7 and 5.2 % to 0.5 (`test_slices_cost_little`).
 
     A rate just under 1 keeps every patch but sorts them, which changes nothing but float rounding. `patches` are those
     that enter block 0: fewer than the model's where some are masked out. Raises `ValueError` for a rate outside
-    [base, 1].
+    [target, 1].
     """
     if not prune.keep_rate <= rate <= 1:
         raise ValueError(f"keep rate {rate} does not occur on the way from 1 to {prune.keep_rate}")
@@ -86,7 +86,7 @@ def stages_at(rate: float, prune: Prune, *, patches: int) -> dict[int, Stage]:
 
 
 def slice_end(rate: float, prune: Prune) -> float:
-    """The upper end of the slice of [base, 1] that a rate lies in; of the higher slice, for a rate between two."""
+    """The upper end of the slice of [target, 1] that a rate lies in; of the higher slice, for a rate between two."""
     width = (1 - prune.keep_rate) / prune.buckets
     above = max(0, math.floor((1 - rate) / width - 1e-9))  # whole slices between the rate and 1
     return 1 - above * width
@@ -98,7 +98,10 @@ def compilations(rates: Sequence[float], prune: Prune, *, patches: int) -> int:
 
 
 def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> LearningRate:
-    """The recipe's learning rate as an optax schedule of the update's number. Raises `ValueError` as `keep_rate`."""
+    """The recipe's learning rate as an optax schedule of the update's number.
+
+    Raises `ValueError` for less than one step an epoch.
+    """
     check_steps(steps_per_epoch)
     match recipe.schedule:
         case Cosine() as cosine:

@@ -1,4 +1,4 @@
-"""A run's metrics as TensorBoard event files: what `jaxprune.training.checkpoints.MetricsLog` writes as lines, as
+"""A run's metrics as TensorBoard event files: what `jaxprune.training.run_directory.MetricsLog` writes as lines, as
 curves.
 
     run/tensorboard/train/         each update: loss, gradient norm, learning rate, keep rate, clips a second
@@ -12,7 +12,7 @@ import math
 import os
 from pathlib import Path
 
-from jaxprune.training.loop import Evaluation, Step
+from jaxprune.training.events import Evaluation, Step
 
 EVENTS = "tensorboard"
 

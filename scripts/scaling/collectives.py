@@ -22,8 +22,9 @@ from jaxprune.config import ModelConfig
 from jaxprune.features import sample_count
 from jaxprune.models import Classifier, abstract
 from jaxprune.parallel.devices import Layout
-from jaxprune.training.loop import Sound, Training
+from jaxprune.training.loop import Training
 from jaxprune.training.settings import Recipe
+from jaxprune.training.step import Sound
 
 # What makes the CPU's machine code fast takes most of the time, and nobody runs it.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

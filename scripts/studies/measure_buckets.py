@@ -15,7 +15,7 @@ from jaxprune.cost import macs
 from jaxprune.models import abstract
 from jaxprune.reduction.policy import Policy, top_k_stages
 from jaxprune.training.recipes import recipe as named
-from jaxprune.training.schedules import compilations, keep_rate, stages_at
+from jaxprune.training.schedules import compilations, keep_rate_schedule, stages_at
 
 
 def main(
@@ -44,7 +44,7 @@ def main(
     model = abstract(config)
     whole = macs(model, Policy(model.score, {}))
     prune = dataclasses.replace(recipe.prune, keep_rate=base)
-    schedule = keep_rate(prune, steps_per_epoch=steps_per_epoch)
+    schedule = keep_rate_schedule(prune, steps_per_epoch=steps_per_epoch)
     rates = [schedule(epoch * steps_per_epoch) for epoch in range(recipe.loop.epochs)]
 
     def work(stages_of) -> float:

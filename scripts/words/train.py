@@ -29,9 +29,10 @@ from jaxprune.evaluation.evaluate import evaluate, keep_policies
 from jaxprune.evaluation.timing import milliseconds
 from jaxprune.files import write_text
 from jaxprune.models import Classifier, build, deepened
-from jaxprune.training.checkpoints import RESULT, StopOnSignal
+from jaxprune.parallel.processes import StopOnSignal
 from jaxprune.training.finetune import finetune
 from jaxprune.training.recipes import recipe
+from jaxprune.training.run_directory import RESULT
 from jaxprune.training.settings import Recipe
 
 SHALLOW = 2  # blocks of the model that is trained first

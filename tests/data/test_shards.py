@@ -21,9 +21,9 @@ from jaxprune.data.own import Folder
 from jaxprune.data.records import Dataset, Record
 from jaxprune.data.shards import Shards, decoded
 from jaxprune.data.statistics import measure
-from jaxprune.training.finetune import Where
 from jaxprune.training.protocol import check_folds
 from jaxprune.training.recipes import recipe
+from jaxprune.training.start import Sources
 
 SCRIPT = ROOT / "scripts" / "shard.py"
 
@@ -139,8 +139,8 @@ def test_folds_and_label_order_are_chosen_when_read(tmp_path):
     refuses(dataclasses.replace(source, labels=tmp_path / "labels.json"), "labels are not in ")
     made = recipe("ast-esc50")
     made = dataclasses.replace(made, data=dataclasses.replace(made.data, root=str(source.root), folds=(1, 2, 3)))
-    check_folds(made, Where())
-    assert Where(fold=2).source(made) == dataclasses.replace(source, fold=2)
+    check_folds(made, Sources())
+    assert Sources(fold=2).of(made) == dataclasses.replace(source, fold=2)
 
 
 def test_what_was_cut_off_goes_on(tmp_path, monkeypatch):

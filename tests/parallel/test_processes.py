@@ -18,8 +18,8 @@ from training_runs import child_environment
 import jaxprune
 from jaxprune.checkpoint import leaves
 from jaxprune.parallel.processes import Launch, by_first, gather, joined, together
-from jaxprune.training.checkpoints import read_metrics
 from jaxprune.training.finetune import finetune
+from jaxprune.training.run_directory import read_metrics
 
 PATIENCE = 600  # seconds, on a machine that is busy
 

@@ -10,7 +10,7 @@ from quick import QUICK
 
 from jaxprune.config import ModelConfig
 from jaxprune.training.recipes import recipe
-from jaxprune.training.schedules import keep_rate
+from jaxprune.training.schedules import keep_rate_schedule
 from jaxprune.training.settings import Recipe
 from scripts.scaling.projection import Accelerator, Assumptions, StepTime, cores, reduced_bytes, steady, step_time
 from scripts.scaling.weak import ALONE, AT_ONCE, TOGETHER, WeakScaling, measure
@@ -65,7 +65,7 @@ def test_bytes_must_be_the_same_everywhere():
 @pytest.mark.parametrize("name", ["audiomae-as20k", "ast-as20k"])
 def test_steady_recipes_stay_at_their_rate(name):
     made = steady(recipe(name), keep_rate=0.7, size="small")
-    assert keep_rate(made.prune, steps_per_epoch=10)(0) == 0.7
+    assert keep_rate_schedule(made.prune, steps_per_epoch=10)(0) == 0.7
     assert (made.augment.patch_mask, made.start.size) == (0, "small")
 
 

@@ -17,9 +17,10 @@ from jaxprune.checkpoint import leaves
 from jaxprune.config import Card
 from jaxprune.data.records import Dataset, Record
 from jaxprune.inference import has_random_weights
-from jaxprune.training.checkpoints import read_metrics
-from jaxprune.training.finetune import Beginning, Options, Outcome, Where, finetune, fitted, starting_model
+from jaxprune.training.finetune import Beginning, Options, Outcome, finetune
+from jaxprune.training.run_directory import read_metrics
 from jaxprune.training.settings import Loop, Start
+from jaxprune.training.start import Sources, fitted, starting_model
 
 SCRIPT = ROOT / "scripts" / "finetune.py"
 EPOCHS, STEPS = 3, 2
@@ -225,7 +226,7 @@ def test_errors_are_one_sentence(monkeypatch, capsys, options, said):
 def test_published_data_sets_are_found_by_name_and_own_data_by_what_lies_there(tmp_path):
     def kind(dataset: str, root: Path) -> str:
         data = dataclasses.replace(recipe().data, dataset=dataset, root=str(root))
-        return type(Where().source(recipe(data=data))).__name__
+        return type(Sources().of(recipe(data=data))).__name__
 
     (tmp_path / "list.csv").touch()
     found = [kind(name, tmp_path) for name in ("esc50", "speechcommands", "voxceleb1", "audioset", "mine")]

@@ -36,7 +36,7 @@ from jaxprune.evaluation.metrics import LOSS_OF, LOSSES
 from jaxprune.features import model_input, sample_count
 from jaxprune.models import topk
 from jaxprune.parallel.devices import Layout
-from jaxprune.reduction.policy import top_k_stages
+from jaxprune.reduction.policy import Policy, top_k_stages
 from jaxprune.training.events import Evaluation, NotFinite, Step
 from jaxprune.training.loop import Training
 from jaxprune.training.recipes import RECIPES
@@ -68,7 +68,7 @@ def run(dataset):
     rewound = Rewound(trained)
     with batches(dataset, made) as loader:
         steps = list(trained.fit(loader))
-    return Run(steps, trained.compilations, trained._step._cache_size(), int(trained.state.step), rewound)
+    return Run(steps, trained.compilations, trained._program._step._cache_size(), int(trained.state.step), rewound)
 
 
 def random_batch(*, seed: int = 0, clips: int = BATCH) -> Batch:
@@ -84,7 +84,15 @@ def random_batch(*, seed: int = 0, clips: int = BATCH) -> Batch:
 
 def test_losses_of_a_whole_run_equal_those_of_exact_gathering(dataset, run):
     made, steps = recipe(), run.steps
-    exact = training(made, stages=lambda rate, patches: top_k_stages(dict.fromkeys(made.prune.blocks, rate)))
+    exact = training(made)
+    plan = exact.plan
+
+    def gathered(step):
+        now = plan(step)
+        stages = top_k_stages(dict.fromkeys(made.prune.blocks, now.keep_rate_now))
+        return now.replace(policy=Policy(exact.score, stages))
+
+    exact.plan = gathered
     with batches(dataset, made) as loader:
         reference = list(exact.fit(loader))
     assert [step.step for step in steps] == list(range(TOTAL))
@@ -123,7 +131,7 @@ def test_no_published_run_compiles_more_than_ten_sizes(name):
     )
     trained = training(made, model=model(published.start.family, depth=10, width=12))
     plans = [trained.plan(step) for step in range(trained.total_steps)]
-    sizes = {(jax.tree.structure(plan.policy), plan.augment.patch_mask) for plan in plans}
+    sizes = {jax.tree.structure(plan) for plan in plans}
     assert (3 if made.prune.shrink_epochs else 1) <= len(sizes) <= 10
 
 
@@ -155,14 +163,15 @@ def test_masking_and_spec_augment_are_off_from_shrink_start_in_the_step_itself(s
     plain = LOSSES["ce"](jaxprune.compiled(trusted)(mel, policy).logits, jax.numpy.asarray(batch.targets))
     differ = np.abs(np.asarray(measured.losses) - np.asarray(plain)) > 1e-5
     assert differ.all() if step < SHRINK * STEPS else not differ.any()
-    assert trained.plan(step).augment == (made.augment if step < SHRINK * STEPS else Augment())
+    plan, on = trained.plan(step), step < SHRINK * STEPS
+    assert (plan.hidden, float(plan.amounts.time_mask), float(plan.amounts.freq_mask)) == (0.3 * on, 24 * on, 24 * on)
 
 
 def test_without_pruning_masking_goes_on_to_the_end():
     made = recipe(prune=dataclasses.replace(recipe().prune, keep_rate=1.0))
     trained = training(made)
-    assert {trained.plan(step).augment for step in range(TOTAL)} == {made.augment}
-    assert {trained.plan(step).keep_rate for step in range(TOTAL)} == {1.0}
+    plans = [trained.plan(step) for step in range(TOTAL)]
+    assert {(plan.keep_rate_now, plan.hidden, float(plan.amounts.time_mask)) for plan in plans} == {(1.0, 0.3, 24.0)}
 
 
 def test_the_seed_and_the_step_decide_what_is_drawn():

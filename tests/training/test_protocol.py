@@ -23,10 +23,10 @@ from jaxprune.config import Card
 from jaxprune.data.records import Dataset, Record
 from jaxprune.parallel import processes
 from jaxprune.training import protocol
-from jaxprune.training.checkpoints import MetricsLog, read_metrics
-from jaxprune.training.finetune import Beginning, Outcome, Where
+from jaxprune.training.finetune import Beginning, Outcome
 from jaxprune.training.protocol import Next, Run, Summary, carry_out, runs, summarize
 from jaxprune.training.recipes import RECIPES
+from jaxprune.training.run_directory import MetricsLog, read_metrics
 from jaxprune.training.settings import AdamW, Augment, Cosine, Data, Loop, Precision, Prune, Recipe, Start
 
 SCRIPT = ROOT / "scripts" / "protocol.py"
@@ -94,10 +94,10 @@ def begun(monkeypatch) -> list[tuple[int, int]]:
     """The (fold, seed) of each fine-tuning run that is begun or gone on with."""
     noted, real = [], protocol.finetune
 
-    def spy(recipe, out, *, seed, where, **rest):
-        noted.append((where.fold, seed))
-        assert (recipe.data.folds, recipe.loop.seeds) == ((where.fold,), (seed,))
-        return real(recipe, out, seed=seed, where=where, **rest)
+    def spy(recipe, out, *, seed, sources, **rest):
+        noted.append((sources.fold, seed))
+        assert (recipe.data.folds, recipe.loop.seeds) == ((sources.fold,), (seed,))
+        return real(recipe, out, seed=seed, sources=sources, **rest)
 
     monkeypatch.setattr(protocol, "finetune", spy)
     return noted
@@ -288,5 +288,5 @@ def test_data_without_clips_to_report_on_are_refused_before_training(esc50, star
         home.mkdir(parents=True, exist_ok=True)
         (home / clip.name).symlink_to(clip)
     with pytest.raises(ValueError, match="has no validation or test clips to report on"):
-        list(carry_out(own, tmp_path / "out", where=Where()))
+        list(carry_out(own, tmp_path / "out"))
     assert read_metrics(tmp_path / "out" / "seed-3" / "metrics.jsonl") == []

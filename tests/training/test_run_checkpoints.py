@@ -19,23 +19,11 @@ from quick import quick_compiling  # noqa: F401
 from training_runs import STEPS, Poisoned, Rewound, batches, child_environment, corpus, recipe, training
 
 from jaxprune.parallel.devices import Layout
-from jaxprune.training.checkpoints import (
-    METRICS,
-    RECIPE,
-    RESULT,
-    Checkpoints,
-    Facts,
-    MetricsLog,
-    StopOnSignal,
-    clear,
-    finished,
-    named_arrays,
-    open_run,
-    read_metrics,
-    start_or_resume,
-)
+from jaxprune.parallel.processes import StopOnSignal
+from jaxprune.training.checkpoints import Checkpoints, Facts, named_arrays, start_or_resume
 from jaxprune.training.events import Evaluation, NotFinite, Step
-from jaxprune.training.loop import State
+from jaxprune.training.run_directory import METRICS, RECIPE, RESULT, MetricsLog, clear, finished, open_run, read_metrics
+from jaxprune.training.step import State
 
 # One compiled size, so that these tests are about saving; the schedule's are in test_train.
 RECIPE_OF_TEST = recipe(prune=dataclasses.replace(recipe().prune, keep_rate=1.0))
@@ -158,7 +146,6 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from training.test_run_checkpoints import *
-from jaxprune.training.checkpoints import StopOnSignal
 data, folder = Path(sys.argv[1]), Path(sys.argv[2])
 made, dataset = RECIPE_OF_TEST, corpus(data)
 trained = training(made)
@@ -300,7 +287,9 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_error_and_leaves_the_o
             list(trained.fit(loader, save=save, save_every=1))
 
     try:
-        with pytest.raises(OSError, match=r"a checkpoint could not be written .*Those of steps 1 are whole"):
+        with pytest.raises(
+            OSError, match=r"a checkpoint could not be written \(File too large\); those of steps 1 are whole"
+        ):
             until_full()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

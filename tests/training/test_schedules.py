@@ -18,7 +18,7 @@ from jaxprune.reduction.policy import Policy, top_k_stages
 from jaxprune.reduction.scores import ClsAttention
 from jaxprune.reduction.selection import TopK, keep_count
 from jaxprune.training.recipes import RECIPES
-from jaxprune.training.schedules import compilations, keep_rate, learning_rate, slice_end, stages_at
+from jaxprune.training.schedules import compilations, keep_rate_schedule, learning_rate, slice_end, stages_at
 from jaxprune.training.settings import AdamW, Cosine, Loop, Prune, StepDecay
 
 ESC50 = dataclasses.replace(RECIPES["audiomae-esc50"].prune, keep_rate=0.5)
@@ -26,7 +26,7 @@ ESC50 = dataclasses.replace(RECIPES["audiomae-esc50"].prune, keep_rate=0.5)
 
 def epochs(prune, count, *, steps_per_epoch=7):
     """The rate of every step, epoch by epoch."""
-    schedule = keep_rate(prune, steps_per_epoch=steps_per_epoch)
+    schedule = keep_rate_schedule(prune, steps_per_epoch=steps_per_epoch)
     return [[schedule(epoch * steps_per_epoch + i) for i in range(steps_per_epoch)] for epoch in range(count)]
 
 
@@ -67,9 +67,9 @@ def test_evit_moves_every_step_and_meets_the_released_values_at_the_epochs():
 
 
 def test_masking_stops_when_the_shrinking_begins_and_only_if_there_is_any():
-    schedule = keep_rate(ESC50, steps_per_epoch=10)
+    schedule = keep_rate_schedule(ESC50, steps_per_epoch=10)
     assert [schedule.shrinking(step) for step in (0, 199, 200, 700, 1199)] == [False, False, True, True, True]
-    unpruned = keep_rate(dataclasses.replace(ESC50, keep_rate=1.0), steps_per_epoch=10)
+    unpruned = keep_rate_schedule(dataclasses.replace(ESC50, keep_rate=1.0), steps_per_epoch=10)
     assert not any(unpruned.shrinking(step) for step in (0, 200, 1199))
 
 
@@ -80,7 +80,7 @@ def test_shrinking_in_no_time_is_a_step():
 
 def test_an_epoch_without_steps_is_refused():
     with pytest.raises(ValueError, match="larger than the data set"):
-        keep_rate(ESC50, steps_per_epoch=0)
+        keep_rate_schedule(ESC50, steps_per_epoch=0)
 
 
 def test_both_ends_gather_exactly_and_the_way_between_is_masked():
@@ -137,7 +137,7 @@ def test_slices_cost_little(patches, base, allowed, length, update):
     """At most nine compilations (a tenth is left for patches masked out before the shrinking), and the shrinking alone
     computes at most `allowed` times what exact gathering would. A whole run is nearer to 1."""
     prune = Prune(keep_rate=base, shrink_start=2, shrink_epochs=length, update=update)
-    schedule = keep_rate(prune, steps_per_epoch=3)
+    schedule = keep_rate_schedule(prune, steps_per_epoch=3)
     rates = [schedule(step) for step in range(3 * (length + 4))]
     assert rates[0] == 1
     assert rates[-1] == base
@@ -152,7 +152,7 @@ def test_a_run_down_the_schedule_equals_exact_gathering_and_compiles_as_counted(
     model = jaxprune.build(small("audiomae", mels=64, depth=2))
     patches, mel = model.config.patches, jnp.asarray(random_mel(model.config))
     prune = Prune(keep_rate=0.5, blocks=(0, 1), shrink_start=1, shrink_epochs=12, buckets=2)
-    schedule = keep_rate(prune, steps_per_epoch=1)
+    schedule = keep_rate_schedule(prune, steps_per_epoch=1)
     rates = [schedule(step) for step in range(15)]
     traces = 0
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxprune.training.checkpoints import MetricsLog, read_metrics
-from jaxprune.training.loop import Evaluation, Step
+from jaxprune.training.events import Evaluation, Step
+from jaxprune.training.run_directory import MetricsLog, read_metrics
 from jaxprune.training.tensorboard import EventLog
 
 KINDS = {"step": "train", "evaluation": "evaluation"}

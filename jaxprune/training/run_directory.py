@@ -1,0 +1,149 @@
+"""A run's directory: what is in it, whether a run may begin or go on there, and the log of its metrics.
+
+    run/recipe.json     everything that decides the run, as it was resolved
+    run/checkpoints/    what a killed run goes on from (`jaxprune.training.checkpoints`); gone when the run is finished
+    run/metrics.jsonl   a line an update and a line an evaluation
+    run/model/          the model that came out (`jaxprune.checkpoint`)
+    run/result.json     the outcome; there when the run is finished
+
+Checkpoints are removed only after result.json is there, so a run may be killed at any moment.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxprune.files import write_text
+from jaxprune.training.events import Evaluation, Step
+from jaxprune.training.settings import Recipe
+
+RECIPE, CHECKPOINTS, METRICS, MODEL, RESULT = "recipe.json", "checkpoints", "metrics.jsonl", "model", "result.json"
+
+
+def finished(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> dict[str, Any] | None:
+    """The result of a finished run, or None where there is none. Raises `ValueError` where it had other settings."""
+    directory = Path(directory)
+    try:
+        result = json.loads((directory / RESULT).read_text(encoding="utf-8"))
+        saved = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{directory} holds a finished run that cannot be read ({error})") from error
+    if others := differences(saved, _settings(recipe, seed=seed)):
+        raise ValueError(
+            f"{directory} holds a finished run with other settings ({'; '.join(others[:3])}); choose another output "
+            "directory"
+        )
+    return result
+
+
+def open_run(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> bool:
+    """Prepares a run's directory. True where it holds an unfinished run of the same recipe and seed, to go on with.
+
+    Raises `ValueError` for a directory that holds a finished run, one of another recipe (naming what differs), or
+    something else.
+    """
+    directory = Path(directory)
+    settings = _settings(recipe, seed=seed)
+    if (directory / RESULT).exists():
+        raise ValueError(f"{directory} holds a finished run; choose another output directory")
+    try:
+        saved = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise ValueError(f"{directory} exists and is no run; choose another output directory") from None
+        write_text(directory / RECIPE, json.dumps(settings, indent=1) + "\n")
+        return False
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{directory / RECIPE} cannot be read ({error})") from error
+    if others := differences(saved, settings):
+        raise ValueError(
+            f"{directory} holds an unfinished run with other settings ({'; '.join(others[:3])}); give the same ones "
+            "to go on with it, or choose another output directory"
+        )
+    return True
+
+
+def clear(directory: str | os.PathLike) -> None:
+    """Removes a finished run's checkpoints, or what is left of them; its model and result stay.
+
+    Raises `ValueError` for a run that is not finished.
+    """
+    directory = Path(directory)
+    if not (directory / RESULT).exists():
+        raise ValueError(f"{directory} holds no finished run, so its checkpoints are still needed")
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line, `{"kind": "step" | "evaluation", ...}`, written as it happens.
+
+    Opened at a resumed step, it loses the lines of updates from there on, which will come again, and a last line that
+    was cut off. What is not a finite number is null.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, step: int = 0):
+        path = Path(path)
+        kept = [line for line in read_metrics(path) if line["step"] < step or line["kind"] != "step"]
+        kept = [line for line in kept if line["step"] <= step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, event: Step | Evaluation) -> None:
+        values = {"kind": type(event).__name__.lower()} | dataclasses.asdict(event)
+        self._file.write(json.dumps(finite(values), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a metrics log, without one that was cut off; none where there is no file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
+    return found
+
+
+def differences(one: Any, other: Any, *, name: str = "") -> list[str]:
+    """The places where two JSON values differ, each in words."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [
+            found
+            for key in sorted(one.keys() | other.keys())
+            for found in differences(one.get(key), other.get(key), name=f"{name}.{key}" if name else key)
+        ]
+    return [] if one == other else [f"{name} is {one!r} there, {other!r} here"]
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with None for numbers that JSON cannot hold."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+
+
+def _settings(recipe: Recipe, *, seed: int) -> dict[str, Any]:
+    """The content of recipe.json, as it is read back."""
+    return json.loads(json.dumps({"seed": seed} | recipe.to_json()))

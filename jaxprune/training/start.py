@@ -1,0 +1,102 @@
+"""The beginning of a run: where its clips are, the recipe fitted to them, and the model that it starts from.
+
+A recipe is made for a data set of its own. Here it meets the data at hand: other classes, own sounds, one fold.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from jaxprune import checkpoint
+from jaxprune.data.published import ESC50, AudioSet, Folder, Manifest, Shards, Source, SpeechCommands, VoxCeleb1
+from jaxprune.data.records import Dataset
+from jaxprune.data.shards import is_shards
+from jaxprune.models import Classifier, build
+from jaxprune.training.settings import Recipe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sources:
+    """The places of the clips, as far as `data.root` does not tell them."""
+
+    # ESC-50: the fold to test on.
+    fold: int = 1
+    # Label file, where classes are not in alphabetical order; AudioSet: by default class_labels_indices.csv in root.
+    labels: Path | None = None
+    # AudioSet: the JSON file of the training clips.
+    train_json: Path | None = None
+    # AudioSet: the JSON file of the evaluation clips.
+    test_json: Path | None = None
+    # VoxCeleb-1: other folders that hold speakers.
+    also: tuple[Path, ...] = ()
+
+    def of(self, recipe: Recipe) -> Source:
+        """The recipe's data set at its root: shards if they are there, a published one by name, else own data.
+
+        Raises `ValueError` where no root is given.
+        """
+        root = Path(recipe.data.root)
+        if not recipe.data.root:
+            raise ValueError(f"where {recipe.data.dataset} lies was not said; give --data.root")
+        if is_shards(root):
+            return Shards(root=root, fold=self.fold, labels=self.labels)
+        match recipe.data.dataset:
+            case "esc50":
+                return ESC50(root=root, fold=self.fold)
+            case "speechcommands":
+                return SpeechCommands(root=root, labels=self.labels)
+            case "voxceleb1":
+                return VoxCeleb1(root=root, also=self.also, labels=self.labels)
+            case "audioset":
+                labels = self.labels or root / "class_labels_indices.csv"
+                return AudioSet(labels=labels, train=self.train_json, test=self.test_json, root=root)
+        return Manifest(path=root, labels=self.labels) if root.is_file() else Folder(root=root, labels=self.labels)
+
+
+def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with the data set's number of classes and the fold it tests on, and the changes in words.
+
+    The fold is in the recipe so that a run is not resumed on another one, whose test clips it has trained on. Raises
+    `ValueError` for a loss that the labels do not allow.
+    """
+    notes = ()
+    tested = {record.fold for record in dataset.records if record.split == "test" and record.fold is not None}
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folds=tuple(sorted(tested))))
+    if recipe.data.classes != len(dataset.labels):
+        notes = (f"{dataset.name} has {len(dataset.labels)} classes, not {recipe.data.classes}: the head has as many",)
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, classes=len(dataset.labels)))
+    if recipe.loop.loss == "ce" and not dataset.single_label:
+        raise ValueError(f"{dataset.name} has clips of several classes; the loss must be bce (--loop.loss bce)")
+    return recipe, notes
+
+
+def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tuple[Classifier, tuple[str, ...]]:
+    """The recipe's model for these classes, and the changes to the checkpoint, in words.
+
+    From `start.checkpoint` with its position table fitted to the recipe's frames, and a new head, norm included, where
+    its classes are not these in this order; else of `start.size` from random weights. Raises `ValueError` for a
+    checkpoint of another family.
+    """
+    start, facts, dtype = recipe.start, recipe.data, recipe.precision.compute
+    if not start.checkpoint:
+        return build(recipe.model(), dtype=dtype, seed=seed), ("the model starts from random weights",)
+    card = checkpoint.load_card(start.checkpoint)
+    if card.model.family != start.family:
+        raise ValueError(f"{start.checkpoint} holds an {card.model.family}; the recipe trains an {start.family}")
+    loaded = checkpoint.load(start.checkpoint, frames=facts.frames)
+    weights = {name: np.asarray(leaf[...]) for name, leaf in checkpoint.leaves(loaded).items()}
+    config = dataclasses.replace(loaded.config, classes=facts.classes)
+    fresh, notes = build(config, dtype=dtype, seed=seed), []
+    if card.model.frames != facts.frames:
+        notes.append(f"the position table was fitted from {card.model.frames} frames to {facts.frames}")
+    if card.model.classes != facts.classes or (card.labels and card.labels != labels):
+        kept = {name: np.asarray(leaf[...]) for name, leaf in checkpoint.leaves(fresh).items() if _in_head(name)}
+        weights = {name: leaf for name, leaf in weights.items() if not _in_head(name)} | kept
+        notes.append(f"the head is new: the checkpoint's {card.model.classes} classes are not these {facts.classes}")
+    return checkpoint.fill(fresh, weights, source=start.checkpoint), tuple(notes)
+
+
+def _in_head(name: str) -> bool:
+    """True for weights of the classifier, its LayerNorm included: AST's `mlp_head`, AudioMAE's `fc_norm` and `head`."""
+    return name.startswith(("head.", "head_norm."))

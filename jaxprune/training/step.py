@@ -1,0 +1,189 @@
+"""One update on the device: from waveforms and a key to new weights, in one jitted program.
+
+`Program` holds a recipe's program, which is compiled once for every structure of a `Plan`. It keeps no state: the same
+arguments give the same result on any number of devices, up to rounding. `jaxprune.training.loop` decides the plans and
+feeds the batches; where arrays lie is `jaxprune.parallel.devices`' matter.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+from jaxtyping import Array, Float, Int, Key
+
+from jaxprune.checkpoint import dotted
+from jaxprune.evaluation.metrics import LOSSES, weighted_mean
+from jaxprune.models import Classifier, abstract
+from jaxprune.parallel.devices import Layout, on_host
+from jaxprune.reduction.policy import Policy
+from jaxprune.training import augment, schedules
+from jaxprune.training.optim import optimizer
+from jaxprune.training.settings import Recipe
+from jaxprune.vit import DropPath
+
+Weights = dict[str, Array]  # by dotted name
+
+
+@struct.dataclass
+class State:
+    """Everything that changes in training, and `step`, the number of updates made.
+
+    `params` are trained, `tables` are fixed; both by dotted name. `optimizer` is the optimiser's own state.
+    """
+
+    params: Weights
+    tables: Weights
+    optimizer: Any
+    step: Int[Array, ""]
+
+
+@struct.dataclass
+class Sound:
+    """A batch on the device: `jaxprune.data.batches.Batch` without its indices."""
+
+    waveforms: Float[Array, "b samples"]
+    lengths: Int[Array, "b"]
+    targets: Float[Array, "b y"]
+    weights: Float[Array, "b"]
+
+
+@struct.dataclass
+class Plan:
+    """The host's decisions for one update. Another structure of `policy`, or another `hidden`, compiles anew.
+
+    `policy` keeps patches at the rate `keep_rate_now`, which is there to be reported. `hidden` is the share of patch
+    rows and columns masked out before the blocks.
+    """
+
+    keep_rate_now: augment.Number
+    policy: Policy
+    amounts: augment.Amounts
+    drop_path: Float[Array, ""]
+    hidden: float = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Measured:
+    """An update's report: the mean loss, each clip's (in the batch's order), the gradient's global norm, the learning
+    rate."""
+
+    loss: Float[Array, ""]
+    losses: Float[Array, "b"]
+    gradient: Float[Array, ""]
+    lr: Float[Array, ""]
+
+
+class Program:
+    """The jitted update of a recipe for models like the given one, on the devices of a layout.
+
+    `compilations` counts the sizes that it was traced for.
+    """
+
+    def __init__(self, recipe: Recipe, model: Classifier, *, steps_per_epoch: int, layout: Layout):
+        self.recipe, self.config, self.layout = recipe, model.config, layout
+        self.compilations = 0
+        self._lr = schedules.learning_rate(recipe, steps_per_epoch=steps_per_epoch)
+        self._optimizer = optimizer(recipe.optimizer, self._lr, depth=model.config.depth)
+        self._graph, shapes = nnx.split(abstract(model.config, dtype=model.dtype))
+        self._leaves = list(nnx.to_flat_state(shapes))
+        self._step = jax.jit(self._update, donate_argnums=0)
+
+    def begin(self, model: Classifier) -> State:
+        """The state before the first update, of copies: the program reuses its buffers, the caller's model stays."""
+        params, tables = (
+            self.layout.put({dotted(path): on_host(leaf[...]) for path, leaf in nnx.to_flat_state(part)})
+            for part in nnx.state(model, nnx.Param, ...)
+        )
+        moments = jax.jit(lambda params: self.layout.lay(self._optimizer.init(params)))(params)
+        return State(params, tables, moments, self.layout.put(jnp.int32(0)))
+
+    def key(self, seed: int) -> Key[Array, ""]:
+        """The key of a run. The seed is no part of the program, so that runs share it."""
+        return jax.jit(jax.random.key, out_shardings=self.layout.whole)(seed)
+
+    def __call__(self, state: State, key: Key[Array, ""], sound: Sound, plan: Plan) -> tuple[State, Measured]:
+        """One update. It takes the state's buffers, and returns before the device is done."""
+        return self._step(state, key, sound, plan)
+
+    def lowered(self, state: State, key: Key[Array, ""], sound: Sound, plan: Plan) -> jax.stages.Lowered:
+        """The program for such arguments before XLA has it. `sound` may be shapes that say where they lie."""
+        shape = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.layout.whole)
+        return self._step.lower(self.layout.describe(state), shape, sound, plan)
+
+    def model(self, weights: Weights) -> Classifier:
+        """The model that has these weights, `params` and `tables` together."""
+        leaves = [(path, leaf.replace(weights[dotted(path)])) for path, leaf in self._leaves]
+        return nnx.merge(self._graph, nnx.from_flat_state(leaves))
+
+    def _update(self, state: State, key: Key[Array, ""], sound: Sound, plan: Plan) -> tuple[State, Measured]:
+        """Averages the gradients of the batch's parts, and makes one update."""
+        self.compilations += 1
+        key = jax.random.fold_in(key, state.step)
+
+        def of_part(params: Weights, key: Key[Array, ""], part: Sound) -> tuple[Array, Array]:
+            losses = self._losses(params | state.tables, key, part, plan)
+            return weighted_mean(losses, part.weights), losses
+
+        gradient_of = jax.value_and_grad(of_part, has_aux=True)
+        parts = self.recipe.loop.accumulate
+        if parts == 1:
+            (loss, losses), gradient = gradient_of(state.params, key, sound)
+        else:
+
+            def add(total: Any, part: Int[Array, ""]) -> tuple[Any, Array]:
+                # Part i has rows i, i + parts ...: each device keeps its own rows.
+                rows = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:])[:, part], sound)
+                (loss, losses), gradient = gradient_of(state.params, jax.random.fold_in(key, part), rows)
+                return jax.tree.map(jnp.add, total, (loss, gradient)), losses
+
+            nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+            total, losses = jax.lax.scan(add, nothing, jnp.arange(parts))
+            loss, gradient = jax.tree.map(lambda x: x / parts, total)
+            losses = losses.T.reshape(-1)
+        updates, moments = self._optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        losses = jax.lax.with_sharding_constraint(losses, self.layout.rows)
+        measured = Measured(loss, losses, optax.tree.norm(gradient), jnp.float32(self._lr(state.step)))
+        return self.layout.lay(State(params, state.tables, moments, state.step + 1)), measured
+
+    def _losses(self, weights: Weights, key: Key[Array, ""], sound: Sound, plan: Plan) -> Float[Array, "b"]:
+        """Each clip's loss, augmented and with patches masked out before the blocks."""
+        for_input, for_mask, for_drop = jax.random.split(key, 3)
+        facts = self.recipe.data
+        clips = len(sound.waveforms)
+        batch = augment.training_input(
+            for_input,
+            sound.waveforms,
+            lengths=sound.lengths,
+            labels=sound.targets,
+            amounts=plan.amounts,
+            frames=facts.frames,
+            mean=facts.mean,
+            std=facts.std,
+            mels=self.config.mels,
+        )
+        visible = None
+        if plan.hidden:
+            visible = augment.visible_patches(for_mask, clips=clips, config=self.config, hidden=plan.hidden)
+        output = self.model(self.layout.gathered(weights))(
+            batch.mel, plan.policy, visible=visible, drop_path=DropPath(for_drop, plan.drop_path)
+        )
+        return LOSSES[self.recipe.loop.loss](output.logits, batch.labels)
+
+
+def check_fit(recipe: Recipe, model: Classifier) -> None:
+    """Raises `ValueError` where the model is not the one the recipe trains."""
+    config, facts = model.config, recipe.data
+    pairs = {
+        "family": (config.family, recipe.start.family),
+        "frames": (config.frames, facts.frames),
+        "classes": (config.classes, facts.classes),
+        "compute dtype": (str(model.dtype), recipe.precision.compute),
+    }
+    for name, (has, wants) in pairs.items():
+        if has != wants:
+            raise ValueError(f"the model's {name} is {has}, but the recipe {recipe.name} calls for {wants}")
+    if beyond := [block for block in recipe.prune.blocks if block >= config.depth]:
+        raise ValueError(f"blocks {beyond} cannot prune: the model has blocks 0 to {config.depth - 1}")
