@@ -19,6 +19,7 @@ from training.test_tensorboard import curves
 from training_runs import CLASSES, FRAMES, model
 
 import jaxprune
+from jaxprune.cli import protocol as command
 from jaxprune.config import Card
 from jaxprune.data.records import Dataset, Record
 from jaxprune.parallel import processes
@@ -184,8 +185,9 @@ def test_what_was_cut_off_goes_on_and_the_summary_is_numpys(esc50, start, tmp_pa
     met = []
     with monkeypatch.context() as second:  # the second process of two says nothing
         second.setattr(processes, "is_first", lambda: False)
+        second.setattr(command, "is_first", lambda: False)
         second.setattr(protocol, "by_first", lambda action: action())  # the first is this same process
-        second.setattr(processes, "joined", lambda launch: met.append(launch) or nullcontext())
+        second.setattr(command, "joined", lambda launch: met.append(launch) or nullcontext())
         code, *said = script(*options, "--launch.coordinator", "h:1", "--launch.count", 2, "--launch.index", 1)
     assert (code, met) == (0, [processes.Launch(coordinator="h:1", count=2, index=1)])
     assert not any(said)
