@@ -1,23 +1,43 @@
-"""Sound files to waveforms: any wav, flac, ogg or mp3 as 16 kHz mono float32, cut into windows, padded into batches.
+"""Sound files to waveforms: any recording as 16 kHz mono float32, whole or window by window, padded into batches.
 
-What was changed on the way is said in a clip's notices, and a file that cannot be used raises one sentence that says
-why. Everything is NumPy on the host; spectrograms are `jaxprune.features`, data sets are `jaxprune.data.batches`.
+The notices of a clip say what was changed on the way. A file that cannot be used raises one sentence that says why.
+Everything is NumPy on the host. Files are opened and decoded by `jaxprune.decoding`, spectrograms are
+`jaxprune.features`, data sets are `jaxprune.data`.
+
+Resampling is soxr's, as in `librosa.resample(res_type="soxr_vhq")`, with the same numbers. soxr is called itself
+because librosa has no stream, which long files need to stay small in memory.
 """
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 
+from jaxprune.decoding import FORMATS, Sound, shown, sounds
 from jaxprune.features import SAMPLE_RATE, WINDOW
 
-FORMATS = "wav, flac, ogg or mp3"
 SHORTEST = f"{1000 * WINDOW // SAMPLE_RATE} ms ({WINDOW} samples at {SAMPLE_RATE} Hz)"
+LONGEST_HOURS = 4  # of a clip that is held in memory as a whole
+_HELD_SECONDS = 600  # files that announce at most this are decoded once for their windows, longer ones twice
+_LOUD = 1.5  # full scale is 1; resampled or lossy peaks pass it a little
+_CERTAINLY_INTEGERS = 100
+_CANCELLED = 1e-4  # -40 dB: the power of channels' sum by that of independent channels
+
+__all__ = [
+    "FORMATS",
+    "Clip",
+    "SoundHeader",
+    "Window",
+    "load_audio",
+    "pad_batch",
+    "sound_header",
+    "windows",
+    "windows_of",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +55,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoundHeader:
-    """What a sound file says of itself: `frames` are samples of one channel."""
+    """A sound file's facts by its header. `frames` are samples of one channel, of all sounds in the file."""
 
     frames: int
     samplerate: int
@@ -44,46 +64,67 @@ class SoundHeader:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:
-    """A stretch of a longer waveform; `start` is in seconds from its beginning."""
+    """A stretch of a longer waveform; `start` is in seconds from its beginning. `notices` are those of its file."""
 
     start: float
     waveform: Float[np.ndarray, "samples"]
+    notices: tuple[str, ...] = ()
 
 
 def load_audio(path: str | os.PathLike[str]) -> Clip:
-    """Reads a sound file of any sample rate, channel count and length.
+    """Reads a sound file of any sample rate and channel count, of at most 4 hours.
 
-    Channels are averaged and other rates resampled to 16 kHz (soxr, very high quality), each with a notice. Raises
-    `ValueError`, one sentence that begins with the path, for what cannot be opened or decoded, for no samples, samples
-    that are not finite or all equal (silence), and for less than one 25 ms frame.
+    Channels are averaged and other rates resampled to 16 kHz (soxr, very high quality), each with a notice. So are a
+    missing end, several sounds in one file, channels that cancel (the first is used) and integers written as floats
+    (scaled to 1). Raises `ValueError`, one sentence that begins with the path, for what cannot be opened or decoded,
+    for no samples, samples that are not finite or all equal (silence), and for less than one 25 ms frame.
     """
     path = Path(path)
-    waveform, rate, notices = _read_mono(path)
-    if len(waveform) == 0:
-        raise ValueError(f"{path}: holds no samples; a recording of at least {SHORTEST} is needed")
-    if not np.isfinite(waveform).all():
-        bad = int(np.count_nonzero(~np.isfinite(waveform)))
-        raise ValueError(f"{path}: {bad} of {len(waveform)} samples are NaN or infinite; all must be finite numbers")
-    if waveform.min() == waveform.max():
-        raise ValueError(
-            f"{path}: is silent, every sample equals {waveform[0]:g}; a recording with sound in it is needed"
-        )
-    if rate != SAMPLE_RATE:
-        notices.append(f"{path.name}: resampled from {rate} Hz to {SAMPLE_RATE} Hz")
-        waveform = soxr.resample(waveform, rate, SAMPLE_RATE, quality="VHQ")
+    survey = _Survey(path)
+    blocks = list(_resampled(survey.blocks(), limit=path))
+    if survey.cancels():
+        blocks = list(_resampled(survey.blocks(), limit=path))
+    survey.check()
+    waveform = np.concatenate(blocks) * survey.scale if survey.scale != 1 else np.concatenate(blocks)
     if len(waveform) < WINDOW:
         lasts = f"{1000 * len(waveform) / SAMPLE_RATE:.3g} ms"
-        raise ValueError(f"{path}: lasts {lasts}, which is too short; at least {SHORTEST} are needed")
-    return Clip(path=path, waveform=waveform, notices=tuple(notices))
+        raise ValueError(f"{shown(path)}: lasts {lasts}, which is too short; at least {SHORTEST} are needed")
+    return Clip(path=path, waveform=waveform, notices=survey.notices())
+
+
+def windows_of(path: str | os.PathLike[str], *, samples: int, hop: int) -> Iterator[Window]:
+    """The windows of a file's sound, as `windows(load_audio(path).waveform)` gives them, in bounded memory.
+
+    A long file is decoded twice: first its faults and level are found, on which the first window depends, then the
+    windows are cut. Raises `ValueError` as `load_audio` and `windows` do, before the first window.
+    """
+    path = Path(path)
+    header = sound_header(path)
+    if header is None or header.frames <= _HELD_SECONDS * header.samplerate:
+        clip = load_audio(path)
+        cut = windows(clip.waveform, samples=samples, hop=hop)
+        return iter([dataclasses.replace(window, notices=clip.notices) for window in cut])
+    _check_cut(samples, hop)
+    survey = _Survey(path)
+    survey.pass_by()
+    if survey.cancels():
+        survey.pass_by()
+    survey.check()
+    blocks = (block * survey.scale if survey.scale != 1 else block for block in _resampled(survey.blocks()))
+    return _cut(blocks, samples=samples, hop=hop, notices=survey.notices())
 
 
 def sound_header(path: str | os.PathLike[str]) -> SoundHeader | None:
-    """Read without decoding; None where the file is not recognised as sound."""
+    """Read without decoding, but for a sound whose header does not know its length. None for what is no sound."""
+    frames, first = 0.0, None
     try:
-        info = soundfile.info(path)
-    except (soundfile.LibsndfileError, TypeError):
+        for sound in sounds(Path(path)):
+            first = first or sound
+            length = sum(map(len, sound.blocks())) if sound.frames is None else sound.frames
+            frames += length * first.rate / sound.rate
+    except ValueError:
         return None
-    return SoundHeader(frames=info.frames, samplerate=info.samplerate, channels=info.channels)
+    return SoundHeader(frames=round(frames), samplerate=first.rate, channels=first.channels) if first else None
 
 
 def windows(waveform: Float[np.ndarray, "samples"], *, samples: int, hop: int) -> list[Window]:
@@ -92,19 +133,16 @@ def windows(waveform: Float[np.ndarray, "samples"], *, samples: int, hop: int) -
     The last window may be shorter, and up to 399 samples at the end may be left out. Raises `ValueError` unless
     `samples` and the waveform hold a frame and `hop` is between 1 and `samples`, so that nothing is skipped.
     """
-    if samples < WINDOW or len(waveform) < WINDOW:
-        shorter = f"windows of {samples}" if samples < WINDOW else f"a waveform of {len(waveform)}"
-        raise ValueError(f"{shorter} samples cannot hold one frame; at least {SHORTEST} are needed")
-    if not 1 <= hop <= samples:
-        raise ValueError(f"hop is {hop}; it must be from 1 to the window's {samples} samples")
-    starts = range(0, max(1, len(waveform) - samples - WINDOW + hop + 1), hop)
-    return [Window(start=start / SAMPLE_RATE, waveform=waveform[start : start + samples]) for start in starts]
+    _check_cut(samples, hop)
+    if len(waveform) < WINDOW:
+        raise ValueError(f"a waveform of {len(waveform)} samples cannot hold one frame; at least {SHORTEST} are needed")
+    return list(_cut(iter([waveform]), samples=samples, hop=hop))
 
 
 def pad_batch(
     waveforms: Sequence[Float[np.ndarray, "..."]],
 ) -> tuple[Float[np.ndarray, "b samples"], Int[np.ndarray, "b"]]:
-    """One float32 array as long as the longest waveform, zeros after the shorter ones, and how many samples each had.
+    """One float32 array as long as the longest waveform, zeros after the shorter ones, and each one's length.
 
     Raises `ValueError` for no waveforms, or one that is not a plain row of samples.
     """
@@ -120,31 +158,183 @@ def pad_batch(
     return batch, lengths
 
 
-def _read_mono(path: Path) -> tuple[Float[np.ndarray, "samples"], int, list[str]]:
-    """The mean of a file's channels at its own rate, read in blocks to hold one channel of a long file, not all."""
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be opened ({error.strerror}); give the path of a {FORMATS} file") from error
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: is an empty file; expected a {FORMATS} recording")
-    try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
-        raise ValueError(f"{path}: is not recognised as sound; expected a {FORMATS} file") from error
-    blocks = []
-    with file:
-        try:
-            # Not `file.blocks`: on a truncated mp3 it goes on repeating old samples up to the announced length.
-            while len(block := file.read(2**20, dtype="float32", always_2d=True)):
-                blocks.append(block.mean(axis=1))
-        except soundfile.LibsndfileError as error:
-            reason = error.error_string.removeprefix("Error : ").rstrip(".")
-            raise ValueError(f"{path}: is damaged ({reason}); give a complete {FORMATS} file") from error
-        waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-        notices = []
-        if len(waveform) < file.frames:
-            notices.append(f"{path.name}: is truncated, {len(waveform)} of {file.frames} samples could be read")
-        if file.channels > 1:
-            notices.append(f"{path.name}: averaged {file.channels} channels into one")
-        return waveform, file.samplerate, notices
+def _check_cut(samples: int, hop: int) -> None:
+    if samples < WINDOW:
+        raise ValueError(f"windows of {samples} samples cannot hold one frame; at least {SHORTEST} are needed")
+    if not 1 <= hop <= samples:
+        raise ValueError(f"hop is {hop}; it must be from 1 to the window's {samples} samples")
+
+
+def _cut(
+    blocks: Iterator[Float[np.ndarray, "_"]], *, samples: int, hop: int, notices: tuple[str, ...] = ()
+) -> Iterator[Window]:
+    """Windows of a waveform that comes in blocks. Holds a window and a block."""
+    need = max(samples, samples - hop + WINDOW)  # a window after the first must show a frame that the last one does not
+    held, begin = np.zeros(0, np.float32), 0
+    more = True
+    while True:
+        parts, length = [held], len(held)
+        while length < need and (block := next(blocks, None)) is not None:
+            parts.append(block)
+            length += len(block)
+        held = np.concatenate(parts) if len(parts) > 2 or len(held) else parts[-1]
+        more = length >= need
+        at = 0
+        while len(held) - at >= need or (not more and (begin + at == 0 or len(held) - at >= samples - hop + WINDOW)):
+            yield Window(start=(begin + at) / SAMPLE_RATE, waveform=held[at : at + samples], notices=notices)
+            at += hop
+        if not more:
+            return
+        held, begin = held[at:], begin + at
+
+
+def _resampled(
+    blocks: Iterable[tuple[Sound, Float[np.ndarray, "_"]]], *, limit: Path | None = None
+) -> Iterator[Float32[np.ndarray, "_"]]:
+    """Mono blocks at 16 kHz, each sound resampled by itself. `limit` is the path to refuse if its sound is too long."""
+    sound = stream = None
+    total = 0
+    for of, block in blocks:
+        if of is not sound:
+            if stream:
+                yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+            stream = None if of.rate == SAMPLE_RATE else soxr.ResampleStream(of.rate, SAMPLE_RATE, 1, quality="VHQ")
+            sound = of
+        block = stream.resample_chunk(block) if stream else block
+        total += len(block)
+        if limit and total > LONGEST_HOURS * 3600 * SAMPLE_RATE:
+            raise ValueError(f"{shown(limit)}: lasts more than {LONGEST_HOURS} hours; cut it into shorter files")
+        yield block
+    if stream:
+        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _mean(block: Float32[np.ndarray, "samples channels"]) -> Float32[np.ndarray, "samples"]:
+    """The mean of the channels. Of two it is the same number, 30 times as fast."""
+    return (block[:, 0] + block[:, 1]) * np.float32(0.5) if block.shape[1] == 2 else block.mean(axis=1)
+
+
+class _Survey:
+    """A file's blocks, and what they show about it as a whole once they have passed."""
+
+    def __init__(self, path: Path):
+        self.path, self.scale = path, np.float32(1)
+        self._cancelled: set[int] = set()  # sounds of which only the first channel is used
+        self._facts: list[_Facts] = []
+
+    def blocks(self) -> Iterator[tuple[Sound, Float32[np.ndarray, "_"]]]:
+        """Decodes the file: its mono blocks, and the sound that each belongs to."""
+        self._facts = []
+        for number, sound in enumerate(sounds(self.path)):
+            facts = _Facts(sound)
+            self._facts.append(facts)
+            for block in sound.blocks():
+                if sound.channels == 1 or number in self._cancelled:
+                    mono = np.ascontiguousarray(block[:, 0])
+                else:
+                    mono = _mean(block)
+                    facts.add_channels(block, mono)
+                facts.add(mono)
+                yield sound, mono
+
+    def pass_by(self) -> None:
+        """Decodes the file for its facts alone."""
+        for _ in self.blocks():
+            pass
+
+    def cancels(self) -> bool:
+        """True when channels cancel each other out: decode again, which then takes the first channel."""
+        self._cancelled = {number for number, one in enumerate(self._facts) if one.cancels}
+        return bool(self._cancelled)
+
+    def check(self) -> None:
+        """Raises `ValueError` for no samples, samples that are not finite, silence, and a level without a scale."""
+        where, facts = shown(self.path), self._facts
+        count = sum(one.count for one in facts)
+        if count == 0:
+            raise ValueError(f"{where}: holds no samples; a recording of at least {SHORTEST} is needed")
+        if bad := sum(one.bad for one in facts):
+            raise ValueError(f"{where}: {bad} of {count} samples are NaN or infinite; all must be finite numbers")
+        low, high = min(one.low for one in facts), max(one.high for one in facts)
+        if low == high:
+            raise ValueError(f"{where}: is silent, every sample equals {low:g}; a recording with sound in it is needed")
+        self._peak = max(-low, high)
+        self.scale = self._scale(where, integers=all(one.integers for one in facts))
+
+    def _scale(self, where: str, *, integers: bool) -> np.float32:
+        if self._peak > _LOUD and (integers or self._peak >= _CERTAINLY_INTEGERS):
+            if self._peak > 2**16:
+                raise ValueError(f"{where}: its samples reach {self._peak:g}; write them so that full scale is 1")
+            return np.float32(2**-15)
+        return np.float32(1)
+
+    def notices(self) -> tuple[str, ...]:
+        name, facts = shown(self.path.name), self._facts
+        told = []
+        for number, one in enumerate(facts):
+            if one.is_truncated:
+                of = f"{one.count} of {one.announced}" if one.announced else f"only {one.count}"
+                which = f" (sound {number + 1} of {len(facts)})" if len(facts) > 1 else ""
+                told.append(f"{name}: is truncated{which}, {of} samples could be read")
+        if len(facts) > 1:
+            told.append(f"{name}: holds {len(facts)} sounds one after the other, read as one")
+        for number, one in enumerate(facts):
+            many = one.sound.channels
+            if number in self._cancelled:
+                told.append(f"{name}: its {many} channels cancel each other out, so only the first (left) is used")
+            elif many > 1:
+                told.append(f"{name}: averaged {many} channels into one")
+        rates = {one.sound.rate for one in facts} - {SAMPLE_RATE}
+        told += [f"{name}: resampled from {rate} Hz to {SAMPLE_RATE} Hz" for rate in sorted(rates)]
+        if self._peak > _LOUD:
+            done = "taken for 16-bit integers and divided by 32768" if self.scale != 1 else "used as they are"
+            told.append(f"{name}: its samples reach {self._peak:.4g} where full scale is 1; {done}")
+        return tuple(dict.fromkeys(told))
+
+
+class _Facts:
+    """The measurements of one sound that need all of its blocks."""
+
+    def __init__(self, sound: Sound):
+        self.sound = sound
+        self.count = self.bad = 0
+        self.low, self.high = np.inf, -np.inf
+        self.integers = True
+        self._sums = self._squares = np.zeros(sound.channels + 1)
+        self._counted = 0
+
+    def add(self, mono: Float32[np.ndarray, "_"]) -> None:
+        low, high = float(mono.min()) + 0.0, float(mono.max()) + 0.0  # of -0 as well: 0
+        self.count += len(mono)
+        if not (np.isfinite(low) and np.isfinite(high)):
+            self.bad += int(np.count_nonzero(~np.isfinite(mono)))
+        if max(-low, high) > _LOUD and self.integers:
+            whole = mono * self.sound.channels  # the mean of integers is none
+            self.integers = bool(np.array_equal(whole, np.rint(whole)))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def add_channels(self, block: Float32[np.ndarray, "_ channels"], mono: Float32[np.ndarray, "_"]) -> None:
+        """Sums and sums of squares of each channel, and of their mean, over every eighth sample: enough for a power."""
+        values = np.column_stack([block[::8], mono[::8]]).astype(np.float64)  # squares of float32 would underflow
+        ones = np.ones(len(values))
+        self._counted += len(values)
+        self._sums = self._sums + ones @ values
+        self._squares = self._squares + ones @ (values * values)
+
+    @property
+    def cancels(self) -> bool:
+        """True where the channels' mean is next to nothing beside what independent channels would leave of it."""
+        if not self._counted or self.bad:
+            return False
+        *parts, mean = self._squares / self._counted - (self._sums / self._counted) ** 2  # variances: no offset counts
+        return bool(sum(parts) > 0 and self.sound.channels**2 * mean < _CANCELLED * sum(parts))
+
+    @property
+    def announced(self) -> int | None:
+        """The samples that the header announces beyond those that were read."""
+        frames = self.sound.frames
+        return frames if frames is not None and frames > self.count else None
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.sound.short or (self.announced is not None and self.count < self.announced - self.sound.slack)
