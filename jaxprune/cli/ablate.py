@@ -16,6 +16,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,31 +117,32 @@ def main(
     if len(set(paths)) < len(paths):
         raise ValueError(f"a checkpoint is named twice among {', '.join(map(str, paths))}")
     cards = {path: on.card(dataset, checkpoint=path) for path in paths}  # all of them before the work
-    began, found, bad = time.perf_counter(), {}, {}
-    base = None
-    for path, card in cards.items():
-        model = on.model(path)
-        settings = asked.settings(model, bounds=bounds)
-        answers = answered(on, dataset, card=card, model=model, settings=settings, batch=batch)
-        base = base or answers
-        bad |= answers.unusable
-        found[str(path)] = summarize(model, answers, settings=settings, base=base, bootstrap=bootstrap)
-    facts = {
-        "command": shlex.join(sys.argv),
-        "data": on.source,
-        "name": dataset.name,
-        "split": on.split,
-        "bounds": [bound if math.isfinite(bound) else None for bound in bounds],
-        "bootstrap": dataclasses.asdict(bootstrap),
-        "batch": batch,
-        "dtype": on.dtype,
-        "device": jax.devices()[0].device_kind,
-        "seconds": time.perf_counter() - began,
-        "unusable": bad,
-    }
-    show(found, facts)
-    if out is not None:
-        save(found, facts, out=out)
+    with nullcontext() if out is None else files.locked(out):
+        began, found, bad = time.perf_counter(), {}, {}
+        base = None
+        for path, card in cards.items():
+            model = on.model(path)
+            settings = asked.settings(model, bounds=bounds)
+            answers = answered(on, dataset, card=card, model=model, settings=settings, batch=batch)
+            base = base or answers
+            bad |= answers.unusable
+            found[str(path)] = summarize(model, answers, settings=settings, base=base, bootstrap=bootstrap)
+        facts = {
+            "command": shlex.join(sys.argv),
+            "data": on.source,
+            "name": dataset.name,
+            "split": on.split,
+            "bounds": [bound if math.isfinite(bound) else None for bound in bounds],
+            "bootstrap": dataclasses.asdict(bootstrap),
+            "batch": batch,
+            "dtype": on.dtype,
+            "device": jax.devices()[0].device_kind,
+            "seconds": time.perf_counter() - began,
+            "unusable": bad,
+        }
+        show(found, facts)
+        if out is not None:
+            save(found, facts, out=out)
 
 
 def answered(

@@ -111,19 +111,22 @@ def main(
     first = candidates[0].model
     scored = () if published is None else scores_of(published, first)
     settings = {one.name: grid.settings(one.model) for one in candidates}
-    store = Store(out / "sweep.json", about=about(candidates[0], on, dataset, batch=evaluation_batch))
-    device = f"{jax.devices()[0].device_kind} ({platform.machine()}), {on.dtype}"
-    answered = measure_answers(store, candidates, settings, on=on, dataset=dataset, batch=evaluation_batch)
-    timed = measure_times(store, candidates[0], settings[candidates[0].name], timing=timing, device=device)
-    found = points(store, candidates, settings=settings, batches=timing.batch, device=device, share=share)
-    chosen = fastest(found, max_drop=max_drop / 100)
-    name = f"{dataset.name}, {on.split}, {found[0].clips} clips"
-    print_points(found, chosen, title=f"{name}: {on.checkpoint}", max_drop=max_drop, share=share)
-    files.write_text(out / "sweep.csv", to_csv(found))
-    drawn = f"{name}, {jax.devices()[0].device_kind}"
-    pictures = pareto_front(found, title=drawn, path=out / "sweep.png", published=scored, chosen=list(chosen.values()))
-    cli.notice(f"measured now: {answered} accuracies, {timed} times; the rest was there. {device}")
-    cli.notice(f"saved sweep.json, sweep.csv and {', '.join(path.name for path in pictures)} in {out}")
+    with files.locked(out):
+        store = Store(out / "sweep.json", about=about(candidates[0], on, dataset, batch=evaluation_batch))
+        device = f"{jax.devices()[0].device_kind} ({platform.machine()}), {on.dtype}"
+        answered = measure_answers(store, candidates, settings, on=on, dataset=dataset, batch=evaluation_batch)
+        timed = measure_times(store, candidates[0], settings[candidates[0].name], timing=timing, device=device)
+        found = points(store, candidates, settings=settings, batches=timing.batch, device=device, share=share)
+        chosen = fastest(found, max_drop=max_drop / 100)
+        name = f"{dataset.name}, {on.split}, {found[0].clips} clips"
+        print_points(found, chosen, title=f"{name}: {on.checkpoint}", max_drop=max_drop, share=share)
+        files.write_text(out / "sweep.csv", to_csv(found))
+        drawn = f"{name}, {jax.devices()[0].device_kind}"
+        pictures = pareto_front(
+            found, title=drawn, path=out / "sweep.png", published=scored, chosen=list(chosen.values())
+        )
+        cli.notice(f"measured now: {answered} accuracies, {timed} times; the rest was there. {device}")
+        cli.notice(f"saved sweep.json, sweep.csv and {', '.join(path.name for path in pictures)} in {out}")
 
 
 def about(first: Candidate, on: OnDataset, dataset: Dataset, *, batch: int) -> dict[str, str]:
