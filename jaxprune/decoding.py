@@ -183,9 +183,9 @@ _OTHER = {
     (0, b"#!AMR"): "amr",
     (0, b"\xff\xf1"): "aac",
     (0, b"\xff\xf9"): "aac",
-    (0, b"RIFF"): "wav",
+    (8, b"WAVE"): "wav",
     (0, b"OggS"): "ogg",
-    (0, b"FORM"): "aiff",
+    (8, b"AIFC"): "aiff",
     (0, b"caff"): "caf",
 }
 _CALLED = {"mov": "MPEG-4 (m4a)", "matroska": "WebM or Matroska", "asf": "Windows Media", "aac": "AAC", "amr": "AMR"}
