@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": Command("jaxprune.convert.command:convert", "a PyTorch checkpoint to JAX, and back again"),
     "validate": Command("jaxprune.convert.validate:main", "prove that JAX computes what PyTorch does, stage by stage"),
     "classify": Command("jaxprune.cli.classify:main", "label sound files at any keep rate"),
+    "features": Command("jaxprune.cli.features:main", "show and save a sound's log-mel as the model sees it"),
     "finetune": Command("jaxprune.cli.finetune:main", "train by a recipe while the keep rate falls"),
     "protocol": Command("jaxprune.cli.protocol:main", "train every fold and seed of a recipe"),
     "evaluate": Command("jaxprune.cli.evaluate:main", "accuracy or mAP on a data set, beside the cost"),
