@@ -93,7 +93,7 @@ def main(
 
 
 def draw(found: Analysis, extraction: Extraction, *, out: Path, clips: int) -> int:
-    """Writes every picture; how many there are."""
+    """Writes every picture and returns their number."""
     figures = pictures(found, extraction.config)
     for name, figure in figures.items():
         for suffix in SUFFIXES:
@@ -107,7 +107,7 @@ def draw(found: Analysis, extraction: Extraction, *, out: Path, clips: int) -> i
 
 
 def print_analysis(found: Analysis) -> None:
-    """What fits a terminal; intervals in brackets."""
+    """Prints the tables that fit a terminal; intervals in brackets."""
     right = "" if found.top1 is None else f", top-1 {100 * found.top1:.2f} %"
     sure = f"In brackets: {100 * found.bootstrap.confidence:g} % intervals over {found.clips} clips"
     notes = [f"{sure}, {found.bootstrap.resamples} resamples, seed {found.bootstrap.seed}."]
@@ -133,7 +133,7 @@ def print_analysis(found: Analysis) -> None:
 
 
 def print_kept(found: Analysis) -> None:
-    """What only a pruned model has."""
+    """Prints the tables that only a pruned model has."""
     kept, blocks = found.kept, found.stages
     rows = [
         (

@@ -93,7 +93,7 @@ def keep_rates(keep_rate: float, *, blocks: tuple[int, ...], rates: tuple[float,
 
 
 def print_report(report: Report, *, named: bool, notes: list[str]) -> None:
-    """What was heard and what it cost; without names, labels are class indices."""
+    """Prints the labels and their cost; without names, labels are class indices."""
     kind = "" if named else "class "
     rows = [
         (

@@ -1,13 +1,12 @@
-"""What scripts do about compiling: they keep compiled programs between runs, and count what it took.
+"""Compiled programs, kept from one command to the next and counted.
 
-Programs lie in JAX's persistent cache in `cache_directory()`. JAX's own environment variables say otherwise:
-`JAX_COMPILATION_CACHE_DIR` another place, `JAX_ENABLE_COMPILATION_CACHE=0` none at all. A program is found again if its
-operations, shapes, compiler and device are the same, so nothing ever has to be cleared, and everything may be.
-Importing the library changes none of this.
+Programs lie in JAX's persistent cache in `cache_directory()`. JAX's own environment variables change that:
+`JAX_COMPILATION_CACHE_DIR` names another place, `JAX_ENABLE_COMPILATION_CACHE=0` switches the cache off. A program is
+found again if its operations, shapes, compiler and device are the same. So nothing ever has to be cleared, and
+everything may be. Importing the library changes none of this.
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import platformdirs
 from jax import monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -27,11 +27,10 @@ USUAL, WORTH_KEEPING = 1.0, 0.2  # JAX's own threshold would leave out many a fo
 
 @contextmanager
 def kept(*, tell: Callable[[str], None]) -> Iterator[None]:
-    """Within it, programs that took `WORTH_KEEPING` seconds to compile, or what JAX was told, are kept for the
-    next run.
+    """Keeps programs compiled inside the block for the next run, if they took `WORTH_KEEPING` seconds.
 
-    Where the directory cannot be written, `tell` hears why, once, and everything is compiled. Afterwards JAX is set as
-    before.
+    A threshold that JAX was given counts instead. If the directory cannot be written, `tell` hears why, once, and
+    everything is compiled. Afterwards JAX is set as before.
     """
     before = {name: jax.config.values[name] for name in (DIRECTORY, ENABLED, SHORTEST)}
     changes: dict[str, Any] = {}
@@ -58,17 +57,23 @@ def configure(changes: Mapping[str, Any]) -> None:
 
 
 def cache_directory() -> str:
-    """What JAX was told, else `jaxprune` where this system keeps what programs can make again: in `XDG_CACHE_HOME`,
-    ~/.cache or its like. Raises `RuntimeError` where there is no home directory."""
+    """The directory JAX was told, else `jaxprune` in the place where this system keeps caches.
+
+    Raises `RuntimeError` if there is no home directory.
+    """
     if named := jax.config.values[DIRECTORY] or os.environ.get(DIRECTORY.upper()):
         return named
-    usual = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "~/AppData/Local")}
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or usual.get(sys.platform, "~/.cache")).expanduser() / "jaxprune")
+    path = platformdirs.user_cache_path("jaxprune", appauthor=False)
+    if not path.is_absolute():  # "~" stands for nothing
+        raise RuntimeError("there is no home directory")
+    return str(path)
 
 
 def writable(directory: str) -> str:
-    """The directory, made if need be, for its owner alone: what lies in it is run. Raises `OSError`; a bucket's address
-    is left to JAX."""
+    """Makes the directory if need be, for its owner alone, because its files are run. Raises `OSError`.
+
+    A bucket's address is left to JAX.
+    """
     if "://" not in directory:
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK | os.X_OK):
@@ -78,7 +83,7 @@ def writable(directory: str) -> str:
 
 @dataclass
 class Compilations:
-    """`programs` made ready to run, `found` of them in the cache, and the `seconds` that took."""
+    """Number of `programs` made ready to run, those `found` in the cache, and the `seconds` of both."""
 
     programs: int = 0
     found: int = 0
@@ -91,7 +96,7 @@ class Compilations:
 
 @contextmanager
 def counted() -> Iterator[Compilations]:
-    """Counts what is compiled within it, eagerly run operations included: each is a small program."""
+    """Counts the programs compiled inside the block. An operation run eagerly is a small program too."""
     counts = Compilations()
 
     def compiled(event: str, seconds: float, **_) -> None:
