@@ -32,12 +32,20 @@ class About:
     """class names: a CSV with index and display_name, ESC-50's meta CSV, JSON, or one name a line."""
     dataset: str | None = None
     """whose feature statistics and activation to use: audioset, esc50, speechcommands or voxceleb1."""
+    mean: float | None = None
+    """the mean of the log-mel features that the model was trained with; goes with --std."""
+    std: float | None = None
+    """their standard deviation."""
     classes: int | None = None
-    """size of the new head for a pre-trained AudioMAE, which has none."""
+    """size of the new head for a checkpoint that has none, such as a pre-trained AudioMAE."""
+    key: str | None = None
+    """the weights to take where the file has several, such as model_ema or checkpoint.model."""
     num_heads: int | None = None
     """attention heads, if not width / 64."""
     source_frames: int | None = None
     """frames the source's position table was made for, if its size fits several."""
+    mels: int | None = None
+    """the source's mel bins, if not 128."""
     time_stride: int | None = None
     """the source's patch stride in frames, if it cannot be told from its size."""
     freq_stride: int | None = None

@@ -1,54 +1,91 @@
 """Completes a checkpoint's geometry to a model card: heads, strides and frames, classes, statistics, activation.
 
-Each comes from the caller's hints, else from Hugging Face's settings, else from the geometry and the published data
-sets; what had to be assumed is said in notes. A `ValueError` of `make_card` continues a sentence begun with the path.
+Each comes from the caller's hints, else from the configuration beside the weights, else from the geometry and the
+published data sets; what had to be assumed is said in notes. A `ValueError` of `make_card` continues a sentence begun
+with the path.
 """
 
 import dataclasses
+import math
 
-from jaxprune.config import Activation, Card, ModelConfig
-from jaxprune.features import STATISTICS
+from jaxprune.config import Activation, Card, Family, ModelConfig
+from jaxprune.features import MELS, MOST_MELS, STATISTICS
 
-from .geometry import EXTRA_TOKENS, Geometry, Grid, infer_grid
-from .huggingface_config import HuggingFaceConfig
+from .geometry import Geometry
+from .grids import Grid, infer_grid
+from .mapping import TOKENS
 
 HEAD_WIDTH = 64  # channels of an attention head in every published model
-NORM_EPS = {"ast": (1e-6, 1e-5), "audiomae": (1e-6, 1e-6)}  # (blocks, classifier)
+NORM_EPS: dict[Family, tuple[float, float]] = {"ast": (1e-6, 1e-5), "audiomae": (1e-6, 1e-6)}  # (blocks, classifier)
+LARGEST = 100_000  # of any size: the work that checking causes is bounded by it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What the caller knows about a checkpoint, as `read_torch` takes it. `ValueError` for values out of range."""
+    """Facts that the caller knows about a checkpoint, as `read_torch` takes them.
+
+    Raises `ValueError` for values out of range.
+    """
 
     num_heads: int | None = None
     source_frames: int | None = None
+    mels: int | None = None
     time_stride: int | None = None
     freq_stride: int | None = None
     dataset: str | None = None
+    mean: float | None = None
+    std: float | None = None
     labels: tuple[str, ...] = ()
     classes: int | None = None
 
     def __post_init__(self):
-        for name in ("num_heads", "source_frames", "time_stride", "freq_stride", "classes"):
+        for name in ("num_heads", "source_frames", "mels", "time_stride", "freq_stride", "classes"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+            if value is not None and (not isinstance(value, int) or not 1 <= value <= LARGEST):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to {LARGEST:,}")
         if self.dataset is not None and self.dataset not in STATISTICS:
             raise ValueError(f"dataset is {self.dataset!r}; it must be one of {', '.join(STATISTICS)}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together; give both (--mean and --std)")
+        if self.mean is not None and not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"mean {self.mean} and std {self.std} must be finite and std positive")
 
 
-def make_card(
-    geometry: Geometry, hints: Hints, *, config: HuggingFaceConfig | None, source: str
-) -> tuple[Card, tuple[str, ...]]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Said:
+    """Facts that the configuration beside a checkpoint's weights tells; None or empty for those it does not.
+
+    `where` is the file's name for messages.
+    """
+
+    where: str = ""
+    heads: int | None = None
+    norm_eps: float | None = None
+    frames: int | None = None
+    mels: int | None = None
+    time_stride: int | None = None
+    freq_stride: int | None = None
+    labels: tuple[str, ...] = ()
+    activation: Activation | None = None
+    mean: float | None = None
+    std: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def make_card(geometry: Geometry, hints: Hints, *, said: Said, source: str) -> tuple[Card, tuple[str, ...]]:
     """The card and the assumptions in it. `ValueError` where hints contradict the checkpoint or do not suffice."""
-    notes = list(config.notes if config else ())
-    grid = _grid(geometry, hints, config)
+    notes = list(said.notes)
+    mels = _either("mels", hints.mels, said.mels, where=said.where)
+    if (mels or MELS) > MOST_MELS:
+        raise ValueError(f"takes {mels} mel bins; the features have 1 to {MOST_MELS}")
+    grid = _grid(geometry, hints, said=said, mels=mels)
     notes += [grid.note] if grid.note else []
-    labels = hints.labels or (config.labels if config else ())
+    labels = hints.labels or said.labels
     classes = _classes(geometry, hints, labels=labels, notes=notes)
-    mean, std, activation = _statistics(hints, config, classes=classes, notes=notes)
-    norm_eps, head_norm_eps = (config.norm_eps, config.norm_eps) if config else NORM_EPS[geometry.family]
-    heads = _heads(geometry, hints, config)
+    mean, std = _statistics(hints, said, classes=classes, notes=notes)
+    activation = _activation(hints, said, classes=classes, notes=notes)
+    heads = _heads(geometry, hints, said)
+    norm_eps, head_norm_eps = (said.norm_eps, said.norm_eps) if said.norm_eps else NORM_EPS[geometry.family]
     try:
         model = ModelConfig(
             family=geometry.family,
@@ -57,11 +94,11 @@ def make_card(
             heads=heads,
             classes=classes,
             frames=grid.frames,
-            mels=config.mels if config else 128,
+            mels=mels or MELS,
             patch=geometry.patch,
             time_stride=grid.time_stride,
             freq_stride=grid.freq_stride,
-            mlp_ratio=geometry.mlp_width / geometry.width,
+            mlp_ratio=geometry.mlp_ratio,
             norm_eps=norm_eps,
             head_norm_eps=head_norm_eps,
         )
@@ -79,83 +116,95 @@ def make_card(
     return card, tuple(notes)
 
 
-def _grid(geometry: Geometry, hints: Hints, config: HuggingFaceConfig | None) -> Grid:
-    if config is not None:
-        for name, found in (
-            ("source_frames", config.frames),
-            ("time_stride", config.time_stride),
-            ("freq_stride", config.freq_stride),
-        ):
-            _agree(name, getattr(hints, name), found, where="its config.json")
-        return Grid(frames=config.frames, time_stride=config.time_stride, freq_stride=config.freq_stride)
+def _either(name: str, given: int | None, found: int | None, *, where: str) -> int | None:
+    """A fact from the caller or from the checkpoint, which must not contradict each other."""
+    if None not in (given, found) and given != found:
+        raise ValueError(f"has {name} {found} in {where}, but {name}={given} was asked for")
+    return found if given is None else given
+
+
+def _grid(geometry: Geometry, hints: Hints, *, said: Said, mels: int | None) -> Grid:
+    frames = _either("source_frames", hints.source_frames, said.frames, where=said.where)
+    time_stride = _either("time_stride", hints.time_stride, said.time_stride, where=said.where)
+    freq_stride = _either("freq_stride", hints.freq_stride, said.freq_stride, where=said.where)
     try:
         return infer_grid(
             geometry.patches,
             family=geometry.family,
             patch=geometry.patch,
-            frames=hints.source_frames,
-            time_stride=hints.time_stride,
-            freq_stride=hints.freq_stride,
+            mels=mels,
+            frames=frames,
+            time_stride=time_stride,
+            freq_stride=freq_stride,
         )
     except ValueError as error:
-        tokens = geometry.patches + EXTRA_TOKENS[geometry.family]
+        tokens = geometry.patches + len(TOKENS[geometry.family])
         raise ValueError(f"has a position table of {tokens} tokens, but {error}") from error
 
 
-def _heads(geometry: Geometry, hints: Hints, config: HuggingFaceConfig | None) -> int:
-    if config is not None:
-        _agree("num_heads", hints.num_heads, config.heads, where="its config.json")
-        return config.heads
-    if hints.num_heads is None and geometry.width % HEAD_WIDTH:
+def _heads(geometry: Geometry, hints: Hints, said: Said) -> int:
+    heads = _either("num_heads", hints.num_heads, said.heads, where=said.where)
+    if heads is None and geometry.width % HEAD_WIDTH:
         raise ValueError(
             f"has width {geometry.width}, which does not tell the number of attention heads ({HEAD_WIDTH} channels "
-            "each in published models); pass num_heads"
+            "each in published models); give --num-heads"
         )
-    return hints.num_heads or geometry.width // HEAD_WIDTH
+    return heads or geometry.width // HEAD_WIDTH
 
 
 def _classes(geometry: Geometry, hints: Hints, *, labels: tuple[str, ...], notes: list[str]) -> int:
-    """The head's own number, or what was asked for where there is no head yet."""
+    """The head's own number, or the number asked for where there is no head yet."""
     classes, where = geometry.classes, "in its head"
     if classes is not None:
-        _agree("classes", hints.classes, classes, where="its head")
+        _either("classes", hints.classes, classes, where="its head")
     elif hints.classes is not None or labels:
         classes, where = hints.classes or len(labels), "asked for"
     else:
         name = hints.dataset or "audioset"
         classes = STATISTICS[name].classes
-        notes.append(f"The new head gets the {classes} classes of {name}; pass classes or labels for another number.")
+        notes.append(
+            f"The new head gets the {classes} classes of {name}; give --classes or --labels for another number."
+        )
     if labels and len(labels) != classes:
         raise ValueError(f"has {classes} classes {where}, but the labels name {len(labels)}")
     return classes
 
 
-def _statistics(
-    hints: Hints, config: HuggingFaceConfig | None, *, classes: int, notes: list[str]
-) -> tuple[float, float, Activation]:
-    """Feature mean and std, and the activation: the named data set's, else Hugging Face's, else by the class count."""
-    if hints.dataset is not None:
-        chosen = STATISTICS[hints.dataset]
-        return chosen.mean, chosen.std, chosen.activation
+def _known(classes: int) -> str | None:
+    """The published data set of so many classes."""
     # VoxCeleb-1 has 1251 speakers; the label file it was published with has 1252 rows.
     by_count = {statistics.classes: name for name, statistics in STATISTICS.items()} | {1252: "voxceleb1"}
-    name = by_count.get(classes)
+    return by_count.get(classes)
+
+
+def _statistics(hints: Hints, said: Said, *, classes: int, notes: list[str]) -> tuple[float, float]:
+    """Feature mean and std: the caller's, else the named data set's, else the configuration's, else by the classes."""
+    if hints.mean is not None and hints.std is not None:
+        return hints.mean, hints.std
+    if hints.dataset is not None:
+        return STATISTICS[hints.dataset].mean, STATISTICS[hints.dataset].std
+    if said.mean is not None and said.std is not None:
+        return said.mean, said.std
+    name = _known(classes)
     chosen = STATISTICS[name or "audioset"]
-    mean, std, activation = chosen.mean, chosen.std, chosen.activation if name else "softmax"
-    if config is not None and config.mean is not None and config.std is not None:
-        mean, std = config.mean, config.std
-    else:
-        why = f"{name}'s, by the {classes} classes" if name else f"audioset's: no known data set has {classes} classes"
-        notes.append(f"Feature mean {mean} and std {std} were taken to be {why}; pass dataset if that is wrong.")
-    if config is not None and config.activation is not None:
-        activation = config.activation
-    else:
-        notes.append(
-            f"The activation was taken to be {activation}, by the {classes} classes; pass dataset to change it."
-        )
-    return mean, std, activation
+    why = f"{name}'s, by the {classes} classes" if name else f"audioset's: no known data set has {classes} classes"
+    notes.append(
+        f"Feature mean {chosen.mean} and std {chosen.std} were taken to be {why}; if that is wrong, give --dataset, or "
+        "--mean and --std."
+    )
+    return chosen.mean, chosen.std
 
 
-def _agree(name: str, given: int | None, found: int, *, where: str) -> None:
-    if given is not None and given != found:
-        raise ValueError(f"has {name} {found} in {where}, but {name}={given} was asked for")
+def _activation(hints: Hints, said: Said, *, classes: int, notes: list[str]) -> Activation:
+    """Of one class, sigmoid: softmax would say 1 for every clip. Else as `_statistics` is chosen, or softmax."""
+    if classes == 1:
+        notes.append("The head has one class, so its activation is sigmoid.")
+        return "sigmoid"
+    if hints.dataset is not None:
+        return STATISTICS[hints.dataset].activation
+    if said.activation is not None:
+        return said.activation
+    name = _known(classes)
+    activation: Activation = STATISTICS[name].activation if name else "softmax"
+    notes.append(f"The activation was taken to be {activation}, by the {classes} classes; give --dataset to change it.")
+    return activation

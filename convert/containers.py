@@ -1,23 +1,32 @@
 """Opens a checkpoint's file or directory and hands back its tensors by name, without ever running what is inside.
 
-Covers PyTorch files (zip and legacy), safetensors files, and Hugging Face directories, sharded or not. A pickle is read
-by torch's restricted unpickler; the few foreign classes that published checkpoints carry beside their weights become
-blanks. What the tensors mean, and whether they are the right ones, is for `read.py` to say.
+Covers PyTorch files (zip and legacy), safetensors files, and Hugging Face directories, sharded or not. A pickle is
+looked at by `pickles.py`, then read by torch's restricted unpickler; the few foreign classes that published checkpoints
+carry beside their weights become blanks. Sizes are bounded before any work. What the tensors mean, and whether they are
+the right ones, is for `read.py` to say.
 """
 
 import codecs
 import dataclasses
 import json
+import pickle
 import re
+import stat
+import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-LISTED = 40  # problems spelled out in an error's message; `CheckpointError.problems` holds all of them
+from .errors import CheckpointError, first_sentence, shown
+from .pickles import DAMAGED, check_torch_file
+from .state_dicts import Blank, StateDict, find_state_dict
+
+LARGEST_FILE = 16 * 2**30  # bytes of weights; the largest published, with its optimizer, has 4 GB
+LARGEST_JSON = 16 * 2**20  # bytes
 
 # Tried in this order in a directory, as transformers does.
 WEIGHT_FILES = (
@@ -27,42 +36,26 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
-# What training programs wrap a state dict in, besides writing it bare.
-WRAPPERS = ("model", "state_dict")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: one sentence naming the file, then every problem found in it, a line each."""
-
-    def __init__(self, path: Path | str, sentence: str, problems: Sequence[str] = ()):
-        self.problems = tuple(problems)
-        more = len(self.problems) - LISTED
-        lines = [f"{path} {sentence}", *self.problems[:LISTED], *([f"... and {more} more"] if more > 0 else [])]
-        super().__init__("\n  ".join(lines))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Container:
-    """What was in a checkpoint, unjudged.
-
-    `folder` is where a Hugging Face `config.json` would lie. `beside` names what lay next to the weights, with the
-    reason why it is left out; `strange` describes entries among the weights that are not tensors.
-    """
+    """The weights in a checkpoint, unjudged; `folder` is where a Hugging Face `config.json` would lie."""
 
     path: Path
     folder: Path
-    tensors: Mapping[str, torch.Tensor]
-    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    strange: tuple[str, ...] = ()
+    weights: StateDict
 
 
-def open_container(path: Path | str) -> Container:
-    """Reads a file, or the weights of a Hugging Face directory. Raises `CheckpointError` for anything else."""
+def open_container(path: Path | str, *, key: str | None = None) -> Container:
+    """Reads a file, or the weights of a Hugging Face directory; `key` chooses among several state dicts in a file.
+
+    Raises `CheckpointError` for anything else.
+    """
     path = Path(path).expanduser()
     if not path.exists():
         raise CheckpointError(path, "does not exist")
     if not path.is_dir():
-        return _open_file(path)
+        return _open_file(path, key=key)
     if not (path / "config.json").is_file():
         raise CheckpointError(
             path,
@@ -71,25 +64,41 @@ def open_container(path: Path | str) -> Container:
     weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
         raise CheckpointError(path, f"holds no weights; looked for {', '.join(WEIGHT_FILES)}")
-    return dataclasses.replace(_open_file(weights), path=path)
+    return dataclasses.replace(_open_file(weights, key=key), path=path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; `CheckpointError` if it is anything else."""
+    check_regular(path, largest=LARGEST_JSON)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"cannot be read as JSON: {_first_sentence(error)}") from error
+        raise CheckpointError(path, f"cannot be read as JSON: {first_sentence(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(path, f"holds a JSON {type(content).__name__} where an object was expected")
     return content
 
 
-def _open_file(path: Path) -> Container:
-    if path.name.endswith(".index.json"):
-        return _open_shards(path)
-    if not path.is_file():
-        raise CheckpointError(path, "is neither a file nor a directory")
+def check_regular(path: Path, *, largest: int) -> None:
+    """Raises `CheckpointError` for a pipe or device, which may never end, and above `largest` bytes."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(path, "is not a regular file")
+    if found.st_size > largest:
+        raise CheckpointError(path, f"has {found.st_size:,} bytes; at most {largest:,} are read")
+
+
+def _open_file(path: Path, *, key: str | None = None) -> Container:
+    content = _read_shards(path) if path.name.endswith(".index.json") else _read_file(path)
+    return Container(path=path, folder=path.parent, weights=find_state_dict(content, path, key=key))
+
+
+def _read_file(path: Path) -> Any:
+    """The content of one file of weights, whatever its format."""
+    check_regular(path, largest=LARGEST_FILE)
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -105,13 +114,13 @@ def _open_file(path: Path) -> Container:
         raise CheckpointError(path, "is a Git LFS pointer, not the checkpoint; fetch it with `git lfs pull`")
     if _is_text(head):
         raise CheckpointError(path, "is a text file, not a checkpoint")
-    if head[8:9] == b"{" and not head.startswith((b"PK", b"\x80")):
-        return _open_safetensors(path)
-    return _open_pickle(path, zipped=head.startswith(b"PK\x03\x04"))
+    if head[4:9] == b"\0\0\0\0{":  # a header's length below 4 GB in 8 bytes, then its JSON
+        return _read_safetensors(path)
+    return _read_pickle(path, zipped=head.startswith(b"PK\x03\x04"))
 
 
-def _open_shards(index: Path) -> Container:
-    """All shards named by a Hugging Face index; they must lie beside it."""
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    """The tensors of all shards named by a Hugging Face index; they must lie beside it."""
     weight_map = read_json(index).get("weight_map")
     if (
         not weight_map
@@ -121,44 +130,32 @@ def _open_shards(index: Path) -> Container:
         raise CheckpointError(index, "has no weight_map from tensor names to shard files")
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(weight_map.values())):
-        shard = index.parent / name
-        if Path(name).name != name or name.endswith(".index.json") or not shard.is_file():
-            raise CheckpointError(index, f"names the shard {name!r}, which is not a file beside it")
-        content = _open_file(shard).tensors
+        if Path(name).name != name or name.endswith(".index.json") or not (index.parent / name).is_file():
+            raise CheckpointError(index, f"names the shard {shown(name)!r}, which is not a file beside it")
+        content = _read_file(index.parent / name)
+        if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+            raise CheckpointError(index, f"names the shard {shown(name)!r}, which does not hold tensors by name")
         if twice := sorted(tensors.keys() & content.keys()):
-            raise CheckpointError(index, "names shards that hold the same tensors twice:", twice)
+            raise CheckpointError(index, "names shards that hold the same tensors twice:", [*map(shown, twice)])
         tensors |= content
     if absent := sorted(weight_map.keys() - tensors.keys()):
-        raise CheckpointError(index, "promises tensors that its shards do not hold:", absent)
-    return Container(path=index, folder=index.parent, tensors=tensors)
+        raise CheckpointError(index, "promises tensors that its shards do not hold:", [*map(shown, absent)])
+    return tensors
 
 
-def _open_safetensors(path: Path) -> Container:
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except Exception as error:  # safetensors has its own exception, and torch's and the system's come through it
-        raise CheckpointError(path, f"is not a complete safetensors file: {_first_sentence(error)}") from error
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:  # its own; the system's; torch's through it
+        raise CheckpointError(path, f"is not a complete safetensors file: {first_sentence(error)}") from error
     if not tensors:
         raise CheckpointError(path, "holds no tensors")
-    return Container(path=path, folder=path.parent, tensors=tensors)
-
-
-class _Blank:
-    """Stands in for a foreign object beside the weights: takes any arguments and any state, keeps and does nothing."""
-
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> "_Blank":
-        return super().__new__(cls)
-
-    def __init__(self, *_args: Any, **_kwargs: Any):
-        pass
-
-    def __setstate__(self, _state: Any) -> None:
-        pass
+    return tensors
 
 
 # The foreign names that training programs leave beside the weights: their arguments, paths in them, and numpy values
-# such as the best score so far. None of them is imported or called; each name yields a `_Blank`.
+# such as the best score so far. None of them is imported or called; each name yields a `Blank`.
 _ALLOWED = (
     "argparse.Namespace",
     *(
@@ -171,50 +168,37 @@ _ALLOWED = (
     "numpy.ndarray",
 )
 
+# What torch raises for a pickle whose values do not fit its own functions: they take anything a file hands them.
+_MISFITS = (
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    AssertionError,
+    struct.error,
+)
 
-def _open_pickle(path: Path, *, zipped: bool) -> Container:
+
+def _read_pickle(path: Path, *, zipped: bool) -> Any:
     """A `torch.save` file. Memory-mapped when zipped, so that an optimizer's state beside the weights is never read."""
-    allowed = [(_Blank, name) for name in _ALLOWED]
+    check_torch_file(path, zipped=zipped)
+    allowed = [(Blank, name) for name in _ALLOWED]
     try:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about storage classes of old files
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged or hostile pickle can raise anything at all
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except _MISFITS as error:
         if refused := re.search(r"\bGLOBAL (\S+)", str(error)):
             raise CheckpointError(
                 path,
-                f"was not opened: its pickle asks for {refused[1]}, which weights do not need and which could run "
-                "code; if you trust the file, save its state dict alone with torch.save and read that",
+                f"was not opened: its pickle asks for {shown(refused[1])}, which weights do not need and which could "
+                "run code; if you trust the file, save its state dict alone with torch.save and read that",
             ) from error
-        raise CheckpointError(
-            path,
-            f"is not a complete PyTorch checkpoint (damaged, cut short or of another kind): {_first_sentence(error)}",
-        ) from error
-    return _unwrap(content, path)
-
-
-def _unwrap(content: Any, path: Path) -> Container:
-    """Finds the state dict: the content itself, or under one of `WRAPPERS` with training state beside it."""
-    if not isinstance(content, Mapping):
-        kind = "saved arguments or numpy values" if isinstance(content, _Blank) else f"a {type(content).__name__}"
-        raise CheckpointError(path, f"holds {kind}, not a state dict")
-    wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
-    beside = {
-        str(key): "stored beside the weights, not part of the model" for key in content if wrapper and key != wrapper
-    }
-    state = content[wrapper] if wrapper else content
-    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
-    if not tensors:
-        entries = ", ".join(map(str, list(state)[:10]))
-        raise CheckpointError(path, f"holds no tensors by name; its entries are: {entries or 'none'}")
-    strange = tuple(
-        f"{key}: is of type {_kind(value)}, not a tensor" for key, value in state.items() if key not in tensors
-    )
-    return Container(path=path, folder=path.parent, tensors=tensors, beside=beside, strange=strange)
-
-
-def _kind(value: Any) -> str:
-    return "a foreign class" if isinstance(value, _Blank) else type(value).__name__
+        raise CheckpointError(path, f"{DAMAGED}: {first_sentence(error)}") from error
 
 
 def _is_text(head: bytes) -> bool:
@@ -223,8 +207,3 @@ def _is_text(head: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return all(char.isprintable() or char in "\r\n\t\f" for char in text)
-
-
-def _first_sentence(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].split(". ")[0][:200]

@@ -1,4 +1,4 @@
-"""How Hugging Face stores an AST: its key names against the official ones (Gong et al.), and its two JSON files.
+"""Hugging Face's way to store an AST: its key names against the official ones (Gong et al.), and its JSON files.
 
 One table of names serves both directions. `legacy` is the layout of every file on the hub and of what transformers 5
 saves by default; `v5` is how transformers 5 names its modules, and what it saves for a model it loaded from such a

@@ -1,7 +1,8 @@
-"""What a Hugging Face AST says beside its tensors: `config.json`, and `preprocessor_config.json` where there is one.
+"""The configuration of a Hugging Face AST: `config.json`, and the feature extractor's settings where there are any.
 
-Turns them into the sizes, labels and feature statistics of our own configuration, and refuses settings our models do
-not have. Fields a file leaves out take transformers' own defaults, as they would there.
+Those lie in `processor_config.json` or `preprocessor_config.json`. They become the sizes, labels and feature statistics
+of our own configuration; settings our models do not have are refused. Fields a file leaves out take transformers' own
+defaults, as they would there.
 """
 
 import dataclasses
@@ -13,10 +14,12 @@ from jaxprune.config import Activation
 from jaxprune.data.labels import from_id2label
 from jaxprune.features import MELS, SAMPLE_RATE, STATISTICS
 
-from .containers import CheckpointError, read_json
+from .complete_card import LARGEST, Said
+from .containers import read_json
+from .errors import CheckpointError, shown
 
-MODEL_TYPE = "audio-spectrogram-transformer"
-LARGEST = 100_000  # of any size in a configuration: the work that checking causes is bounded by it
+_SUPPORTED = {"model_type": "audio-spectrogram-transformer", "hidden_act": "gelu", "qkv_bias": True}
+DEEPEST = 1000  # blocks
 
 # transformers' defaults for what we read, and with them the types we accept.
 _DEFAULTS = {
@@ -45,44 +48,37 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HuggingFaceConfig:
-    """A configuration in our words. `labels` is empty for placeholders; `activation`, `mean`, `std` None if unsaid."""
+class HuggingFaceConfig(Said):
+    """A configuration in our words, with the sizes that tensors tell elsewhere. `labels` is empty for placeholders."""
 
     width: int
     depth: int
-    heads: int
     mlp_width: int
-    norm_eps: float
     patch: int
-    time_stride: int
-    freq_stride: int
-    frames: int
-    mels: int
-    labels: tuple[str, ...]
-    activation: Activation | None
-    mean: float | None
-    std: float | None
-    notes: tuple[str, ...]
+    patches: int
 
     @classmethod
     def read(cls, folder: Path) -> "HuggingFaceConfig":
         """Reads a checkpoint folder's two files. `CheckpointError` for what is absent, malformed or unsupported."""
         path = folder / "config.json"
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(path, "does not exist; a Hugging Face checkpoint cannot be read without it")
         config = read_json(path)
-        if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
-            raise CheckpointError(path, f"describes a model of type {config['model_type']!r}, not {MODEL_TYPE!r}")
-        if config.get("hidden_act", "gelu") != "gelu":
-            raise CheckpointError(path, f"sets hidden_act to {config['hidden_act']!r}; only 'gelu' is supported")
-        if config.get("qkv_bias", True) is not True:
-            raise CheckpointError(path, f"sets qkv_bias to {config['qkv_bias']!r}; only true is supported")
+        for name, wanted in _SUPPORTED.items():
+            if (found := config.get(name, wanted)) != wanted:
+                raise CheckpointError(path, f"sets {name} to {shown(repr(found))}; only {wanted!r} is supported")
         value = _values(config, _DEFAULTS, path=path)
         mean, std, frames, notes = _features(folder, value)
         absent = sorted(name for name in _DEFAULTS if name not in config)
         if absent:
             notes = (f"config.json does not set {', '.join(absent)}: transformers' defaults were used.", *notes)
+        columns = _patches(frames, patch=value["patch_size"], stride=value["time_stride"])
+        rows = _patches(value["num_mel_bins"], patch=value["patch_size"], stride=value["frequency_stride"])
+        if columns < 1 or rows < 1:
+            raise CheckpointError(path, f"sets patch_size to {value['patch_size']}, larger than the spectrogram")
         return cls(
+            where="its config.json",
+            patches=columns * rows,
             width=value["hidden_size"],
             depth=value["num_hidden_layers"],
             heads=value["num_attention_heads"],
@@ -103,26 +99,45 @@ class HuggingFaceConfig:
 
 def _features(folder: Path, value: Mapping[str, Any]) -> tuple[float | None, float | None, int, tuple[str, ...]]:
     """The preprocessor's (mean, std), the frames it pads to, and notes; (None, None) without such a file."""
-    path, frames = folder / "preprocessor_config.json", value["max_length"]
-    if not path.is_file():
+    frames, found = value["max_length"], _feature_settings(folder)
+    if found is None:
         return None, None, frames, ()
-    features = read_json(path)
+    path, features = found
     said = _values(features, _FEATURE_DEFAULTS, path=path)
     for name, wanted in (("sampling_rate", SAMPLE_RATE), ("num_mel_bins", value["num_mel_bins"])):
         if said[name] != wanted:
             raise CheckpointError(path, f"sets {name} to {said[name]}; only {wanted} is supported here")
 
-    def columns(length: int) -> int:
-        return (length - value["patch_size"]) // value["time_stride"] + 1
-
-    if columns(said["max_length"]) != columns(frames):
+    columns = [
+        _patches(length, patch=value["patch_size"], stride=value["time_stride"])
+        for length in (said["max_length"], frames)
+    ]
+    if columns[0] != columns[1]:
         raise CheckpointError(
             path, f"pads to max_length {said['max_length']}, but config.json's {frames} makes another number of patches"
         )
     if features.get("do_normalize", True) is not True:
-        note = "preprocessor_config.json turns normalisation off: mean 0 and std 0.5 do the same."
+        note = f"{path.name} turns normalisation off: mean 0 and std 0.5 do the same."
         return 0.0, 0.5, said["max_length"], (note,)
     return said["mean"], said["std"], said["max_length"], ()
+
+
+def _feature_settings(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The feature extractor's settings and their file; as transformers does, those in a processor's come first."""
+    path = folder / "processor_config.json"
+    if path.exists():
+        content = read_json(path)
+        settings = content.get("feature_extractor", content.get("audio_processor"))
+        if isinstance(settings, dict):
+            return path, settings
+        if settings is not None:
+            raise CheckpointError(path, f"holds a feature_extractor of type {type(settings).__name__}, not an object")
+    path = folder / "preprocessor_config.json"
+    return (path, read_json(path)) if path.exists() else None
+
+
+def _patches(size: int, *, patch: int, stride: int) -> int:
+    return (size - patch) // stride + 1
 
 
 def _values(content: Mapping[str, Any], defaults: Mapping[str, Any], *, path: Path) -> dict[str, Any]:
@@ -131,11 +146,12 @@ def _values(content: Mapping[str, Any], defaults: Mapping[str, Any], *, path: Pa
     for name, default in defaults.items():
         value = values[name] = content.get(name, default)
         if isinstance(default, float):
-            fits, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+            fits, wanted = type(value) in (int, float) and abs(value) < 1e30, "a number of a sane size"
         else:
-            fits, wanted = type(value) is int and 0 < value <= LARGEST, f"a whole number from 1 to {LARGEST}"
+            largest = DEEPEST if name == "num_hidden_layers" else LARGEST
+            fits, wanted = type(value) is int and 0 < value <= largest, f"a whole number from 1 to {largest}"
         if not fits:
-            problems.append(f"{name}: is {value!r}, expected {wanted}")
+            problems.append(f"{name}: is {shown(repr(value))}, expected {wanted}")
     if problems:
         raise CheckpointError(path, "holds values that cannot be right:", problems)
     return values

@@ -10,7 +10,7 @@ from .read import read_torch
 
 
 def load_torch(path: str | os.PathLike, *, num_heads: int | None = None, **settings: Any) -> Classifier:
-    """The model in a PyTorch checkpoint of any format that `convert.read.read_torch` knows, float32.
+    """The model in a PyTorch checkpoint of any format that `read_torch` knows, float32.
 
     `num_heads` defaults to width / 64; `settings` are `read_torch`'s. Raises `ValueError` as that does.
     """

@@ -1,19 +1,31 @@
 """The one table that pairs official PyTorch tensors with Flax leaves, read in both directions.
 
 `to_flax` and `to_torch` are exact inverses: every tensor is used once, every leaf filled once, and nothing but a
-transpose, reshape or stack happens to a number. Which tensors a file holds is `convert.read`' matter.
+transpose, reshape or stack happens to a number. Which keys and shapes a checkpoint must have follows from the same
+table (`official_shapes`). Which tensors a file holds is the matter of `read.py`.
 """
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 from einops import rearrange
 
 from jaxprune.checkpoint import fill, leaves
-from jaxprune.config import ModelConfig
+from jaxprune.config import Family, ModelConfig
 from jaxprune.models import Classifier, abstract, build
+
+Shape = tuple[int, ...]
+
+# Official names that differ between the families: what stands before the body's, the extra tokens, and the classifier's
+# LayerNorm and Linear.
+PREFIX: Mapping[Family, str] = {"ast": "v.", "audiomae": ""}
+TOKENS: Mapping[Family, tuple[str, ...]] = {"ast": ("cls_token", "dist_token"), "audiomae": ("cls_token",)}
+CLASSIFIERS: Mapping[Family, tuple[str, str]] = {"ast": ("mlp_head.0", "mlp_head.1"), "audiomae": ("fc_norm", "head")}
+BLOCK = re.compile(r"\bblocks\.(\d{1,3})\.")
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ def to_flax(state: Mapping[str, Any], config: ModelConfig) -> Classifier:
     if unused := sorted(set(state) - {key for pair in table for key in pair.official}):
         raise ValueError(f"this {config.family} model has no place for {', '.join(unused)}")
     weights = {
-        pair.leaf: pair.to_flax(*(np.asarray(state[key], np.float32) for key in pair.official))
+        pair.leaf: pair.to_flax(*(np.asarray(state[key]) for key in pair.official))
         for pair in table
         if any(key in state for key in pair.official)
     }
@@ -51,8 +63,24 @@ def to_torch(model: Classifier) -> dict[str, np.ndarray]:
     values = leaves(model)
     state = {}
     for pair in pairs(model.config):
-        state |= zip(pair.official, pair.to_torch(np.asarray(values[pair.leaf][...])), strict=True)
+        tensors = pair.to_torch(np.asarray(values[pair.leaf][...]))
+        state |= zip(pair.official, map(np.ascontiguousarray, tensors), strict=True)
     return state
+
+
+def official_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """The shape of every official tensor of a model, in its order, from the leaves' shapes alone.
+
+    All blocks are alike, so one is enough, however many a foreign file claims.
+    """
+    one = replace(config, depth=1)
+    found = leaves(abstract(one))
+    shapes: dict[str, Shape] = {}
+    for pair in pairs(one):
+        leaf = jax.ShapeDtypeStruct(found[pair.leaf].shape, np.float32)
+        tensors = jax.eval_shape(pair.to_torch, leaf)
+        shapes |= {key: tensor.shape for key, tensor in zip(pair.official, tensors, strict=True)}
+    return {key: shapes[BLOCK.sub("blocks.0.", key)] for pair in pairs(config) for key in pair.official}
 
 
 def pairs(config: ModelConfig) -> list[Pair]:
@@ -77,7 +105,7 @@ def ast_pairs(config: ModelConfig, blocks: list[Pair]) -> list[Pair]:
     body = [
         *patch_embed("patch_embed.proj", "d 1 pf pt -> (pt pf) d", config),
         Pair(
-            ("cls_token", "dist_token"),
+            TOKENS["ast"],
             "extra_tokens",
             lambda cls, dist: np.concatenate([cls, dist], axis=1)[0],
             lambda leaf: (leaf[None, :1], leaf[None, 1:]),
@@ -86,20 +114,25 @@ def ast_pairs(config: ModelConfig, blocks: list[Pair]) -> list[Pair]:
         *norm("norm", "norm"),
         *blocks,
     ]
-    under_v = [Pair(tuple(f"v.{key}" for key in p.official), p.leaf, p.to_flax, p.to_torch) for p in body]
-    return [*under_v, *norm("mlp_head.0", "head_norm"), *linear("mlp_head.1", "head")]
+    under_v = [replace(pair, official=tuple(PREFIX["ast"] + key for key in pair.official)) for pair in body]
+    return [*under_v, *classifier(config.family)]
 
 
 def audiomae_pairs(config: ModelConfig, blocks: list[Pair]) -> list[Pair]:
     """The blocks' pairs, and AudioMAE's own."""
     return [
         *patch_embed("patch_embed.proj", "d 1 pt pf -> (pt pf) d", config),
-        reshaped("cls_token", "extra_tokens", "1 p d -> p d"),
+        reshaped(*TOKENS["audiomae"], "extra_tokens", "1 p d -> p d"),
         reshaped("pos_embed", "positions", "1 s d -> s d"),
         *blocks,
-        *norm("fc_norm", "head_norm"),
-        *linear("head", "head"),
+        *classifier(config.family),
     ]
+
+
+def classifier(family: Family) -> tuple[Pair, ...]:
+    """The classifier's LayerNorm and Linear."""
+    head_norm, head = CLASSIFIERS[family]
+    return *norm(head_norm, "head_norm"), *linear(head, "head")
 
 
 def norm(official: str, leaf: str) -> tuple[Pair, Pair]:
@@ -119,6 +152,7 @@ def patch_embed(official: str, pattern: str, config: ModelConfig) -> tuple[Pair,
 
 
 def bias(official: str, leaf: str) -> Pair:
+    """A bias, which is the same on both sides."""
     return reshaped(f"{official}.bias", f"{leaf}.bias", "d -> d")
 
 
@@ -129,5 +163,5 @@ def reshaped(official: str, leaf: str, pattern: str, **axes: int) -> Pair:
         (official,),
         leaf,
         lambda tensor: rearrange(tensor, there, **axes),
-        lambda array: (np.ascontiguousarray(rearrange(array, back, **axes)),),
+        lambda array: (rearrange(array, back, **axes),),
     )

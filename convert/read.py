@@ -1,13 +1,14 @@
 """Reads an AST or AudioMAE checkpoint of any published format into official tensors and a model card.
 
-`read_torch` recognises the format, accounts for every key (used, ignored with a reason, or an error) and gathers all
-problems before it raises. Opening files safely is `containers.py`'s job, shapes are `geometry.py`'s, what tensors do
-not tell `complete_card.py`'s and `huggingface_config.py`'s, label files `jaxprune.data.labels`'; turning tensors
-into a JAX model, and fitting a position table to other lengths, is left to the converter.
+`read_torch` accounts for every key (used, ignored with a reason, or an error) and gathers all problems before it
+raises. Its steps have files of their own: `containers.py` opens files safely, `state_dicts.py` finds the weights,
+`formats.py` knows their names, `geometry.py` and `mapping.py` their shapes, `complete_card.py` and `*_config.py` all
+that tensors do not tell. Turning tensors into a JAX model, and fitting a position table to other lengths, is left
+to the converter.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +17,17 @@ import torch
 from jaxprune.config import Card, Family
 from jaxprune.data.labels import read_label_file
 
-from . import huggingface
-from .complete_card import Hints, make_card
-from .containers import CheckpointError, Container, open_container
-from .geometry import Geometry, classifier_keys, depth_of, expected_keys, expected_shapes
+from .complete_card import Hints, Said, make_card
+from .containers import WEIGHT_FILES, Container, open_container
+from .errors import CheckpointError, shown
+from .formats import Format, Names, in_file, missing_modules
+from .geometry import Geometry, depth_of
+from .huggingface import Layout
 from .huggingface_config import HuggingFaceConfig
+from .mapping import CLASSIFIERS, Shape
+from .timm_config import read_timm
 
 __all__ = ["CheckpointError", "TorchCheckpoint", "read_torch"]
-
-# Keys that published checkpoints hold and their classifiers do not use.
-_UNUSED = {
-    "ast": {"v.head.": "ImageNet classifier, unused by AST", "v.head_dist.": "ImageNet classifier, unused by AST"},
-    "audiomae": {
-        "decoder_": "pretraining decoder, unused by the classifier",
-        "mask_token": "pretraining decoder, unused by the classifier",
-        "norm.": "final norm of pretraining; the classifier pools first and uses fc_norm",
-    },
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,12 +37,14 @@ class TorchCheckpoint:
     `state` holds the tensors the classifier uses, float32, under official names without `module.`; `names` gives each
     one's key or keys in the file (query, key and value behind one qkv). `ignored` maps original keys, and entries
     beside the weights, to the reason why they are left out. `missing` maps official keys that the file lacks to what
-    is done about it. `layout` is the format in words, `notes` every assumption made, as sentences.
+    is done about it. `layout` is the format in words, `huggingface` its kind of keys if it is Hugging Face's. `notes`
+    are all assumptions made, as sentences.
     """
 
     card: Card
     state: Mapping[str, np.ndarray]
     layout: str
+    huggingface: Layout | None
     names: Mapping[str, tuple[str, ...]]
     ignored: Mapping[str, str]
     missing: Mapping[str, str]
@@ -57,198 +54,207 @@ class TorchCheckpoint:
 def read_torch(
     path: Path | str,
     *,
+    key: str | None = None,
     num_heads: int | None = None,
     source_frames: int | None = None,
+    mels: int | None = None,
     time_stride: int | None = None,
     freq_stride: int | None = None,
     dataset: str | None = None,
+    mean: float | None = None,
+    std: float | None = None,
     labels: Path | str | None = None,
     classes: int | None = None,
 ) -> TorchCheckpoint:
     """Reads a PyTorch or safetensors file, or a Hugging Face directory (or a file in one).
 
-    `num_heads` defaults to width / 64, or the Hugging Face config's. `source_frames` is the T of the position table;
-    with the strides it settles a number of patches that fits several. `dataset`, a name in
-    `jaxprune.features.STATISTICS`, gives feature statistics and activation, which otherwise follow from Hugging Face's
-    settings, else from the number of classes. `labels` is a file for `read_label_file`. `classes` sizes the new
-    head of a pretrained AudioMAE and must agree with any other's. Raises `ValueError` for arguments out of range, and
-    `CheckpointError`, which is one, for a checkpoint that cannot be used: its message names the file and every problem
-    by the file's own keys.
+    `key` chooses among several state dicts in one file, by dotted name. `num_heads` defaults to width / 64, or the
+    configuration's. `source_frames` is the T the position table was made for; with `mels` and the strides it settles a
+    number of patches that fits several. `dataset`, a name in `jaxprune.features.STATISTICS`, gives feature statistics
+    and activation, which otherwise follow from the configuration, else from the number of classes; `mean` and `std` go
+    before. `labels` is a file for `read_label_file`. `classes` sizes the new head of a checkpoint without one and must
+    agree with any other's. Raises `ValueError` for arguments out of range, and `CheckpointError`, which is one, for a
+    checkpoint that cannot be used: its message names the file and every problem by the file's own keys.
     """
     hints = Hints(
         num_heads=num_heads,
         source_frames=source_frames,
+        mels=mels,
         time_stride=time_stride,
         freq_stride=freq_stride,
         dataset=dataset,
+        mean=mean,
+        std=std,
         labels=() if labels is None else read_label_file(labels).names,
         classes=classes,
     )
-    container = open_container(path)
-    layout = _Layout.of(container)
-    keys = _Keys.of(container, layout)
-    config = HuggingFaceConfig.read(container.folder) if layout.key_layout else None
-    geometry, state, conversions = _read_state(container, layout, keys, config=config)
+    return _understood(_Found.of(open_container(path, key=key)), hints, path=path)
+
+
+def _understood(found: "_Found", hints: Hints, *, path: Path | str) -> TorchCheckpoint:
+    """The tensors and the card of a container of a known format."""
+    geometry, state, conversions = _read_state(found)
+    layout = found.form.headless if found.fresh else found.form.name
     try:
         card, assumptions = make_card(
-            geometry, hints, config=config, source=f"{container.path.resolve().name} ({layout.name})"
+            geometry, hints, said=found.said, source=f"{found.container.path.resolve().name} ({layout})"
         )
     except ValueError as error:
         raise CheckpointError(path, str(error)) from error
-    fresh = f"newly initialised for {card.model.classes} classes; fine-tune before use"
+    fate = f"newly initialised for {card.model.classes} classes; fine-tune before use"
+    weights = found.container.weights
     return TorchCheckpoint(
         card=card,
         state=state,
-        layout=layout.name,
-        names=keys.names,
-        ignored={**keys.ignored, **container.beside},
-        missing={} if geometry.classes else dict.fromkeys(classifier_keys(layout.family), fresh),
-        notes=(*conversions, *assumptions),
+        layout=layout,
+        huggingface=found.form.layout,
+        names={key: tuple(map(found.original, parts)) for key, parts in found.names.parts.items()},
+        ignored={
+            **{found.original(key): reason for key, reason in found.names.ignored.items()},
+            **weights.beside,
+        },
+        missing={f"{module}.{leaf}": fate for module in found.fresh for leaf in ("weight", "bias")},
+        notes=(*weights.notes, *conversions, *assumptions),
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """A published format. `key_layout` is Hugging Face's, None elsewhere."""
+class _Found:
+    """A container of a known format: its names, its configuration, and the classifier's modules it lacks."""
 
-    name: str
-    family: Family
-    classifier: bool = True
-    key_layout: huggingface.Layout | None = None
-
-    @classmethod
-    def of(cls, container: Container) -> "_Layout":
-        """Recognises the format by its keys; `CheckpointError` naming some of them if it is none of ours."""
-        keys = list(_without_module(container.tensors))
-
-        def some(*prefixes: str) -> bool:
-            return any(key.startswith(prefixes) for key in keys)
-
-        if some(huggingface.BODY) or (some("embeddings.distillation_token") and some("embeddings.patch_embeddings.")):
-            if some(huggingface.BODY + "layers.", "layers."):
-                return cls(name="AST, Hugging Face (transformers 5 keys)", family="ast", key_layout="v5")
-            return cls(name="AST, Hugging Face (legacy keys)", family="ast", key_layout="legacy")
-        if some("v.blocks.", "v.patch_embed."):
-            return cls(name="AST, official", family="ast")
-        if some("blocks.") and some("patch_embed.", "pos_embed", "cls_token"):
-            if some("fc_norm.", "head."):
-                return cls(name="AudioMAE, fine-tuned", family="audiomae")
-            return cls(name="AudioMAE, pretrained", family="audiomae", classifier=False)
-        found = f"{len(keys)} tensors such as {', '.join(sorted(keys)[:5])}"
-        raise CheckpointError(container.path, f"is not an AST or AudioMAE checkpoint; it holds {found}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Keys:
-    """What becomes of the keys of a file: `names` official -> original keys, `ignored` and `unexpected` originals."""
-
-    names: Mapping[str, tuple[str, ...]]
-    ignored: Mapping[str, str]
-    unexpected: tuple[str, ...]
-    prefix: str  # `module.`, or nothing, in front of the file's keys
+    container: Container
+    names: Names
+    said: Said
+    fresh: tuple[str, ...]
 
     @classmethod
-    def of(cls, container: Container, layout: _Layout) -> "_Keys":
-        originals = _without_module(container.tensors)
-        prefix = next(original.removesuffix(key) for key, original in originals.items())
-        if layout.key_layout:
-            # Renaming the keys' numbers in place of their tensors tells which keys each official one is joined from.
-            order = list(originals)
-            try:
-                renamed = huggingface.from_huggingface({key: torch.tensor([at]) for at, key in enumerate(order)})
-            except ValueError as error:
-                raise CheckpointError(container.path, f"holds a parameter twice: {error}") from error
-            names = {key: tuple(originals[order[at]] for at in numbers) for key, numbers in renamed.state.items()}
-            leftover = tuple(originals[key] for key in renamed.leftover)
-            return cls(names=names, ignored={}, unexpected=leftover, prefix=prefix)
-        unused = _UNUSED[layout.family].items()
-        reasons = {key: reason for key in originals for start, reason in unused if key.startswith(start)}
-        depth = depth_of(originals, family=layout.family)
-        used = set(expected_keys(layout.family, depth=depth, classifier=layout.classifier))
-        return cls(
-            names={key: (original,) for key, original in originals.items() if key in used},
-            ignored={originals[key]: reason for key, reason in reasons.items()},
-            unexpected=tuple(originals[key] for key in originals if key not in used and key not in reasons),
-            prefix=prefix,
-        )
+    def of(cls, container: Container) -> "_Found":
+        """Raises `CheckpointError` where a parameter is held twice or the configuration cannot be honoured."""
+        weights = container.weights
+        try:
+            names = Names.of(weights.tensors, weights.form)
+        except ValueError as error:
+            raise CheckpointError(container.path, f"holds a parameter twice: {error}") from error
+        fresh = missing_modules(names.parts, weights.form.family)
+        return cls(container=container, names=names, said=_configuration(container, classifier=not fresh), fresh=fresh)
 
-    def in_file(self, official: str, layout: _Layout) -> tuple[str, ...]:
-        """What the file would call a tensor: itself, or the parts it is joined from."""
-        if layout.key_layout is None:
-            return (self.prefix + official,)
-        parts = huggingface.to_huggingface({official: torch.arange(3)}, layout=layout.key_layout).state
-        return tuple(self.prefix + key for key in parts)
+    @property
+    def form(self) -> Format:
+        return self.container.weights.form
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        return self.container.weights.tensors
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Beginnings of the official names that the file lacks and need not have."""
+        return tuple(f"{module}." for module in self.fresh)
+
+    def original(self, key: str) -> str:
+        """A key as it is in the file."""
+        return self.container.weights.prefix + key
 
 
-def _without_module(keys: Iterable[str]) -> dict[str, str]:
-    """Key -> original key, without the `module.` that DataParallel puts in front of all of them."""
-    stripped = {key: key for key in keys}
-    while all(key.startswith("module.") for key in stripped):
-        stripped = {key.removeprefix("module."): original for key, original in stripped.items()}
-    return stripped
+def _configuration(container: Container, *, classifier: bool) -> Said:
+    """The facts in the files beside the weights. Beside an AudioMAE only a published folder's count."""
+    if container.weights.form.layout is not None:
+        return HuggingFaceConfig.read(container.folder)
+    of_folder = container.path.is_dir() or container.path.name in WEIGHT_FILES
+    if of_folder and (container.folder / "config.json").exists():
+        return read_timm(container.folder, classifier=classifier)
+    return Said()
 
 
-def _read_state(
-    container: Container, layout: _Layout, keys: _Keys, *, config: HuggingFaceConfig | None
-) -> tuple[Geometry, dict[str, np.ndarray], tuple[str, ...]]:
-    """Checks names, shapes and kinds of all tensors, then converts them; notes say from what, if not float32."""
-    depth = config.depth if config else max(1, depth_of(keys.names, family=layout.family))
-    wanted = expected_keys(layout.family, depth=depth, classifier=layout.classifier)
-    surplus = [original for key, originals in keys.names.items() if key not in wanted for original in originals]
-    lacking = [name for key in wanted if key not in keys.names for name in keys.in_file(key, layout)]
-    problems = [*container.strange, *(f"{key}: missing" for key in lacking if key not in container.tensors)]
-    problems += [f"{key}: unexpected" for key in (*keys.unexpected, *surplus) if key not in lacking]
-    shapes = {key: tuple(container.tensors[originals[0]].shape) for key, originals in keys.names.items()}
+def _read_state(found: _Found) -> tuple[Geometry, dict[str, np.ndarray], tuple[str, ...]]:
+    """Checks names, kinds and shapes of all tensors, then converts them; notes say from what, if not float32."""
+    path, parts, tensors = found.container.path, found.names.parts, found.tensors
+    used = [key for keys in parts.values() for key in keys]
+    unusable = {key: reason for key in used if (reason := _unusable(tensors[key]))}
+    problems = [*found.container.weights.strange]
+    problems += [f"{shown(found.original(key))}: {reason}" for key, reason in unusable.items()]
+    shapes = {key: tuple(tensors[keys[0]].shape) for key, keys in parts.items() if unusable.keys().isdisjoint(keys)}
     geometry = None
     try:
-        geometry = _geometry(shapes, layout, config)
+        geometry = _geometry(found, shapes)
+        wanted = geometry.shapes()
     except ValueError as error:
         malformed = [line for line in str(error).splitlines() if not line.endswith(": missing")]  # those are listed
-        problems += [keys.prefix + line for line in malformed]
-    if geometry:
-        for key, shape in expected_shapes(geometry).items():
-            originals = keys.names.get(key, ())
-            for original in originals:  # the parts of a qkv are thirds of it
-                found, part = tuple(container.tensors[original].shape), (shape[0] // len(originals), *shape[1:])
-                if found != part:
-                    problems.append(f"{original}: has shape {found}, expected {part}")
-    used = [original for originals in keys.names.values() for original in originals]
-    problems += [f"{key}: {problem}" for key in used if (problem := _unusable(container.tensors[key]))]
+        problems += [found.original(line) for line in malformed]
+        wanted = _any_of(found.form.family, depth=depth_of(parts)).shapes()
+    wanted = {key: shape for key, shape in wanted.items() if not key.startswith(found.absent)}
+    problems += _misplaced(found, wanted)
+    if geometry is not None:
+        problems += _misshapen(found, {key: shape for key, shape in wanted.items() if key in shapes})
     if problems or geometry is None:
-        raise CheckpointError(container.path, f"looks like {layout.name}, but does not fit it:", problems)
-    state = {key: np.concatenate([_to_numpy(container.tensors[name]) for name in keys.names[key]]) for key in wanted}
-    if spoiled := [", ".join(keys.names[key]) for key in wanted if not np.isfinite(state[key]).all()]:
-        raise CheckpointError(container.path, "holds NaN or infinity among the values of:", spoiled)
-    kinds = sorted({_dtype(container.tensors[key]) for key in used} - {"float32"})
+        raise CheckpointError(path, f"looks like {found.form.name}, but does not fit it:", problems)
+    state = {key: np.concatenate([_to_numpy(tensors[part]) for part in parts[key]]) for key in wanted}
+    if spoiled := [", ".join(map(found.original, parts[key])) for key in wanted if not np.isfinite(state[key]).all()]:
+        raise CheckpointError(path, "holds NaN or infinity among the values of:", spoiled)
+    kinds = sorted({_dtype(tensors[key]) for key in used} - {"float32"})
     return geometry, state, tuple(f"Tensors stored as {kind} were converted to float32." for kind in kinds)
 
 
-def _geometry(shapes: Mapping[str, tuple[int, ...]], layout: _Layout, config: HuggingFaceConfig | None) -> Geometry:
+def _geometry(found: _Found, shapes: Mapping[str, Shape]) -> Geometry:
     """From the tensors' shapes; for Hugging Face from its config, which they are then held against."""
-    if config is None:
-        return Geometry.of_shapes(shapes, family=layout.family, classifier=layout.classifier)
-    rows, columns = (
-        (size - config.patch) // stride + 1
-        for size, stride in ((config.mels, config.freq_stride), (config.frames, config.time_stride))
-    )
-    head = shapes.get("mlp_head.1.weight", ())
+    family, said = found.form.family, found.said
+    if not isinstance(said, HuggingFaceConfig):
+        return Geometry.of_shapes(shapes, family=family, classifier=not found.fresh)
+    head = shapes.get(f"{CLASSIFIERS[family][1]}.weight", ())
     return Geometry(
-        family=layout.family,
-        width=config.width,
-        depth=config.depth,
-        mlp_width=config.mlp_width,
-        patch=config.patch,
-        patches=rows * columns,
-        classes=head[0] if head else len(config.labels),
+        family=family,
+        width=said.width,
+        depth=said.depth,
+        mlp_width=said.mlp_width,
+        patch=said.patch,
+        patches=said.patches,
+        classes=head[0] if head else None,
     )
+
+
+def _any_of(family: Family, *, depth: int) -> Geometry:
+    """A small model with the same names, for when a checkpoint's own sizes cannot be told."""
+    return Geometry(family=family, width=4, depth=max(1, depth), mlp_width=4, patch=1, patches=1, classes=1)
+
+
+def _misplaced(found: _Found, wanted: Collection[str]) -> list[str]:
+    """Tensors that are missing or unexpected, a line each, by the file's own names."""
+    parts = found.names.parts
+    lacking = {
+        key: found.form.lacking(official)
+        for official in wanted
+        if official not in parts
+        for key in in_file(official, found.form)
+    }
+    surplus = [key for official, keys in parts.items() if official not in wanted for key in keys]
+    problems = [f"{found.original(key)}: missing{why}" for key, why in lacking.items() if key not in found.tensors]
+    unexpected = [key for key in (*found.names.leftover, *surplus) if key not in lacking]
+    return [*problems, *(f"{shown(found.original(key))}: unexpected" for key in unexpected)]
+
+
+def _misshapen(found: _Found, wanted: Mapping[str, Shape]) -> list[str]:
+    """Tensors of another shape, a line each. The parts of a qkv are thirds of it."""
+    problems = []
+    for official, shape in wanted.items():
+        keys = found.names.parts[official]
+        part = (shape[0] // len(keys), *shape[1:])
+        shapes = {key: tuple(found.tensors[key].shape) for key in keys}
+        problems += [
+            f"{found.original(key)}: has shape {actual}, expected {part}"
+            for key, actual in shapes.items()
+            if actual != part
+        ]
+    return problems
 
 
 def _unusable(tensor: torch.Tensor) -> str:
-    """Why a tensor cannot be a weight, or nothing. Never materialises it: a few bytes can pretend to be terabytes."""
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+    """The reason why a tensor cannot be a weight, or nothing. A few bytes can pretend to be terabytes: never made."""
+    if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         return "is not an ordinary dense tensor"
     if not tensor.is_floating_point():
         return f"holds {_dtype(tensor)}, not real floating-point numbers"
+    if tensor.is_neg() or tensor.is_conj():
+        return "is a view that negates its numbers; save a copy of it"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return "claims more values than the file stores for it"
     return ""

@@ -137,7 +137,7 @@ def validate(
     }
     rungs += [compare(name, *pair, keep_rate=1.0, tolerance=tolerance) for name, pair in pairs.items()]
     rungs.append(compare_logits("logits, unpruned", theirs.logits, ours.logits, keep_rate=1.0, tolerance=tolerance))
-    if checkpoint.layout.startswith("AST, Hugging Face"):
+    if checkpoint.huggingface is not None:
         logits = transformers_logits(source, mel)
         rungs.append(
             compare_logits("logits, unpruned, transformers", logits, ours.logits, keep_rate=1.0, tolerance=tolerance)

@@ -13,7 +13,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from jaxprune.convert.geometry import infer_grid
+from jaxprune.convert.grids import infer_grid
 from jaxprune.convert.random_checkpoint import (
     random_state,
     write_ast_official,
@@ -366,7 +366,7 @@ def test_hugging_face_parts_of_the_wrong_shape(tmp_path):
     [
         ({"hidden_act": "gelu_new"}, "sets hidden_act to 'gelu_new'"),
         ({"qkv_bias": False}, "sets qkv_bias to False"),
-        ({"model_type": "wav2vec2"}, "type 'wav2vec2'"),
+        ({"model_type": "wav2vec2"}, "model_type to 'wav2vec2'"),
         ({"hidden_size": "48"}, "hidden_size: is '48'"),
         ({"num_hidden_layers": 11}, "layers.11.mlp.fc1.weight: unexpected"),
         ({"time_stride": 16}, "position_embeddings: has shape (1, 146, 48), expected (1, 98, 48)"),
@@ -425,7 +425,7 @@ def test_audiomae_geometry_is_inferred_from_the_patch_count(frames):
 def test_ambiguous_geometry_is_noted_and_settled_by_what_is_given():
     standard = infer_grid(600, family="ast")  # 50 x 12 at stride 10, 75 x 8 at stride 16
     assert (standard.frames, standard.time_stride) == (512, 10)
-    assert "also stride 16 with 1200 frames" in standard.note
+    assert "also fit stride 16 with 1200 frames" in standard.note
     assert infer_grid(600, family="ast", frames=1200).time_stride == 16
     assert infer_grid(600, family="ast", time_stride=16).frames == 1200
     assert infer_grid(1212, family="ast", frames=1020).frames == 1020
@@ -436,13 +436,13 @@ def test_ambiguous_geometry_is_noted_and_settled_by_what_is_given():
 def test_geometry_that_fits_nothing_says_what_to_pass(tmp_path, ast_state):
     state = ast_state | {"v.pos_embed": torch.zeros(1, 2 + 97, 48)}
     path = save(tmp_path / "a.pth", state)
-    refused(path, "position table of 99 tokens", "97 patches", "pass the right frames, time_stride and freq_stride")
+    refused(path, "position table of 99 tokens", "97 patches", "give the right --source-frames, --mels")
     refused(save(path, ast_state), "64 patches", "from 1024 frames", "128 to 143 frames", source_frames=1024)
 
 
 def test_heads_follow_the_width_or_must_be_given(tmp_path, ast_state):
     path = save(tmp_path / "a.pth", ast_state)
-    refused(path, "width 48", "pass num_heads", num_heads=None)
+    refused(path, "width 48", "give --num-heads", num_heads=None)
     refused(path, "48 cannot be split over 5 heads", num_heads=5)
     wide = ModelConfig(family="audiomae", width=128, depth=1, heads=2, classes=7, frames=128, mlp_ratio=2.0)
     assert read_torch(save(path, random_state(wide, seed=0))).card.model == wide
@@ -462,7 +462,7 @@ def test_statistics_follow_the_class_count(tmp_path, audiomae_state, classes, na
 def test_statistics_of_a_named_data_set_need_no_note(tmp_path, audiomae_state):
     path = save(tmp_path / "a.pth", audiomae_state)
     assert any("no known data set has 7 classes" in note for note in read_torch(path, num_heads=3).notes)
-    read = read_torch(path, num_heads=3, dataset="speechcommands")
+    read = read_torch(path, num_heads=3, dataset="speechcommands", source_frames=128, mels=128)
     assert (read.card.mean, read.notes) == (STATISTICS["speechcommands"].mean, ())
 
 
