@@ -21,9 +21,8 @@ a 0-based block in two digits.
 | `state` | () str | JSON: where the data stood after the shard, and the unusable clips so far |
 
 The patches that `score_BB` is for are the `kept` of the last pruning block before BB, or 0 ... n - 1 without one. -1 in
-`kept_BB` is a place that a masked stage left empty; scores of such places mean nothing. Of several processes on one
-data set this knows nothing: one process, one folder. Reading is `jaxprune.analysis.extraction`'s matter, the command
-line is `scripts/extract.py`.
+`kept_BB` is a place that a masked stage left empty; scores of such places mean nothing. One process fills one
+folder. Reading is `jaxprune.analysis.extraction`'s matter, `jaxprune extract` is the command.
 """
 
 import functools
@@ -33,13 +32,13 @@ import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
-from jaxtyping import Array, Float, Float32, Int16
+from jaxtyping import Array, Bool, Float, Float32, Int16
 
 from jaxprune.analysis.extraction import (
     KIND,
@@ -53,6 +52,7 @@ from jaxprune.analysis.extraction import (
 from jaxprune.analysis.identity import SHARD_CLIPS, MelType, check_same
 from jaxprune.config import Card
 from jaxprune.data.batches import Batch, Batches
+from jaxprune.evaluation.forward_pass import Started, finite_rows, forward_pass
 from jaxprune.features import frame_count, model_input
 from jaxprune.files import locked, replace_file, write_text
 from jaxprune.models import Classifier, cut_patches
@@ -78,61 +78,74 @@ def extract(
     `batches` are `eval_batches` from the start of the split; `description` is what `describe` says of the same things.
     A shard is `shard_batches` batches, written by a thread while the device computes the next; at most two are in
     memory. `mel` is the type in which spectrograms are kept (None: not at all). `place` and `watch` are as in
-    `evaluate`; `watch` first hears how many clips were done before. A complete extraction is only read.
+    `forward_pass`; `watch` first hears how many clips were done before. A complete extraction is only read.
 
     Raises `ValueError` when `out` holds anything but an extraction of this description or another process writes there,
-    for another number of classes than the model's, and for logits that are not numbers; `OSError` when a shard cannot
-    be written. What was written before stays, and the next call goes on after it.
+    for another number of classes than the model's, and for scores that are not finite; `OSError` when a shard cannot be
+    written. What was written before stays, and the next call goes on after it.
     """
     out = Path(out)
+    run = functools.partial(_run_through, model, batches, card=card, policy=policy, mel=mel, place=place)
     with locked(out):
-        started = _start(out, description)
-        if started["complete"]:
-            return read_extraction(out)
-        shards = _whole_shards(out)
-        done = _go_on(batches, shards)
-        watch(done)
-        stages = {
-            block: stage for block, stage in policy.stages.items() if not (isinstance(stage, TopK) and stage.rate == 1)
-        }
-        graph, state = nnx.split(model)
-        program = _program(graph, tuple(stages))
-        rows: list[dict[str, np.ndarray]] = []
-        running: tuple[Batch, _Findings] | None = None
-
-        def collect() -> None:
-            """The batch before the one the device is at: it need not wait for the host."""
-            rows.append(_rows(*running, batches=batches, frames=model.config.frames, mel=mel))
-
-        with _Writer() as writer:
-            for batch in batches:
-                if batch.targets.shape[1] != model.config.classes:
-                    raise ValueError(
-                        f"the clips are labelled with {batch.targets.shape[1]} classes, but the model has "
-                        f"{model.config.classes}"
-                    )
-                findings = program(state, *place(batch[:2]), card.mean, card.std, policy)
-                _start_copies(findings, mel=mel)
-                if running:
-                    collect()
-                    if len(rows) == shard_batches:
-                        shards.append(_write(writer, rows, out=out, number=len(shards), state=place_after))
-                        rows = []
-                running, place_after = (batch, findings), batches.get_state()
-                done += int((batch.indices >= 0).sum())
-                watch(done)
-            if running:
-                collect()
-                shards.append(_write(writer, rows, out=out, number=len(shards), state=place_after))
-        finished = dict(started) | {"complete": True, "shards": [path.name for path in shards]}
-        finished["unusable"] = dict(batches.unusable)
-        _write_manifest(out, finished)
+        manifest = _start(out, description)
+        if not manifest["complete"]:
+            shards = _whole_shards(out)
+            before = _go_on(batches, shards)
+            watch(before)
+            with _Writer(out, shards, batches=shard_batches) as writer:
+                run(collect=writer.add, watch=lambda clips: watch(before + clips))
+            _finish(out, manifest, shards=shards, unusable=batches.unusable)
         return read_extraction(out)
+
+
+def _run_through(
+    model: Classifier,
+    batches: Batches,
+    *,
+    card: Card,
+    policy: Policy,
+    mel: MelType | None,
+    place: Callable[[Any], Any],
+    collect: Callable[[dict[str, np.ndarray], dict[str, Any]], None],
+    watch: Callable[[int], None],
+) -> None:
+    """Runs the batches that are left; `collect` gets each one's rows, and where the loader stood after it."""
+    graph, state = nnx.split(model)
+    program = _program(graph, _pruning_blocks(policy))
+
+    def start(batch: Batch, placed: _Placed) -> Started[_Findings]:
+        findings, finite = program(state, *placed.sound, card.mean, card.std, policy)
+        _start_copies(findings, mel=mel)
+        return Started(findings, {"": finite})
+
+    forward_pass(
+        model,
+        batches,
+        place=lambda arrays: _Placed(place(arrays[:2]), batches.get_state()),
+        start=start,
+        collect=lambda batch, placed, findings: collect(
+            _rows(batch, findings, batches=batches, frames=model.config.frames, mel=mel), placed.state
+        ),
+        watch=watch,
+    )
+
+
+def _pruning_blocks(policy: Policy) -> tuple[int, ...]:
+    """The blocks that drop patches: a stage that keeps all of them is none."""
+    keeps_all = {block for block, stage in policy.stages.items() if isinstance(stage, TopK) and stage.rate == 1}
+    return tuple(block for block in policy.stages if block not in keeps_all)
+
+
+class _Placed(NamedTuple):
+    """A batch's waveforms and lengths on the device, and where its loader stood after it."""
+
+    sound: tuple[Array, Array]
+    state: dict[str, Any]
 
 
 @struct.dataclass
 class _Findings:
-    """What the device makes of a batch; `kept` by pruning block, dead places -1."""
+    """A batch's results on the device; `kept` by pruning block, dead places -1."""
 
     logits: Float[Array, "b y"]
     mean: Float32[Array, "b n"]
@@ -143,8 +156,8 @@ class _Findings:
 
 
 @functools.lru_cache(maxsize=8)
-def _program(graph: nnx.GraphDef, stages: tuple[int, ...]) -> Callable[..., _Findings]:
-    """`(state, waveforms, lengths, mean, std, policy) -> _Findings`: features, model and trace in one compilation."""
+def _program(graph: nnx.GraphDef, stages: tuple[int, ...]) -> Callable[..., tuple[_Findings, Bool[Array, "b"]]]:
+    """`(state, waveforms, lengths, mean, std, policy) -> _Findings, finite`: features, model and trace in one."""
 
     @jax.jit
     def run(state, waveforms, lengths, mean, std, policy):
@@ -158,7 +171,8 @@ def _program(graph: nnx.GraphDef, stages: tuple[int, ...]) -> Callable[..., _Fin
             for block in stages
         }
         scores = tuple(block.score for block in output.trace)
-        return _Findings(output.logits, pixels.mean(axis=-1), pixels.std(axis=-1, ddof=1), scores, kept, mel)
+        findings = _Findings(output.logits, pixels.mean(axis=-1), pixels.std(axis=-1, ddof=1), scores, kept, mel)
+        return findings, finite_rows(output.logits)
 
     return run
 
@@ -189,44 +203,51 @@ def _rows(
     if mel:
         found["mel"] = np.asarray(findings.mel).astype(mel)
     rows = {name: np.asarray(values)[real] for name, values in found.items()}  # copies: the device's buffers go
-    names = batches.names(rows["index"])
-    if np.isnan(rows["logits"]).any():
-        broken = [name for name, row in zip(names, rows["logits"], strict=True) if np.isnan(row).any()]
-        raise ValueError(f"{len(broken)} clips have scores that are not numbers, the first is {broken[0]}")
-    return rows | {"path": np.array(names, dtype=np.str_)}
+    return rows | {"path": np.array(batches.names(rows["index"]), dtype=np.str_)}
 
 
 class _Writer(ThreadPoolExecutor):
-    """One thread, and never more than one shard that waits for it. Errors of writing surface at the next shard."""
+    """Writes shards in one thread, while the caller collects the next; never more than one waits for it.
 
-    def __init__(self):
+    `shards` grows by each path handed over. A shard's error surfaces when the next is handed over, or at the end.
+    """
+
+    def __init__(self, out: Path, shards: list[Path], *, batches: int):
         super().__init__(max_workers=1, thread_name_prefix="shards")
+        self._out, self._shards, self._batches = out, shards, batches
+        self._rows: list[dict[str, np.ndarray]] = []
+        self._state: dict[str, Any] = {}
         self._pending: Future | None = None
 
-    def put(self, write: Callable[[], None]) -> None:
-        self.wait()
-        self._pending = self.submit(write)
+    def add(self, rows: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        """One more batch, after which the loader stood at `state`."""
+        self._rows.append(rows)
+        self._state = state
+        if len(self._rows) == self._batches:
+            self._hand_over()
 
-    def wait(self) -> None:
+    def _hand_over(self) -> None:
+        path = self._out / f"shard-{len(self._shards):05d}.npz"
+        self._wait()
+        self._pending = self.submit(_write_shard, path, self._rows, state=self._state)
+        self._shards.append(path)
+        self._rows = []
+
+    def _wait(self) -> None:
         if self._pending:
             self._pending.result()
 
     def __exit__(self, kind, error, traceback):
+        if kind is None and self._rows:
+            self._hand_over()
         super().__exit__(kind, error, traceback)  # what was handed over is written, whatever happened since
         if kind is None:
-            self.wait()
+            self._wait()
 
 
-def _write(writer: _Writer, rows: list[dict[str, np.ndarray]], *, out: Path, number: int, state: dict) -> Path:
-    """Hands a shard to the writer."""
-    path = out / f"shard-{number:05d}.npz"
-
-    def write() -> None:
-        arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-        replace_file(path, lambda unfinished: np.savez(unfinished, state=json.dumps(state), **arrays))
-
-    writer.put(write)
-    return path
+def _write_shard(path: Path, rows: list[dict[str, np.ndarray]], *, state: dict[str, Any]) -> None:
+    arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    replace_file(path, lambda unfinished: np.savez(unfinished, state=json.dumps(state), **arrays))
 
 
 def _start(out: Path, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,6 +261,12 @@ def _start(out: Path, description: Mapping[str, Any]) -> dict[str, Any]:
     manifest = {"kind": KIND, "version": VERSION, "complete": False, **description}
     _write_manifest(out, manifest)
     return manifest
+
+
+def _finish(out: Path, manifest: Mapping[str, Any], *, shards: list[Path], unusable: Mapping[str, str]) -> None:
+    """The manifest of a complete extraction."""
+    complete = {"complete": True, "shards": [path.name for path in shards], "unusable": dict(unusable)}
+    _write_manifest(out, dict(manifest) | complete)
 
 
 def _write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:

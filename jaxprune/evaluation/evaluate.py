@@ -1,8 +1,8 @@
-"""How good a model is on a data set at one or several keep rates: every clip read, decoded and turned to log-mel once.
+"""Quality and cost of a model on a data set at one or several keep rates, in one pass over the clips.
 
-Batches come from `jaxprune.data.batches.eval_batches` through a `jaxprune.data.prefetch.Feed`, so that the devices need
-not wait; metrics are `jaxprune.evaluation.metrics`'. Weights are arguments of the compiled programs, which are kept:
-evaluating each epoch of a training run compiles in the first only. `scripts/evaluate.py` is the command,
+Every clip is read, decoded and turned to log-mel once. Batches come from `jaxprune.data.batches.eval_batches`, the loop
+is `forward_pass`'s, the metrics are `metrics`'. The compiled programs are kept and take the weights as arguments:
+evaluating each epoch of a training run compiles in the first only. `jaxprune evaluate` is the command,
 `jaxprune.training.loop` the other user.
 """
 
@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxprune.config import Activation, Card
 from jaxprune.cost import macs
-from jaxprune.data.batches import Batches
-from jaxprune.data.prefetch import Feed
+from jaxprune.data.batches import Batch, Batches
+from jaxprune.evaluation.forward_pass import Started, check_classes, finite_rows, forward_pass
 from jaxprune.evaluation.metrics import LOSS_OF, Accuracy, Scores
 from jaxprune.features import model_input
 from jaxprune.models import Classifier, topk
@@ -33,11 +33,11 @@ from jaxprune.reduction.policy import DEFAULT_BLOCKS, Policy
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One policy's cost and quality. `metrics` are shares from 0 to 1 (d_prime excepted), the one to choose by first:
-    top1 and top5 where every clip has one class, else mean_average_precision, auc and d_prime.
+    """One policy's cost and quality.
 
-    `loss` is the clips' mean of what the model was trained with: cross-entropy where its card says softmax, else the
-    binary one. `macs` are for one clip, as `jaxprune.cost.macs` counts them.
+    `metrics` are shares from 0 to 1, except d_prime. The one to choose by comes first: top1 and top5 where every clip
+    has one class, else mean_average_precision, auc and d_prime. `loss` is the mean over clips: cross-entropy where the
+    model's card says softmax, else the binary one. `macs` are for one clip, as `jaxprune.cost.macs` counts them.
     """
 
     macs: int
@@ -48,15 +48,15 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one pass over a split found, by keep rate in the order they were asked for.
+    """Results of one pass over a split, by keep rate in the order they were asked for.
 
-    All metrics are from the same `clips`; `classes_present` of the `classes` have one: those that mAP is the mean of.
+    All metrics are from the same `clips`. `classes_present` of the `classes` have a clip; mAP is the mean over those.
     `unusable` maps the files that were left out to the reason.
 
-    `seconds` are all it took, of which `compiling` came before anything was read. From then to the last answer it went
-    at `clips_per_second`, from files to answers of all rates together; `waited` are the seconds of it that went by
-    waiting for data, and `device_idle` its share in which the devices had no work queued because data was awaited, as
-    `jaxprune.data.prefetch.Feed` measures it. Of several processes, each tells its own unusable files and speed.
+    `seconds` is the time of everything. `compiling` is the part before the first file was read. After it came
+    `clips_per_second`, from files to answers of all rates together. Of that time, `waited` seconds were spent waiting
+    for data; `device_idle` is the share in which the devices had no work because data was awaited, as
+    `jaxprune.data.prefetch.Feed` measures it. Each of several processes tells its own unusable files and speed.
     """
 
     rates: Mapping[float, Measured]
@@ -103,68 +103,44 @@ def evaluate(
     the loss; `single_label` (a `Dataset` knows) decides the metrics. The devices of `layout` (default: one) share each
     batch, and the weights lie on them. `watch` is told how many clips are on their way or done.
 
-    One compilation for the features and one for each policy of another structure, kept for later calls with a model of
-    the same structure, whatever its weights. Raises `ValueError` for no policies, another number of classes than the
-    model's, a batch that the devices cannot share, no usable clip, and scores that are not numbers.
+    Features compile once, and the model once for each policy of another structure. Later calls with a model of the same
+    structure use the same programs, whatever its weights. Raises `ValueError` for no policies, another number of
+    classes than the model's, a batch that the devices cannot share, no usable clip, and scores that are not finite.
     """
     if not policies:
         raise ValueError("there is nothing to evaluate; give at least one policy")
+    check_classes(model, batches)
     layout = Layout(jax.local_devices()[:1]) if layout is None else layout
     shapes = layout.shapes(batches.blank[:4])
-    clips, labelled = shapes[2].shape
-    if labelled != model.config.classes:
-        raise ValueError(f"the clips are labelled with {labelled} classes, but the model has {model.config.classes}")
-    layout.check(clips)
-    started = time.perf_counter()
-    graph, state = nnx.split(model)
-    program = _program(graph, card.activation, whole=layout.whole, rows=layout.rows)
-    config = model.config
-    features = functools.partial(
-        _features(layout.rows), frames=config.frames, mean=card.mean, std=card.std, mels=config.mels
-    )
-    asked = {rate: jax.tree.flatten(policy) for rate, policy in policies.items()}
-    _compile(program, features, state, shapes=shapes, asked=asked)
+    layout.check(len(shapes[3]))
     began = time.perf_counter()
+    programs = _Programs(model, card=card, policies=policies, layout=layout)
+    programs.compile(shapes)
+    compiling = time.perf_counter() - began
     tallies = {rate: _Tally() for rate in policies}
-    done, running = 0, None
-    with Feed(batches, place=layout.share) as feed:
-        for batch, (waveforms, lengths, targets, weights) in feed:
-            mel = features(waveforms, lengths)
-            answers = {
-                rate: program(state, mel, targets, weights, numbers, policy=structure)
-                for rate, (numbers, structure) in asked.items()
-            }
-            feed.queued(answers)
-            if running:  # the batch before is collected only now, so that the devices need not wait for the host
-                _collect(*running, tallies=tallies, single_label=single_label)
-            running = answers, (targets, weights)
-            done += int((batch.indices >= 0).sum())
-            watch(done)
-        if running:
-            _collect(*running, tallies=tallies, single_label=single_label)
-        ended = time.perf_counter()
-    clips, present = next((tally.clips, tally.present) for tally in tallies.values())
-    if not clips:
-        raise ValueError(f"none of the {done} clips could be used, so there is nothing to report")
-    unpruned = macs(model, topk(model, {}))
-    rates = {}
-    for rate, tally in tallies.items():
-        if tally.broken:
-            raise ValueError(f"{tally.broken} of {clips} clips have scores that are not numbers at keep rate {rate:g}")
-        cost = macs(model, policies[rate])
-        metrics = tally.accuracy() if single_label else tally.ranking()
-        rates[rate] = Measured(macs=cost, saving=1 - cost / unpruned, loss=tally.loss / clips, metrics=metrics)
+    collect = _count if single_label else _count_and_rank
+    run = forward_pass(
+        model,
+        batches,
+        place=layout.share,
+        start=programs.start,
+        collect=functools.partial(collect, tallies=tallies),
+        watch=watch,
+    )
+    first = next(iter(tallies.values()))
+    if not first.clips:
+        raise ValueError(f"none of the {run.clips} clips could be used, so there is nothing to report")
     return Evaluation(
-        rates=rates,
-        clips=clips,
+        rates=_measured(model, policies, tallies=tallies, single_label=single_label),
+        clips=first.clips,
         classes=model.config.classes,
-        classes_present=int(np.sum(present)),
+        classes_present=int(np.sum(first.present)),
         unusable=dict(batches.unusable),
-        seconds=ended - started,
-        compiling=began - started,
-        clips_per_second=done / (ended - began),
-        waited=feed.waited,
-        device_idle=feed.idle / (ended - began),
+        seconds=compiling + run.seconds,
+        compiling=compiling,
+        clips_per_second=run.clips / run.seconds,
+        waited=run.waited,
+        device_idle=run.idle / run.seconds,
     )
 
 
@@ -184,19 +160,50 @@ def keep_policies(
 
 @struct.dataclass
 class _Sums:
-    """What one policy makes of a batch, added up: the losses, counts of right answers, and of real rows with a NaN.
+    """One policy's results for a batch, added up: the losses, and counts of right answers.
 
     `present` says which classes have a clip; it is here to be counted over the rows of all processes.
     """
 
     loss: Float[Array, ""]
     accuracy: Accuracy
-    broken: Int[Array, ""]
     present: Bool[Array, "y"]
 
 
 # A batch's logits, and its sums.
 _Answers = tuple[Float[Array, "b y"], _Sums]
+
+
+class _Programs:
+    """The compiled programs of one evaluation: features, and the model under each policy."""
+
+    def __init__(self, model: Classifier, *, card: Card, policies: Mapping[float, Policy], layout: Layout):
+        graph, self._state = nnx.split(model)
+        self._model = _program(graph, card.activation, whole=layout.whole, rows=layout.rows)
+        self._features = _features(layout.rows)
+        config = model.config
+        self._sound = {"frames": config.frames, "mean": card.mean, "std": card.std, "mels": config.mels}
+        self._asked = {rate: jax.tree.flatten(policy) for rate, policy in policies.items()}
+
+    def compile(self, shapes: tuple[Any, ...]) -> None:
+        """Compiles what is not compiled yet, before anything is read. The speed told is then reading and computing."""
+        waveforms, lengths, targets, weights = shapes
+        lowered = self._features.lower(waveforms, lengths, **self._sound)
+        lowered.compile()
+        mel = jax.ShapeDtypeStruct(lowered.out_info.shape, lowered.out_info.dtype, sharding=waveforms.sharding)
+        for numbers, structure in self._asked.values():
+            self._model.lower(self._state, mel, targets, weights, numbers, policy=structure).compile()
+
+    def start(self, batch: Batch, placed: tuple[Array, ...]) -> Started[dict[float, _Answers]]:
+        """Starts a batch under every policy."""
+        waveforms, lengths, targets, weights = placed
+        mel = self._features(waveforms, lengths, **self._sound)
+        answers, finite = {}, {}
+        for rate, (numbers, structure) in self._asked.items():
+            answers[rate], finite[f"at keep rate {rate:g}"] = self._model(
+                self._state, mel, targets, weights, numbers, policy=structure
+            )
+        return Started(answers, finite)
 
 
 @functools.lru_cache(maxsize=8)
@@ -208,53 +215,42 @@ def _features(rows: NamedSharding) -> Callable[..., Float[Array, "b t f"]]:
 @functools.lru_cache(maxsize=8)
 def _program(
     graph: nnx.GraphDef, activation: Activation, *, whole: NamedSharding, rows: NamedSharding
-) -> Callable[..., _Answers]:
-    """`(state, mel, targets, weights, numbers, policy) -> _Answers` for every model of this structure: weights are
-    arguments, and so are a policy's numbers; its structure is fixed."""
+) -> Callable[..., tuple[_Answers, Bool[Array, "b"]]]:
+    """`(state, mel, targets, weights, numbers, policy) -> _Answers, finite` for every model of this structure.
 
-    @functools.partial(jax.jit, static_argnames="policy", out_shardings=(rows, whole))
+    Weights are arguments, and so are a policy's numbers; its structure is fixed.
+    """
+
+    @functools.partial(jax.jit, static_argnames="policy", out_shardings=((rows, whole), whole))
     def run(state, mel, targets, weights, numbers, *, policy):
         state = jax.lax.with_sharding_constraint(state, whole)  # XLA might gather activations rather than weights
         logits = nnx.merge(graph, state)(mel, jax.tree.unflatten(policy, numbers)).logits
         real = weights > 0
         loss = jnp.sum(LOSS_OF[activation](logits, targets), where=real)
-        broken = jnp.sum(jnp.isnan(logits).any(axis=1) & real)
         present = ((targets > 0) & real[:, None]).any(axis=0)
-        return logits, _Sums(loss, Accuracy.empty().add(logits, targets, weights=weights), broken, present)
+        sums = _Sums(loss, Accuracy.empty().add(logits, targets, weights=weights), present)
+        return (logits, sums), finite_rows(logits, weights)
 
     return run
 
 
-def _compile(program: Any, features: Any, state: Any, *, shapes: tuple[Any, ...], asked: Mapping[float, Any]) -> None:
-    """Compiles all that is not yet compiled, before anything is read: the speed that is told is then all reading and
-    computing."""
-    waveforms, lengths, targets, weights = shapes
-    lowered = features.func.lower(waveforms, lengths, **features.keywords)
-    lowered.compile()
-    mel = jax.ShapeDtypeStruct(lowered.out_info.shape, lowered.out_info.dtype, sharding=waveforms.sharding)
-    for numbers, structure in asked.values():
-        program.lower(state, mel, targets, weights, numbers, policy=structure).compile()
-
-
 class _Tally:
-    """What one policy has answered so far, on the host."""
+    """One policy's results so far, on the host."""
 
     def __init__(self):
-        self.first = self.among_five = self.clips = self.broken = 0
+        self.first = self.among_five = self.clips = 0
         self.loss = 0.0
         self.present = False  # of each class, from the first batch on
         self.scores = Scores()
 
     def count(self, sums: _Sums) -> None:
         accuracy = sums.accuracy
-        counts = jax.device_get((accuracy.first, accuracy.among_five, accuracy.clips, sums.broken))
-        first, among_five, clips, broken = map(int, counts)
+        first, among_five, clips = map(int, jax.device_get((accuracy.first, accuracy.among_five, accuracy.clips)))
         self.present = self.present | np.asarray(sums.present)
         self.loss += float(sums.loss)
         self.first += first
         self.among_five += among_five
         self.clips += clips
-        self.broken += broken
 
     def accuracy(self) -> dict[str, float]:
         return {"top1": self.first / self.clips, "top5": self.among_five / self.clips}
@@ -268,16 +264,32 @@ class _Tally:
         }
 
 
-def _collect(
-    answers: Mapping[float, _Answers],
-    truth: tuple[Float[Array, "b y"], Float[Array, "b"]],
-    *,
-    tallies: Mapping[float, _Tally],
-    single_label: bool,
+def _count(
+    batch: Batch, placed: tuple[Array, ...], answers: Mapping[float, _Answers], *, tallies: Mapping[float, _Tally]
 ) -> None:
-    """Adds a batch's answers to the tallies, waiting for them; the logits themselves only where a metric needs them."""
-    targets, weights = (None, None) if single_label else map(on_host, truth)
+    """Adds a batch's sums to the tallies."""
+    for rate, (_, sums) in answers.items():
+        tallies[rate].count(sums)
+
+
+def _count_and_rank(
+    batch: Batch, placed: tuple[Array, ...], answers: Mapping[float, _Answers], *, tallies: Mapping[float, _Tally]
+) -> None:
+    """`_count`, and the logits too, which metrics of several labels need."""
+    targets, weights = map(on_host, placed[2:])
     for rate, (logits, sums) in answers.items():
         tallies[rate].count(sums)
-        if not single_label:
-            tallies[rate].scores.add(on_host(logits), targets, weights=weights)
+        tallies[rate].scores.add(on_host(logits), targets, weights=weights)
+
+
+def _measured(
+    model: Classifier, policies: Mapping[float, Policy], *, tallies: Mapping[float, _Tally], single_label: bool
+) -> dict[float, Measured]:
+    """Each policy's cost and quality."""
+    unpruned = macs(model, topk(model, {}))
+    found = {}
+    for rate, tally in tallies.items():
+        cost = macs(model, policies[rate])
+        metrics = tally.accuracy() if single_label else tally.ranking()
+        found[rate] = Measured(macs=cost, saving=1 - cost / unpruned, loss=tally.loss / tally.clips, metrics=metrics)
+    return found

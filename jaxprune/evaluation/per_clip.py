@@ -1,6 +1,6 @@
-"""What a model answers to every clip under several policies, each clip read and turned to log-mel once.
+"""A model's answers to every clip under several policies, each clip read and turned to log-mel once.
 
-`jaxprune.evaluation.evaluate` adds up as it goes; here clips stay apart, so that policies can be compared clip by clip,
+`jaxprune.evaluation.evaluate` adds up as it goes; here clips stay apart. So policies can be compared clip by clip,
 patches counted in each clip, and clips looked at by themselves. Ablations and sweeps are counted from this.
 """
 
@@ -16,7 +16,8 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune.config import Card
-from jaxprune.data.batches import Batches
+from jaxprune.data.batches import Batch, Batches
+from jaxprune.evaluation.forward_pass import Started, check_classes, finite_rows, forward_pass
 from jaxprune.evaluation.metrics import rank_of_class, ranking
 from jaxprune.features import model_input
 from jaxprune.models import Classifier
@@ -32,8 +33,9 @@ PolicyFor = Callable[[Int[Array, "b"], Kept], Policy]
 class Answers:
     """The usable clips' answers, in the order of the split; `index` are their places in it.
 
-    By name of the policy: `ranks`, how many classes stand before the clip's own (where every clip has one), or else
-    `logits`; and `kept`, how many patches each pruning block left. `unusable` maps left-out files to the reason.
+    All else is by name of the policy. Where every clip has one class, `ranks` counts the classes that stand before it;
+    elsewhere `logits` hold the scores. `kept` counts the patches that each pruning block left. `unusable` maps left-out
+    files to the reason.
     """
 
     index: Int[np.ndarray, "clips"]
@@ -48,8 +50,7 @@ class Answers:
         return len(self.index)
 
     def metrics(self, name: str, *, among: Bool[np.ndarray, "clips"] | None = None) -> dict[str, float]:
-        """As `jaxprune.evaluation.evaluate` names them, of the clips `among` (None: all); nothing where those are
-        none."""
+        """Metrics of the clips `among` (None: all), named as `evaluate` names them. Empty where there is no clip."""
         among = np.ones(self.clips, bool) if among is None else among
         if not among.any():
             return {}
@@ -75,54 +76,43 @@ def answer(
 ) -> Answers:
     """Runs every batch that is left through the model under each policy, in their order.
 
-    One compilation for the features and one for each policy of another structure. `watch` is told how many clips are
-    done. Raises `ValueError` for no policies, another number of classes than the model's, no usable clip, and logits
-    that are not numbers.
+    Features compile once, and the model once for each policy of another structure. `watch` is told how many clips are
+    done. Raises `ValueError` for no policies, another number of classes than the model's, no usable clip, and scores
+    that are not finite.
     """
     if not policies:
         raise ValueError("there is nothing to ask; give at least one policy")
+    check_classes(model, batches)
     graph, state = nnx.split(model)
     program = _program(graph)
     rows: list[dict[str, Any]] = []
-    done, running = 0, None
-    for batch in batches:
-        if batch.targets.shape[1] != model.config.classes:
-            raise ValueError(
-                f"the clips are labelled with {batch.targets.shape[1]} classes, but the model has "
-                f"{model.config.classes}"
-            )
-        waveforms, lengths, targets = jax.device_put(batch[:3])
+
+    def start(batch: Batch, placed: tuple[Array, ...]) -> Started[dict[str, _Found]]:
+        waveforms, lengths, targets, weights = placed
         config = model.config
         mel = _features(waveforms, lengths, frames=config.frames, mean=card.mean, std=card.std, mels=config.mels)
-        indices, found = jnp.asarray(batch.indices), {}
+        indices, found, finite = jnp.asarray(batch.indices), {}, {}
         for name, policy_for in policies.items():
             kept = {before: one.kept for before, one in found.items()}
-            found[name] = program(state, mel, targets, policy_for(indices, kept))
-        if running:  # the batch before is collected only now, so that the device need not wait for the host
-            rows.append(_rows(*running, single_label=single_label))
-        running = batch, found
-        done += int((batch.indices >= 0).sum())
-        watch(done)
-    if running:
-        rows.append(_rows(*running, single_label=single_label))
+            found[name], finite[f"under {name}"] = program(state, mel, targets, weights, policy_for(indices, kept))
+        return Started(found, finite)
+
+    def collect(batch: Batch, placed: tuple[Array, ...], found: Mapping[str, _Found]) -> None:
+        rows.append(_rows(batch, found, single_label=single_label))
+
+    done = forward_pass(model, batches, place=jax.device_put, start=start, collect=collect, watch=watch).clips
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     if not len(joined["index"]):
         raise ValueError(f"none of the {done} clips could be used, so there is nothing to report")
-    if broken := {name: int(found.sum()) for name, found in joined.pop("broken").items() if found.any()}:
-        name = next(iter(broken))
-        raise ValueError(
-            f"{broken[name]} of {len(joined['index'])} clips have scores that are not numbers under {name}"
-        )
     return Answers(**joined, unusable=dict(batches.unusable))
 
 
 @struct.dataclass
 class _Found:
-    """What one policy makes of a batch."""
+    """One policy's results for a batch."""
 
     logits: Float[Array, "b y"]
     rank: Int[Array, "b"]
-    broken: Bool[Array, "b"]
     kept: dict[int, Int[Array, "b"]]
 
 
@@ -130,20 +120,20 @@ _features = jax.jit(model_input, static_argnames=("frames", "mels"))
 
 
 @functools.lru_cache(maxsize=8)
-def _program(graph: nnx.GraphDef) -> Callable[..., _Found]:
-    """`(state, mel, targets, policy) -> _Found` for every model of this structure: weights are arguments."""
+def _program(graph: nnx.GraphDef) -> Callable[..., tuple[_Found, Bool[Array, "b"]]]:
+    """`(state, mel, targets, weights, policy) -> _Found, finite` for every model of this structure."""
 
     @jax.jit
-    def run(state, mel, targets, policy):
+    def run(state, mel, targets, weights, policy):
         output = nnx.merge(graph, state)(mel, policy)
         kept = {block: output.trace[block].alive.sum(axis=1) for block in policy.stages}
-        broken = jnp.isnan(output.logits).any(axis=1)
-        return _Found(output.logits, rank_of_class(output.logits, targets), broken, kept)
+        found = _Found(output.logits, rank_of_class(output.logits, targets), kept)
+        return found, finite_rows(output.logits, weights)
 
     return run
 
 
-def _rows(batch: Any, found: Mapping[str, _Found], *, single_label: bool) -> dict[str, Any]:
+def _rows(batch: Batch, found: Mapping[str, _Found], *, single_label: bool) -> dict[str, Any]:
     """A batch's real rows on the host, waiting for the device; logits only where a metric needs them."""
     real = np.flatnonzero(batch.weights > 0)
 
@@ -156,5 +146,4 @@ def _rows(batch: Any, found: Mapping[str, _Found], *, single_label: bool) -> dic
         "ranks": {name: rows(one.rank) for name, one in found.items()} if single_label else {},
         "logits": {} if single_label else {name: rows(one.logits) for name, one in found.items()},
         "kept": {name: rows(one.kept) for name, one in found.items()},
-        "broken": {name: rows(one.broken) for name, one in found.items()},
     }

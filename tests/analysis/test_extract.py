@@ -290,7 +290,9 @@ def test_blocks_that_are_not_there_or_do_not_prune_are_refused(tmp_path):
 def test_logits_that_are_not_numbers_are_refused(tmp_path, dataset):
     broken = make_model()
     broken.head.bias[...] = broken.head.bias[...] + np.nan
-    with pytest.raises(ValueError, match=r"4 clips have scores that are not numbers, the first is .*01\.wav"):
+    with pytest.raises(
+        ValueError, match=r"4 clips of a batch have scores that are not finite numbers, the first is .*01\.wav"
+    ):
         run_once(tmp_path / "out", dataset, model=broken)
     with pytest.raises(ValueError, match="labelled with 2 classes, but the model has 3"):
         run_once(tmp_path / "two", corpus_of_two(dataset))

@@ -228,12 +228,17 @@ def test_a_moving_rate_compiles_once_when_masked(folder, compiled):
     assert found[0.7].rates[0.7].metrics == pytest.approx(exact.rates[0.7].metrics)
 
 
-def test_scores_that_are_not_numbers_are_refused(folder):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_refused_with_the_clips_name(folder, value):
     broken, card = make.__wrapped__("ast")  # one of its own, to be broken
-    broken.head.bias[...] = np.full(CLASSES, np.nan)
+    broken.head.bias[...] = np.full(CLASSES, value)
+    why = r"4 clips of a batch have scores that are not finite numbers at keep rate 1, the first is .*00\.wav; check"
     for several in (False, True):
-        with pytest.raises(ValueError, match="13 of 13 clips have scores that are not numbers at keep rate 1"):
+        with pytest.raises(ValueError, match=why):
             run_once(broken, card, corpus(folder, several=several))
+    silent = corpus(folder, silent=(0, 2))  # rows without a clip are nobody's
+    with pytest.raises(ValueError, match=r"2 clips of a batch .* the first is .*01\.wav"):
+        run_once(broken, card, silent)
 
 
 def test_bad_settings_are_refused(folder):
