@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from training_runs import child_environment
@@ -27,6 +28,21 @@ def limited(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def read_only(folder: Path):
+    """A new folder in which this process may not write: root, who may write everywhere, is another user meanwhile."""
+    folder.mkdir(mode=0o555)
+    for above in list(folder.parents)[:3]:
+        above.chmod(0o755)
+    codecs.lookup("ascii")  # which another user may not be able to import
+    before = os.geteuid()
+    os.seteuid(4321 if before == 0 else before)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
 @contextmanager
@@ -209,13 +225,7 @@ def test_a_full_disk_is_told_with_the_path_and_leaves_what_was(tmp_path):
 
 def test_a_read_only_folder_is_told_with_the_path(tmp_path):
     home = tmp_path / "home"
-    home.mkdir(mode=0o555)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
-    codecs.lookup("ascii")  # which another user may not be able to import
-    before = os.geteuid()
-    os.seteuid(4321 if before == 0 else before)  # root would be let in
-    try:
+    with read_only(home):
         for path in (home / "a.txt", home / "new" / "a.txt"):
             with pytest.raises(NotWritten, match=r"/a\.txt cannot be written: Permission denied$"):
                 write_text(path, "1")
@@ -224,8 +234,6 @@ def test_a_read_only_folder_is_told_with_the_path(tmp_path):
             whole_directory(home / "out", marker="m"),
         ):
             pass
-    finally:
-        os.seteuid(before)
     assert names(home) == []
 
 

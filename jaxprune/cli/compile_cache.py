@@ -7,6 +7,7 @@ everything may be. Importing the library changes none of this.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,10 @@ def kept(*, tell: Callable[[str], None]) -> Iterator[None]:
             changes[SHORTEST] = WORTH_KEEPING
     configure(changes)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Where the disk fills up meanwhile, JAX warns at every program.
+            warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry")
+            yield
     finally:
         configure({name: before[name] for name in changes})
 

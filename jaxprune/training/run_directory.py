@@ -31,7 +31,7 @@ def finished(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> dict
     try:
         result = json.loads((directory / RESULT).read_text(encoding="utf-8"))
         saved = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{directory} holds a finished run that cannot be read ({error})") from error
@@ -55,7 +55,7 @@ def open_run(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> bool
         raise ValueError(f"{directory} holds a finished run; choose another output directory")
     try:
         saved = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ValueError(f"{directory} exists and is no run; choose another output directory") from None
         write_text(directory / RECIPE, json.dumps(settings, indent=1) + "\n")
