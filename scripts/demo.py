@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jaxprune.convert import random_checkpoint, validate
 from jaxprune.convert.mapping import to_flax
-from jaxprune.convert.read import read_torch
+from jaxprune.convert.read import TorchCheckpoint, read_torch
 
 from jaxprune import checkpoint
 from jaxprune.cli.console import print_table, run
@@ -28,7 +28,7 @@ from jaxprune.data.records import Dataset
 from jaxprune.evaluation.evaluate import Measured, evaluate, keep_policies
 from jaxprune.evaluation.timing import milliseconds
 from jaxprune.files import write_text
-from jaxprune.inference import classify, load_clips
+from jaxprune.inference import Report, classify, load_clips
 from jaxprune.models import Classifier
 from jaxprune.plots import clips as plots
 from jaxprune.training.finetune import finetune
@@ -57,18 +57,10 @@ def main(*, out: Path = Path("demo"), keep_rates: tuple[float, ...] = (1.0, 0.7,
 
 
 def full_size(out: Path, keep_rates: tuple[float, ...], *, batch: int) -> bool:
-    """Parity, cost and speed of an AST-base with random weights; whether PyTorch and JAX agree at every stage."""
+    """Parity, cost and speed of an AST-base with random weights. True if PyTorch and JAX agree at every stage."""
     began = time.perf_counter()
     source = out / "ast-base-random.pth"
-    step(f"1. an AST-base checkpoint in the official PyTorch layout, random weights: {source}")
-    random_checkpoint.write_ast_official(source, ModelConfig.of_size("ast", "base", classes=527), seed=0)
-
-    step(f"2. converted to JAX: {out / 'ast-base-random'}")
-    read = read_torch(source)
-    card = dataclasses.replace(read.card, source="random weights, seed 0", trained=False)
-    checkpoint.save(out / "ast-base-random", to_flax(read.state, card.model), card=card, overwrite=True)
-    model = checkpoint.load(out / "ast-base-random")
-
+    read, card, model = converted(source, out / "ast-base-random")
     clips = load_clips(sorted(path for path in RECORDINGS.iterdir() if path.suffix in FORMATS))
     step("3. PyTorch against JAX, stage by stage, on two of the recordings")
     sounds = validate.Sounds(tuple(clip.path.name for clip in clips[:2]), tuple(clip.waveform for clip in clips[:2]))
@@ -82,20 +74,53 @@ def full_size(out: Path, keep_rates: tuple[float, ...], *, batch: int) -> bool:
         if rate < 1:
             for path in plots.retained_patches(reports[rate].results, model.config, path=out / f"kept-{rate:g}.png"):
                 print(f"wrote {path}")
+    rows, agree = costs(reports, rungs), all(rung.passed for rung in rungs)
+    base = reports[keep_rates[0]]
+    print_costs(
+        rows,
+        title=f"AST-base, T = 1024, {len(base.results)} clips, batch {base.batch}, {base.device}, float32",
+        notes=[
+            f"PyTorch and JAX {'agree' if agree else 'DO NOT AGREE'} at every stage.",
+            "The weights are random: parity, cost and speed are real, labels and kept patches mean nothing.",
+            f"Everything is in {out}; it took {time.perf_counter() - began:.0f} s.",
+        ],
+    )
+    result = {"rows": rows, "agree": agree, "rungs": [dataclasses.asdict(rung) for rung in rungs]}
+    write_text(out / "demo.json", json.dumps(result, indent=1) + "\n")
+    return agree
 
-    base, rows = reports[keep_rates[0]], []
-    for rate, report in reports.items():
-        logits = [rung.max_difference for rung in rungs if rung.stage.startswith("logits") and rung.keep_rate == rate]
-        row = {
+
+def converted(source: Path, target: Path) -> tuple[TorchCheckpoint, Card, Classifier]:
+    """A checkpoint with random weights in the authors' layout, read, converted and loaded again."""
+    step(f"1. an AST-base checkpoint in the official PyTorch layout, random weights: {source}")
+    random_checkpoint.write_ast_official(source, ModelConfig.of_size("ast", "base", classes=527), seed=0)
+    step(f"2. converted to JAX: {target}")
+    read = read_torch(source)
+    card = dataclasses.replace(read.card, source="random weights, seed 0", trained=False)
+    checkpoint.save(target, to_flax(read.state, card.model), card=card, overwrite=True)
+    return read, card, checkpoint.load(target)
+
+
+def costs(reports: Mapping[float, Report], rungs: Sequence[validate.Rung]) -> list[dict[str, float]]:
+    """A row for each keep rate; speed-up and ratio of multiply-accumulates are against the first."""
+    base = next(iter(reports.values()))
+    return [
+        {
             "keep_rate": rate,
             "gmacs": report.macs / 1e9,
             "milliseconds": report.milliseconds,
             "speed_up": base.milliseconds / report.milliseconds,
             "mac_ratio": base.macs / report.macs,
-            "max_logit_difference": max(logits),
+            "max_logit_difference": max(
+                rung.max_difference for rung in rungs if rung.stage.startswith("logits") and rung.keep_rate == rate
+            ),
             "compile_seconds": report.compile_seconds,
         }
-        rows.append(row)
+        for rate, report in reports.items()
+    ]
+
+
+def print_costs(rows: Sequence[Mapping[str, float]], *, title: str, notes: Sequence[str]) -> None:
     columns = [
         "keep rate",
         "GMACs",
@@ -106,20 +131,8 @@ def full_size(out: Path, keep_rates: tuple[float, ...], *, batch: int) -> bool:
         "compile s",
     ]
     patterns = ["{:g}", "{:.2f}", "{:.0f}", "{:.2f}", "{:.2f}", "{:.1e}", "{:.1f}"]
-    agree = all(rung.passed for rung in rungs)
-    print_table(
-        f"AST-base, T = 1024, {len(base.results)} clips, batch {base.batch}, {base.device}, float32",
-        columns,
-        [[pattern.format(value) for pattern, value in zip(patterns, row.values(), strict=True)] for row in rows],
-        notes=[
-            f"PyTorch and JAX {'agree' if agree else 'DO NOT AGREE'} at every stage.",
-            "The weights are random: parity, cost and speed are real, labels and kept patches mean nothing.",
-            f"Everything is in {out}; it took {time.perf_counter() - began:.0f} s.",
-        ],
-    )
-    result = {"rows": rows, "agree": agree, "rungs": [dataclasses.asdict(rung) for rung in rungs]}
-    write_text(out / "demo.json", json.dumps(result, indent=1) + "\n")
-    return agree
+    cells = [[pattern.format(value) for pattern, value in zip(patterns, row.values(), strict=True)] for row in rows]
+    print_table(title, columns, cells, notes=notes)
 
 
 def trained(out: Path) -> None:

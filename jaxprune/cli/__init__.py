@@ -1,1 +1,7 @@
-""""""
+"""The program `jaxprune`: one module a command, and what commands share.
+
+A command reads its options, calls the library, and prints or saves the result. `main` is the table of commands,
+`console` the terminal, `options` the options of several commands, `progress` a training run as it is shown, and
+`compile_cache` keeps compiled programs for the next command. Nothing here is needed to use the library from Python.
+`convert`, `validate` and `benchmark` need PyTorch and live in `jaxprune.convert`.
+"""

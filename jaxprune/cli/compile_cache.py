@@ -67,10 +67,7 @@ def cache_directory() -> str:
     """
     if named := jax.config.values[DIRECTORY] or os.environ.get(DIRECTORY.upper()):
         return named
-    path = platformdirs.user_cache_path("jaxprune", appauthor=False)
-    if not path.is_absolute():  # "~" stands for nothing
-        raise RuntimeError("there is no home directory")
-    return str(path)
+    return platformdirs.user_cache_dir("jaxprune", appauthor=False)
 
 
 def writable(directory: str) -> str:

@@ -119,5 +119,5 @@ def test_without_a_home_nothing_is_kept_and_no_folder_is_made(home, script, monk
     monkeypatch.chdir(home)
     _, out, err = script(compiles)
     assert out == "(2,)\n"
-    assert err.startswith("note: compiled programs are not kept for the next run: there is no home directory\n")
+    assert err.startswith("note: compiled programs are not kept for the next run: could not determine the home")
     assert not list(home.iterdir())
