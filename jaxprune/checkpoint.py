@@ -1,15 +1,20 @@
 """Saving and loading a model: a directory with the weights (Orbax) and a card in JSON that says what they are.
 
-    my_model/card.json    geometry, feature statistics, labels, activation, source
+    my_model/card.json    geometry, feature statistics, labels, activation, source; a digest of the weights
     my_model/weights/     every parameter and fixed table, by dotted name, float32 unless saved as half
 
-No torch, no pickle. Writing is all or nothing: the directory appears under its name when it is complete. Training
-state is not kept here.
+No torch, no pickle. Writing is all or nothing: the directory appears under its name when it is complete. Reading
+bounds the work first, and holds the weights against the card and its digest. Training state is not kept here.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
+import re
+import stat
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +22,54 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from flax import nnx
 
 from jaxprune.config import Card
-from jaxprune.files import NotWritten, quiet_orbax, whole_directory
+from jaxprune.files import NotWritten, quiet_orbax, whole_directory, write_text
+from jaxprune.json_files import read_json
 from jaxprune.models import Classifier, abstract
 from jaxprune.positions import adapt_positions
 
-CARD, WEIGHTS = "card.json", "weights"
+CARD, WEIGHTS, DIGEST = "card.json", "weights", "weights_sha256"
+# A run of `jaxprune finetune` keeps its finished model here.
+RUN_MODEL = "model"
 # Models that come with the library: `load("ast-words")`, or `load(SHIPPED / "ast-words")`.
 SHIPPED = Path(__file__).resolve().parent / "shipped"
+
+LARGEST_CARD = 16 * 2**20  # bytes; a card of 10,000 long labels is below 1 MB
+FOREIGN = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+SHOWN = 12  # problems in one message
+HEADER = "/.zarray"  # the key of an array's shape and type, after its name
+STORED = ("float16", "bfloat16", "float32", "float64")
+# TensorStore's errors for damaged files. Anything else is not the files' fault and shows itself.
+DAMAGE = (ValueError, OSError)
 
 
 def load(checkpoint_dir: str | os.PathLike, *, dtype: Any = jnp.float32, frames: int | None = None) -> Classifier:
     """The model saved in a directory, computing in `dtype` (its parameters stay float32).
 
-    `frames` adapts the position table to spectrograms of another length. Raises `ValueError` when the directory is not
-    a checkpoint, or when its weights are not exactly those its card calls for: missing, unexpected and misshapen ones
-    are all listed.
+    The directory is a checkpoint, or a finished run, whose model is loaded. `frames` adapts the position table to
+    spectrograms of another length. Warns where an old card has no digest to hold the weights against.
+
+    Raises `ValueError` when the directory is not a checkpoint, or when its weights are not exactly those its card calls
+    for: missing, unexpected, misshapen, damaged or not finite. `OSError` when JAX has no device to put them on.
     """
-    directory = directory_of(checkpoint_dir)
-    card = load_card(directory)
-    saved = read_weights(directory)
+    directory = _checkpoint_in(checkpoint_dir)
+    card, digest = _read_card(directory)
+    _check_device()
+    saved = read_weights(directory, card=card)
+    if digest is None:
+        warnings.warn(
+            f"{directory / CARD} holds no digest of the weights, so damage to them could not be seen "
+            "(jaxprune.checkpoint.add_digest adds one)",
+            stacklevel=2,
+        )
+    elif weights_digest(saved) != digest:
+        raise ValueError(
+            f"the weights in {directory} are damaged: they are not those that its {CARD} was written with; convert or "
+            "copy them again"
+        )
     config = card.model
     if frames is not None and frames != config.frames:
         saved["positions"] = adapt_positions(saved["positions"], config, frames=frames)
@@ -48,23 +79,7 @@ def load(checkpoint_dir: str | os.PathLike, *, dtype: Any = jnp.float32, frames:
 
 def load_card(checkpoint_dir: str | os.PathLike) -> Card:
     """The card beside a model's weights. Raises `ValueError` when there is none or it is not valid."""
-    path = directory_of(checkpoint_dir) / CARD
-    try:
-        return Card.from_json(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{checkpoint_dir} is not a jaxprune checkpoint (it has no {CARD}); "
-            "make one with jaxprune convert SOURCE OUT"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a model card: {error}") from error
-
-
-def directory_of(checkpoint: str | os.PathLike) -> Path:
-    """The directory of a checkpoint: the path given, or the shipped model of that name if there is no such path."""
-    path = Path(checkpoint)
-    shipped = SHIPPED / path.name
-    return shipped if path == Path(path.name) and shipped.is_dir() and not path.exists() else path
+    return _read_card(_checkpoint_in(checkpoint_dir))[0]
 
 
 def save(
@@ -78,15 +93,44 @@ def save(
     """Writes a model and its card. The directory is complete or absent; `overwrite` swaps a complete one for an old
     one. Weights are rounded to `dtype`: float16 makes half the file, and is read back as float32.
 
-    Raises `ValueError` when the directory exists and is not to be overwritten, or the card is of another model.
+    Raises `ValueError` when the directory exists and is not to be overwritten, the card is of another model, or a
+    weight is not finite (in `dtype`).
     """
     if card.model != model.config:
         raise ValueError(f"the card describes {card.model}, but the model is {model.config}")
     arrays = {name: np.asarray(leaf[...], dtype) for name, leaf in leaves(model).items()}
+    _check_finite(arrays, source=f"the model for {checkpoint_dir}")
+    digest = weights_digest({name: values.astype(np.float32) for name, values in arrays.items()})
     with whole_directory(checkpoint_dir, marker=CARD, overwrite=overwrite) as directory:
         write_weights(directory, arrays)
-        (directory / CARD).write_text(json.dumps(card.to_json(), indent=1) + "\n")
+        (directory / CARD).write_text(_card_text(card, digest), encoding="utf-8")
     return Path(checkpoint_dir)
+
+
+def add_digest(checkpoint_dir: str | os.PathLike) -> str:
+    """Writes the digest of the weights as they are now into their card, and returns it. The weights are not touched.
+
+    For checkpoints older than digests. A card that has one is only checked: raises `ValueError` as `load` does.
+    """
+    directory = _checkpoint_in(checkpoint_dir)
+    card, known = _read_card(directory)
+    weights = read_weights(directory, card=card)
+    fill(abstract(card.model), weights, source=str(directory))
+    digest = weights_digest(weights)
+    if known not in (None, digest):
+        raise ValueError(f"the weights in {directory} are not those that its {CARD} was written with")
+    write_text(directory / CARD, _card_text(card, digest))
+    return digest
+
+
+def weights_digest(weights: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the names, types, shapes and bytes of arrays, whatever their order and storage."""
+    digest = hashlib.sha256()
+    for name, values in sorted(weights.items()):
+        values = np.ascontiguousarray(values)
+        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        digest.update(values.data)
+    return digest.hexdigest()
 
 
 def leaves(model: Classifier) -> dict[str, nnx.Variable]:
@@ -99,25 +143,16 @@ def dotted(path: tuple) -> str:
     return ".".join(map(str, path))
 
 
-def fill(model: Classifier, weights: dict[str, np.ndarray], *, source: str) -> Classifier:
+def fill(model: Classifier, weights: Mapping[str, np.ndarray], *, source: str) -> Classifier:
     """The (abstract or real) model with every leaf set from `weights`, by dotted name, as float32.
 
-    Raises `ValueError` naming `source` and all missing, unexpected and misshapen weights.
+    Raises `ValueError` naming `source` and the missing, unexpected and misshapen weights, or those not finite.
     """
-    wanted = leaves(model)
-    problems = [f"missing: {name} {wanted[name].shape}" for name in sorted(wanted.keys() - weights.keys())]
-    problems += [f"unexpected: {name} {weights[name].shape}" for name in sorted(weights.keys() - wanted.keys())]
-    problems += [
-        f"wrong shape: {name} is {weights[name].shape}, the card calls for {wanted[name].shape}"
-        for name in sorted(wanted.keys() & weights.keys())
-        if weights[name].shape != wanted[name].shape
-    ]
-    if problems:
-        raise ValueError(f"the weights in {source} do not fit their model: " + "; ".join(problems))
+    _check_shapes({name: values.shape for name, values in weights.items()}, model, source=source)
+    weights = {name: np.asarray(values, np.float32) for name, values in weights.items()}
+    _check_finite(weights, source=source)
     graph, state = nnx.split(model)
-    filled = [
-        (path, leaf.replace(jnp.asarray(weights[dotted(path)], jnp.float32))) for path, leaf in nnx.to_flat_state(state)
-    ]
+    filled = [(path, leaf.replace(jnp.asarray(weights[dotted(path)]))) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
@@ -131,21 +166,44 @@ def write_weights(directory: Path, arrays: dict[str, np.ndarray]) -> None:
         raise NotWritten(directory, error) from error
 
 
-def read_weights(directory: Path) -> dict[str, np.ndarray]:
-    """The saved arrays by dotted name, on the host."""
+def read_weights(directory: Path, *, card: Card) -> dict[str, np.ndarray]:
+    """The saved arrays by dotted name as float32, on the host.
+
+    Names and shapes are held against the card, and sizes bounded, before an array is read. Raises as `load`.
+    """
     path = (directory / WEIGHTS).absolute()
+    if not path.is_dir():
+        raise ValueError(f"the weights in {directory} are missing; convert or copy them again")
+    size = _size_of_files(path)
     try:
-        with alone() as checkpointer:
-            saved = checkpointer.metadata(path).item_metadata
-            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            abstract = {
-                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in saved.items()
-            }
-            return {name: np.asarray(leaf) for name, leaf in checkpointer.restore(path, abstract).items()}
-    except Exception as error:  # Orbax and TensorStore raise many types for a damaged or absent directory
-        summary = str(error).strip().split("\n")[0]
-        message = f"the weights in {directory} are missing or damaged ({summary}); convert or copy them again"
+        stored = _open_arrays(path)
+        _check_saved(stored, card, size=size, source=str(directory))
+        reading = {name: array.read() for name, array in stored.items()}
+        return {name: np.asarray(future.result(), np.float32) for name, future in reading.items()}
+    except _DoNotFit:
+        raise
+    except DAMAGE as error:
+        summary = re.split(r"[\n\[]", str(error).strip())[0].strip()[:300] or type(error).__name__
+        message = f"the weights in {directory} are damaged ({summary}); convert or copy them again"
         raise ValueError(message) from error
+
+
+def _open_arrays(path: Path) -> dict[str, ts.TensorStore]:
+    """The arrays that Orbax has stored in a directory, by name, opened but not read.
+
+    TensorStore, which Orbax stores with, reads them: Orbax's own reader reports each damaged array on stderr, from
+    threads, and needs a device.
+    """
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
+    keys = [key.decode() for key in ts.KvStore.open(store).result().list().result()]
+    names = sorted(key.removesuffix(HEADER) for key in keys if key.endswith(HEADER))
+    opening = {
+        name: ts.open(
+            {"driver": "zarr", "kvstore": store | {"path": f"{name}/"}, "fill_missing_data_reads": False}, open=True
+        )
+        for name in names
+    }
+    return {name: future.result() for name, future in opening.items()}
 
 
 def alone() -> ocp.StandardCheckpointer:
@@ -156,3 +214,115 @@ def alone() -> ocp.StandardCheckpointer:
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
         )
     )
+
+
+class _DoNotFit(ValueError):
+    """Weights of another model than the card's; their files need not be damaged."""
+
+
+def _checkpoint_in(path: str | os.PathLike) -> Path:
+    """The path itself, the model of a run, or the shipped model of that name where there is no such path.
+
+    Raises `ValueError` with the reason if it is none of them.
+    """
+    path = Path(path)
+    if path == Path(path.name) and not path.exists() and (SHIPPED / path.name).is_dir():
+        return SHIPPED / path.name
+    for directory in (path, path / RUN_MODEL):
+        if (directory / CARD).exists():
+            return directory
+    convert = f"convert it first: jaxprune convert {path} OUT"
+    if not path.exists():
+        raise ValueError(f"there is no {path}; a jaxprune checkpoint is a directory that holds {CARD} and {WEIGHTS}")
+    if not path.is_dir():
+        if path.suffix.lower() in FOREIGN:
+            raise ValueError(f"{path} is a file of weights, not the directory of a jaxprune checkpoint; {convert}")
+        raise ValueError(f"{path} is not a jaxprune checkpoint, which is a directory that holds {CARD} and {WEIGHTS}")
+    if any(entry.suffix.lower() in FOREIGN for entry in path.iterdir()):
+        raise ValueError(f"{path} is not a jaxprune checkpoint (it has no {CARD}) but holds weights; {convert}")
+    if (path / "checkpoints").is_dir():
+        raise ValueError(
+            f"{path} is a run without a finished model; run the jaxprune finetune that began it again and it goes on"
+        )
+    raise ValueError(f"{path} is not a jaxprune checkpoint (it has no {CARD}); make one: jaxprune convert SOURCE OUT")
+
+
+def _read_card(directory: Path) -> tuple[Card, str | None]:
+    """A checkpoint's card, and the digest of its weights (None in old ones)."""
+    path = directory / CARD
+    try:
+        fields = read_json(path, largest=LARGEST_CARD)
+        digest = fields.pop(DIGEST, None) if isinstance(fields, dict) else None
+        if not isinstance(digest, str | None):
+            raise ValueError(f"{DIGEST} is {digest!r:.80}; it must be text")
+        return Card.from_json(fields), digest
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a model card: {error}") from error
+
+
+def _card_text(card: Card, digest: str) -> str:
+    return json.dumps(card.to_json() | {DIGEST: digest}, indent=1) + "\n"
+
+
+def _check_device() -> None:
+    """Raises `OSError`, with JAX's own reason, where its backend does not start."""
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the second, without a word, where no plugin of that name is there
+        asked = jax.config.jax_platforms
+        reason = str(error) or "no backend of that name is installed or finds a device"
+        raise OSError(f"JAX does not start with JAX_PLATFORMS={asked}: {reason}") from error
+
+
+def _size_of_files(directory: Path) -> int:
+    """Bytes of all files below a directory. Raises `ValueError` for anything but folders and regular files."""
+    size = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            found = os.stat(os.path.join(folder, name))
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError(f"{os.path.join(folder, name)} is not a regular file")
+            size += found.st_size
+    return size
+
+
+def _check_saved(saved: Mapping[str, ts.TensorStore], card: Card, *, size: int, source: str) -> None:
+    """Raises unless the stored names, shapes and types are those of the card's model, and the files of their size."""
+    blocks = len({name.split(".")[2] for name in saved if name.startswith("encoder.blocks.")})
+    if blocks != card.model.depth:  # before a model of any depth is built
+        raise _DoNotFit(
+            f"the weights in {source} do not fit their model: the card calls for {card.model.depth} blocks, the "
+            f"weights hold {blocks}"
+        )
+    _check_shapes({name: leaf.shape for name, leaf in saved.items()}, abstract(card.model), source=source)
+    for name, leaf in saved.items():
+        if leaf.dtype.name not in STORED:
+            raise _DoNotFit(f"the weights in {source} are damaged: {name} is of type {leaf.dtype.name}")
+        chunk = leaf.chunk_layout.read_chunk.shape
+        if any(part > whole for part, whole in zip(chunk, leaf.shape, strict=True)):
+            raise _DoNotFit(f"the weights in {source} are damaged: {name} is cut in pieces larger than itself")
+    most = 16 * 2**20 + 3 * sum(4 * leaf.size for leaf in saved.values())
+    if size > most:
+        raise _DoNotFit(f"the weights in {source} are {size:,} bytes large; the card's model needs less than {most:,}")
+
+
+def _check_shapes(found: Mapping[str, tuple[int, ...]], model: Classifier, *, source: str) -> None:
+    wanted = {name: leaf.shape for name, leaf in leaves(model).items()}
+    problems = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"unexpected: {name} {found[name]}" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"wrong shape: {name} is {found[name]}, the card calls for {wanted[name]}"
+        for name in sorted(wanted.keys() & found.keys())
+        if found[name] != wanted[name]
+    ]
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise _DoNotFit(f"the weights in {source} do not fit their model: {'; '.join(problems[:SHOWN])}{more}")
+
+
+def _check_finite(weights: Mapping[str, np.ndarray], *, source: str) -> None:
+    if broken := [name for name, values in weights.items() if not np.isfinite(values).all()]:
+        raise _DoNotFit(
+            f"the weights in {source} are not all finite numbers: {broken[0]}"
+            + (f" and {len(broken) - 1} more" if len(broken) > 1 else "")
+        )

@@ -1,4 +1,4 @@
-"""What a model is: its geometry, and the card that travels with its weights.
+"""The geometry of a model, and the card that travels with its weights.
 
 `ModelConfig` is everything that decides the shapes and numerics of an AST or AudioMAE classifier. `Card` adds what a
 user needs to give it sound and read its answer: feature statistics, label names, and how logits become probabilities.
@@ -7,7 +7,10 @@ Both are frozen, validated when built, and written as JSON beside every checkpoi
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
+
+from jaxprune.json_files import fit
 
 Family = Literal["ast", "audiomae"]
 Activation = Literal["sigmoid", "softmax"]
@@ -21,6 +24,20 @@ SIZES = {
     "large": (1024, 16, 24),
 }
 FAMILY_SIZES = {"ast": ("micro", "tiny", "small", "base"), "audiomae": ("micro", "small", "base", "large")}
+
+# Far above any model in use; sizes beyond them are a damaged or hostile file, seen before anything is computed.
+LARGEST = {
+    "width": 16_384,
+    "depth": 128,
+    "heads": 1024,
+    "classes": 1_000_000,
+    "frames": 1_000_000,
+    "mels": 4096,
+    "patch": 1024,
+    "time_stride": 1024,
+    "freq_stride": 1024,
+}
+LARGEST_TABLE = 2**28  # numbers in the position table, 1 GB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,10 +66,10 @@ class ModelConfig:
     def __post_init__(self):
         if self.family not in FAMILY_SIZES:
             raise ValueError(f"family is {self.family!r}; it must be one of {', '.join(FAMILY_SIZES)}")
-        for name in ("width", "depth", "heads", "classes", "frames", "mels", "patch", "time_stride", "freq_stride"):
+        for name, largest in LARGEST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+                raise ValueError(f"{name} is {value!r:.40}; it must be a whole number from 1 to {largest:,}")
         if self.width % self.heads:
             raise ValueError(
                 f"width {self.width} cannot be split over {self.heads} heads; choose heads that divide the width"
@@ -66,6 +83,13 @@ class ModelConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
                 raise ValueError(f"{name} is {value!r}; it must be positive")
+        if not 1 <= self.mlp_width <= 8 * LARGEST["width"]:
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio!r}; it gives an MLP of width {self.mlp_width}")
+        if self.patches * self.width > LARGEST_TABLE:
+            raise ValueError(
+                f"{self.patches:,} patches of width {self.width:,} need a position table of more than "
+                f"{LARGEST_TABLE:,} numbers"
+            )
 
     @classmethod
     def of_size(cls, family: Family, size: str, **changes: Any) -> "ModelConfig":
@@ -135,12 +159,19 @@ class Card:
     @classmethod
     def from_json(cls, data: Any) -> "Card":
         """The inverse of `to_json`. Raises `ValueError` on missing or unknown fields."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"not a jaxprune model card: it is {type(data).__name__}, not an object with fields")
+        fields = dict(data)
+        if "trained" not in fields:  # an older card, which said it in words
+            fields["trained"] = "random weights" not in str(fields.get("source", "")).lower()
         try:
-            fields = dict(data)
-            fields["model"] = ModelConfig(**fields["model"])
-            fields["labels"] = tuple(fields.get("labels", ()))
-            if "trained" not in fields:  # an older card, which said it in words
-                fields["trained"] = "random weights" not in str(fields.get("source", "")).lower()
-            return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
+            card = fit(fields, cls)
+        except ValueError as error:
             raise ValueError(f"not a jaxprune model card: {error}") from error
+        unknown = fields.keys() - card.to_json().keys() | fields["model"].keys() - dataclasses.asdict(card.model).keys()
+        if unknown:
+            raise ValueError(
+                f"not a card of this version of jaxprune: it has the unknown field {min(unknown)!r:.80}; a newer "
+                "version may read it"
+            )
+        return card

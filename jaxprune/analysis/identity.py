@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.checkpoint import leaves
+from jaxprune.checkpoint import leaves, weights_digest
 from jaxprune.config import Card
 from jaxprune.data.records import Dataset, Split
 from jaxprune.models import Classifier
@@ -50,7 +50,7 @@ def describe(
     return {
         "checkpoint": {
             "path": str(checkpoint),
-            "weights_sha256": weights_digest(model),
+            "weights_sha256": model_digest(model),
             "card": _plain(card.to_json()),
         },
         "model": _plain(card.to_json()["model"] | {"frames": model.config.frames}),
@@ -71,14 +71,9 @@ def describe(
     }
 
 
-def weights_digest(model: Classifier) -> str:
-    """SHA-256 of every parameter and table, by name: the same wherever and however the weights are stored."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(leaves(model).items()):
-        values = np.ascontiguousarray(leaf[...])
-        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
-        digest.update(values.data)
-    return digest.hexdigest()
+def model_digest(model: Classifier) -> str:
+    """The digest of every parameter and table of a model, as cards of checkpoints have it."""
+    return weights_digest({name: np.asarray(leaf[...]) for name, leaf in leaves(model).items()})
 
 
 def check_same(out: Path, manifest: Mapping[str, Any], description: Mapping[str, Any]) -> None:

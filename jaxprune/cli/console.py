@@ -6,6 +6,7 @@ without a traceback (`JAXPRUNE_TRACEBACK=1` shows it). Any other error is our mi
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -38,9 +39,11 @@ def run(main: Callable[..., int | None], *, program: str | None = None, argument
 
 @contextmanager
 def errors_in_a_sentence() -> Iterator[None]:
-    """Turns the user's errors into a sentence and exit code 2, an interruption into exit code 130."""
+    """Turns the user's errors into a sentence and exit code 2, interruption into exit code 130, warnings into notes."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: notice(str(message))
+            yield
     except BrokenPipeError:  # the reader, such as head, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

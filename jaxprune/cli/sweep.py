@@ -20,7 +20,7 @@ import jax
 import tyro
 
 from jaxprune import files
-from jaxprune.analysis.identity import describe, weights_digest
+from jaxprune.analysis.identity import describe, model_digest
 from jaxprune.analysis.tables import Table
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import OnDataset, Subject, check_folder, with_data
@@ -222,7 +222,7 @@ def candidates_at(paths: Sequence[Path], on: OnDataset, dataset: Dataset) -> lis
     for path, name in zip(paths, names, strict=True):
         card, model = on.card(dataset, checkpoint=path), on.model(path)
         name = name if names.count(name) == 1 else str(path)
-        found.append(Candidate(name=name, weights=weights_digest(model), model=model, card=card))
+        found.append(Candidate(name=name, weights=model_digest(model), model=model, card=card))
         if model.config != found[0].model.config:
             raise ValueError(f"{path} is not of the geometry of {paths[0]}; sweep it to a folder of its own")
     if len({one.weights for one in found}) < len(found):

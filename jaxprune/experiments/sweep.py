@@ -29,7 +29,7 @@ TOGETHER = 8  # settings measured between two savings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A model to sweep. `weights` tells it from others: `jaxprune.analysis.identity.weights_digest`."""
+    """A model to sweep. `weights` tells it from others: `jaxprune.analysis.identity.model_digest`."""
 
     name: str
     weights: str

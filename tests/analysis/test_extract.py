@@ -19,7 +19,7 @@ from training_runs import model as make_model
 import jaxprune
 from jaxprune.analysis.extract import extract
 from jaxprune.analysis.extraction import check_same_clips, check_same_model, members, on_grid, read_extraction
-from jaxprune.analysis.identity import describe, weights_digest
+from jaxprune.analysis.identity import describe, model_digest
 from jaxprune.audio import load_audio
 from jaxprune.config import Card
 from jaxprune.data import records
@@ -246,7 +246,7 @@ def test_another_extraction_is_not_gone_on_with(tmp_path, dataset):
 
 def test_the_digest_is_of_the_weights_and_a_moved_data_set_is_the_same(tmp_path, dataset):
     model, card = make()
-    assert weights_digest(model) == weights_digest(make_model()) != weights_digest(other_weights())
+    assert model_digest(model) == model_digest(make_model()) != model_digest(other_weights())
     moved = [dataclasses.replace(r, path=str(tmp_path / Path(r.path).name)) for r in dataset.records]
     options = {"split": "test", "card": card, "policy": jaxprune.topk(model, RATES), "batch": 4}
     here = describe(model, dataset, **options)
