@@ -1,18 +1,17 @@
 """The names of a classifier's outputs, in the head's order, from the kinds of file they are published in.
 
-Needed where a data set is read (`jaxprune.data.published`) and where a checkpoint is converted (`convert`). Whether
-their number fits a head is checked where a head is known.
+Data sets need them (`jaxprune.data.published`), and so do converted checkpoints (`jaxprune.convert`). Their number is
+held against a head where a head is known.
 """
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxprune.data.records import read_text, refuse
+from jaxprune.data.records import refuse
+from jaxprune.data.tables import read_text, split_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,21 +61,25 @@ def _parse(text: str, *, suffix: str) -> LabelFile:
     if not text.strip():
         raise ValueError("the file is empty")
     if suffix == ".json":
-        return _label_file(_from_json(json.loads(text)))
-    header = [name.strip() for name in next(csv.reader(io.StringIO(text)))]
+        try:
+            return _label_file(_from_json(json.loads(text)))
+        except RecursionError:
+            raise ValueError("its JSON is nested too deeply") from None
+    first = text.lstrip().partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    header = [name.strip().strip('"').strip().lower() for name in first.split(separator)]
     for index, name in (("index", "display_name"), ("target", "category")):
         if index in header and name in header:
-            return _from_rows(text, header=header, columns=(index, name))
+            return _from_rows(split_rows(text, separator=separator)[1:], header=header, columns=(index, name))
     if suffix in (".csv", ".tsv"):
         raise ValueError(
             f"its columns are {', '.join(header)}; expected index and display_name, or ESC-50's target and category"
         )
-    return _label_file(_ordered(enumerate(text.rstrip().splitlines())))
+    return _label_file(_ordered(enumerate(text.rstrip().splitlines())))  # a name may hold commas
 
 
-def _from_rows(text: str, *, header: list[str], columns: tuple[str, str]) -> LabelFile:
+def _from_rows(rows: list[list[str]], *, header: list[str], columns: tuple[str, str]) -> LabelFile:
     at, name_at = (header.index(column) for column in columns)
-    rows = [row for row in csv.reader(io.StringIO(text)) if row][1:]
     if short := next((row for row in rows if len(row) <= max(at, name_at)), None):
         raise ValueError(f"the row {','.join(short)!r} has fewer columns than the header")
     pairs = [(row[at], row[name_at]) for row in rows]
@@ -104,8 +107,8 @@ def _ordered(pairs: Iterable[tuple[Any, Any]]) -> tuple[str, ...]:
     for index, name in pairs:
         try:
             index = int(index)
-        except (TypeError, ValueError):
-            raise ValueError(f"{index!r} is not a class index") from None
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{index!r:.80} is not a class index") from None
         if index in names:
             raise ValueError(f"index {index} is given twice, as {names[index]!r} and {name!r}")
         if not isinstance(name, str) or not name.strip():

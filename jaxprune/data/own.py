@@ -1,4 +1,4 @@
-"""Own sounds, as a folder per class or as a table of files, and what tables of files have in common.
+"""Own sounds, as a folder per class or as a table of files, and the entries that lists of files have in common.
 
 Sources like those of `jaxprune.data.published`, which says what a source is and has the published data sets. Own data
 need not have every split: training refuses data without training clips, evaluation only needs the split it is asked
@@ -6,32 +6,37 @@ for. A label file keeps the head's classes where a split lacks some of them.
 """
 
 import dataclasses
-import json
-import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxprune.data import folders
 from jaxprune.data.labels import LabelFile, named_labels
-from jaxprune.data.records import Dataset, Record, Split, checked, read_rows, read_text, refuse
+from jaxprune.data.records import Dataset, Missing, Record, Split, checked, first_few, refuse
+from jaxprune.data.tables import json_entries, read_rows, texts
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+_File = tuple[tuple[str, ...], str]  # the folders on the way to a file, and its path
+_Clip = tuple[str, str, Split]  # class, path, split
+# Rows of a manifest without a header: a sound file, labels, a split.
+_BARE = (re.compile(r".+\.\w{2,4}"), re.compile(r".+"), re.compile("|".join(SPLIT_NAMES), flags=re.IGNORECASE))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folder:
     """Own clips in a folder per class: root/CLASS/clip.wav, or root/train/CLASS/clip.wav with validation and test.
 
-    Also flac, ogg and mp3, at any depth below the class. Without split folders each class is shuffled by `seed` and
-    divided by the shares `validation` and `test` (0: none; 1: all), clip by clip: clips cut from one recording may then
-    stand on both sides; use split folders or a manifest to keep them together.
+    Any format of sound, at any depth below the class; a notice counts the files that are passed over. Folders named
+    as splits are splits once train and one of the others exist, or once there are no other folders. Without them each
+    class is shuffled by `seed` and divided by the shares `validation` and `test` (0: none; 1: all), clip by clip: clips
+    cut from one recording may then stand on both sides; use split folders or a manifest to keep them together.
     """
 
     root: Path
@@ -43,78 +48,127 @@ class Folder:
     def read(self) -> Dataset:
         if min(self.validation, self.test) < 0 or self.validation + self.test > 1:
             raise ValueError(f"validation {self.validation} and test {self.test} must be shares of at most 1 in all")
-        tops = _subfolders(self.root)
-        if tops and all(name.lower() in SPLIT_NAMES for name in tops):
-            found = [
-                (name, path, SPLIT_NAMES[top.lower()])
-                for top in tops
-                for name in _subfolders(self.root / top)
-                for path in _sound_files(self.root / top / name)
-            ]
+        sounds = folders.find(self.root)
+        tops = folders.subfolders(self.root)
+        told = list(sounds.notices)
+        if _are_splits(tops):
+            found, lost = _in_splits(sounds.files)
+            if others := [name for name in tops if name.lower() not in SPLIT_NAMES]:
+                told.append(f"{self.root}: holds splits, so its other folders are skipped: {first_few(others)}")
         else:
-            found = [clip for name in tops for clip in self._divided(name)]
+            found, lost = self._divided(sounds.files)
+            if splits := [name for name in tops if name.lower() in SPLIT_NAMES]:
+                told.append(
+                    f"{self.root}: the folder {splits[0]} is taken for a class: train and another split must exist"
+                )
+        if lost:
+            told.append(f"{self.root}: {len(lost)} sound files in no class folder are skipped: {first_few(lost)}")
         if not found:
-            raise ValueError(f"{self.root}: holds no clips ({', '.join(SUFFIXES)}) in a folder per class")
+            raise ValueError(f"{self.root}: holds no clips ({', '.join(folders.SUFFIXES)}) in a folder per class")
         labels = named_labels(self.labels, (name for name, _, _ in found), name=str(self.root))
         records = tuple(Record(path=path, labels=(labels.ids[name],), split=split) for name, path, split in found)
-        return checked(Dataset(name=self.root.name, labels=labels.names, records=records))
+        name = self.root.resolve().name
+        return checked(Dataset(name=name, labels=labels.names, records=records, notices=tuple(told)))
 
-    def _divided(self, name: str) -> Iterable[tuple[str, str, Split]]:
-        paths = _sound_files(self.root / name)
-        order = np.random.default_rng(self.seed).permutation(len(paths))
-        tests = round(self.test * len(paths))
-        rest = tests + round(self.validation * len(paths))
-        for rank, place in enumerate(order):
-            yield name, paths[place], "test" if rank < tests else "validation" if rank < rest else "train"
+    def _divided(self, files: Iterable[_File]) -> tuple[list[_Clip], list[str]]:
+        """The clips of each class in splits by share, and the files in no class."""
+        classes: dict[str, list[str]] = {}
+        lost = []
+        for way, path in files:
+            if way:
+                classes.setdefault(way[0], []).append(path)
+            else:
+                lost.append(path)
+        found: list[_Clip] = []
+        for name in sorted(classes):
+            paths = classes[name]
+            order = np.random.default_rng(self.seed).permutation(len(paths))
+            tests = round(self.test * len(paths))
+            rest = tests + round(self.validation * len(paths))
+            for rank, place in enumerate(order):
+                found.append((name, paths[place], "test" if rank < tests else "validation" if rank < rest else "train"))
+        return found, lost
+
+
+def _are_splits(tops: list[str]) -> bool:
+    """True if these folders are splits: all of them, or train and another one beside anything else."""
+    splits = {SPLIT_NAMES[name.lower()] for name in tops if name.lower() in SPLIT_NAMES}
+    return bool(tops) and (all(name.lower() in SPLIT_NAMES for name in tops) or ("train" in splits and len(splits) > 1))
+
+
+def _in_splits(files: Iterable[_File]) -> tuple[list[_Clip], list[str]]:
+    """The clips of split/class folders, and the files of splits that are in no class."""
+    found: list[_Clip] = []
+    lost = []
+    for way, path in files:
+        if way and way[0].lower() not in SPLIT_NAMES:
+            continue
+        if len(way) < 2:
+            lost.append(path)
+        else:
+            found.append((way[1], path, SPLIT_NAMES[way[0].lower()]))
+    return found, lost
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Own clips in a table: a CSV with columns path, labels, split (several labels joined by ;), or the same as JSON.
 
-    JSON is a list of objects, or {"data": list}; labels may be a list there. Splits are train, validation (val, valid,
-    dev) and test (eval). Relative paths are looked for under `root`, by default the manifest's folder. Labels are
-    names, in alphabetical order or in that of a `labels` file, whose mids may be used too.
+    JSON is a list of objects, {"data": list}, or JSON lines (.jsonl); labels may be a list there. A csv may be
+    separated by semicolons or tabs, and have no header if its columns are these three. Splits are train, validation
+    (val, valid, dev) and test (eval). Relative paths are looked for under `root`, by default the manifest's folder.
+    Labels are names, in alphabetical order or in that of a `labels` file, whose mids may be used too. Files that are
+    missing are refused, or with "skip" skipped and counted, up to a fifth of them.
     """
 
     path: Path
     labels: Path | None = None
     root: Path | None = None
+    missing: Missing = "refuse"
 
     def read(self) -> Dataset:
-        if self.path.suffix.lower() == ".json":
-            entries = [dict(entry) for entry in json_entries(self.path)]
+        if self.path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+            entries = json_entries(self.path)
         else:
-            entries = [dict(row) for row in read_rows(self.path, ("path", "labels", "split"))]
-        for entry in entries:
-            names = entry.get("labels", [])
-            names = names.split(";") if isinstance(names, str) else names
-            entry["labels"] = [str(name).strip() for name in names if str(name).strip()]
+            entries = [dict(row) for row in read_rows(self.path, ("path", "labels", "split"), bare=_BARE)]
+        entries = with_labels(entries, self.path, separator=";")
         known = {name for entry in entries for name in entry["labels"]}
         labels = named_labels(self.labels, known, name=str(self.path))
         records = entry_records(entries, self.path, labels=labels, root=self.root or self.path.parent, source=self.path)
-        return checked(Dataset(name=self.path.stem, labels=labels.names, records=records))
+        dataset = Dataset(name=self.path.stem, labels=labels.names, records=records)
+        return checked(dataset, missing=self.missing)
 
 
-def json_entries(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON list, bare or as {"data": list}. Raises `ValueError` for anything else."""
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is not JSON ({error})") from error
-    entries = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f'{path}: expected a list of objects, or {{"data": [...]}}')
-    return entries
+def with_labels(
+    entries: list[dict[str, Any]], path: Path, *, separator: str, known: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """The entries, their labels as lists of names. Raises `ValueError` for labels that are no text.
+
+    `known` are names that may contain the separator.
+    """
+    found = [entry | {"labels": texts(entry.get("labels"), separator=separator, known=known)} for entry in entries]
+    refuse(
+        (
+            f"{old.get('path')} {old.get('labels')!r:.80}"
+            for old, new in zip(entries, found, strict=True)
+            if new["labels"] is None
+        ),
+        f"{path}: labels must be names, or a list of names",
+    )
+    return found
 
 
 def entry_records(
     entries: list[dict[str, Any]], path: Path, *, labels: LabelFile, root: Path, source: Path
 ) -> tuple[Record, ...]:
     """Records from entries with path, labels (names or mids) and split."""
-    refuse((str(entry) for entry in entries if not entry.get("path")), f"{path}: entries name no file")
+    refuse((f"{entry!r:.80}" for entry in entries if not entry.get("path")), f"{path}: entries name no file")
     refuse(
-        (f"{e['path']} {e.get('split')!r}" for e in entries if str(e.get("split")).lower() not in SPLIT_NAMES),
+        (f"{e['path']!r:.80}" for e in entries if not isinstance(e["path"], str) or "\0" in e["path"]),
+        f"{path}: paths must be text",
+    )
+    refuse(
+        (f"{e['path']} {e.get('split')!r:.80}" for e in entries if str(e.get("split")).lower() not in SPLIT_NAMES),
         f"{path}: splits must be train, validation or test",
     )
     refuse(
@@ -128,20 +182,4 @@ def entry_records(
             split=SPLIT_NAMES[str(entry["split"]).lower()],
         )
         for entry in entries
-    )
-
-
-def _subfolders(folder: Path) -> list[str]:
-    try:
-        return sorted(item.name for item in os.scandir(folder) if item.is_dir() and item.name[0] not in "_.")
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be read ({error.strerror})") from error
-
-
-def _sound_files(folder: Path) -> list[str]:
-    return sorted(
-        str(Path(at) / name)
-        for at, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and name[0] != "."
     )

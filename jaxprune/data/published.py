@@ -12,10 +12,12 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+from jaxprune.data.folders import subfolders
 from jaxprune.data.labels import named_labels, read_label_file
-from jaxprune.data.own import Folder, Manifest, entry_records, json_entries
-from jaxprune.data.records import SPLITS, Dataset, Record, Split, checked, read_rows, read_text, refuse, whole_number
+from jaxprune.data.own import Folder, Manifest, entry_records, with_labels
+from jaxprune.data.records import SPLITS, Dataset, Missing, Record, Split, checked, refuse, skipped
 from jaxprune.data.shards import Shards
+from jaxprune.data.tables import json_entries, read_rows, read_text, whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class ESC50:
 
     root: Path
     fold: int = 1
+    missing: Missing = "refuse"
 
     def read(self) -> Dataset:
         """Also refuses recordings (src_file) with clips in two folds: they would be trained and tested on."""
@@ -50,7 +53,8 @@ class ESC50:
         if self.fold not in every:
             raise ValueError(f"fold is {self.fold}; {table} has the folds {every}")
         labels = tuple(names[i].pop() for i in range(len(names)))
-        return checked(Dataset(name="ESC-50", labels=labels, records=tuple(records)), needs=("train", "test"))
+        dataset = Dataset(name="ESC-50", labels=labels, records=tuple(records))
+        return checked(dataset, needs=("train", "test"), missing=self.missing)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ class SpeechCommands:
 
     root: Path
     labels: Path | None = None
+    missing: Missing = "refuse"
 
     def read(self) -> Dataset:
         """Also refuses list entries that are no clips, and speakers (the name before _nohash_) in two splits."""
@@ -75,7 +80,7 @@ class SpeechCommands:
                     twice.append(f"{entry} in {split_of[entry]} and {split}")
                 split_of[entry] = split
         refuse(twice, f"{self.root}: clips are listed more than once")
-        words = sorted(item.name for item in os.scandir(self.root) if item.is_dir() and item.name[0] not in "_.")
+        listed, words = len(split_of), subfolders(self.root)
         labels = named_labels(self.labels, words, name=str(self.root))
         records, speakers = [], defaultdict(set)
         for word in words:
@@ -86,26 +91,31 @@ class SpeechCommands:
                 speakers[file.partition("_nohash_")[0]].add(split)
                 path = str(self.root / word / file)
                 records.append(Record(path=path, labels=(labels.ids[word],), split=split))
-        refuse(split_of, f"{self.root}: clips in the lists are missing")
+        if self.missing == "refuse":
+            refuse(split_of, f"{self.root}: clips in the lists are missing")
+        told = skipped("Speech Commands", list(split_of), total=listed, missing=self.missing)
         refuse(
             (f"{speaker} in {' and '.join(sorted(found))}" for speaker, found in speakers.items() if len(found) > 1),
             f"{self.root}: splits overlap, speakers are in two of them",
         )
-        return checked(Dataset(name="Speech Commands", labels=labels.names, records=tuple(records)), needs=SPLITS)
+        dataset = Dataset(name="Speech Commands", labels=labels.names, records=tuple(records), notices=told)
+        return checked(dataset, needs=SPLITS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AudioSet:
     """AudioSet as AST lists it: class_labels_indices.csv and one JSON file a split, {"data": [{"wav", "labels"}]}.
 
-    `labels` in the JSON are machine ids joined by commas. Relative paths are looked for under `root`, by default the
-    folder of the JSON that gives them. Either split may be left out.
+    `labels` in the JSON are machine ids or names, joined by commas or in a list. Relative paths are looked for under
+    `root`, by default the folder of the JSON that gives them. Either split may be left out. Clips have vanished from
+    every copy of AudioSet: `missing="skip"` skips up to a fifth of them and counts them.
     """
 
     labels: Path
     train: Path | None = None
     test: Path | None = None
     root: Path | None = None
+    missing: Missing = "refuse"
 
     def read(self) -> Dataset:
         given: dict[Split, Path | None] = {"train": self.train, "test": self.test}
@@ -116,11 +126,13 @@ class AudioSet:
         records = []
         for split, path in listed.items():
             entries = [
-                {"path": entry.get("wav"), "labels": entry.get("labels", "").split(","), "split": split}
+                {"path": entry.get("wav"), "labels": entry.get("labels"), "split": split}
                 for entry in json_entries(path)
             ]
+            entries = with_labels(entries, path, separator=",", known=labels.ids)
             records += entry_records(entries, path, labels=labels, root=self.root or path.parent, source=self.labels)
-        return checked(Dataset(name="AudioSet", labels=labels.names, records=tuple(records)), needs=listed)
+        dataset = Dataset(name="AudioSet", labels=labels.names, records=tuple(records))
+        return checked(dataset, needs=listed, missing=self.missing)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,6 +148,7 @@ class VoxCeleb1:
     also: tuple[Path, ...] = ()
     splits: Path | None = None
     labels: Path | None = None
+    missing: Missing = "refuse"
 
     def read(self) -> Dataset:
         table = self.splits or self.root / "iden_split.txt"
@@ -156,7 +169,8 @@ class VoxCeleb1:
             # Rarely more than one: a speaker whose videos are divided between two folders.
             home = found[0] if len(found) == 1 else next((h for h in found if os.path.exists(f"{h}/{path}")), found[0])
             records.append(Record(path=f"{home}/{path}", labels=(labels.ids[speaker],), split=split))
-        return checked(Dataset(name="VoxCeleb-1", labels=labels.names, records=tuple(records)), needs=SPLITS)
+        dataset = Dataset(name="VoxCeleb-1", labels=labels.names, records=tuple(records))
+        return checked(dataset, needs=SPLITS, missing=self.missing)
 
     def _homes(self) -> dict[str, list[str]]:
         """The folders that hold a folder of each speaker."""

@@ -1,25 +1,26 @@
-"""What a data set is once read: labelled clips in splits, checked, with the names of the classes.
+"""A data set once it is read: labelled clips in splits, checked, with the names of the classes.
 
-`jaxprune.data.published` makes these from files on disk, `jaxprune.data.batches` makes batches of them. All checks that
-do not need to know a layout are here, so that every layout refuses the same things with the same sentences.
+`jaxprune.data.published` and `own` make these from files on disk, `jaxprune.data.batches` makes batches of them. All
+checks that do not need to know a layout are here, so that every layout refuses the same with the same sentences.
 """
 
-import csv
 import dataclasses
-import io
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxprune.audio import SoundHeader, load_audio, sound_header
+from jaxprune.data.locations import Folders, Location
+from jaxprune.decoding import shown
 
+Missing = Literal["refuse", "skip"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SHOWN = 5  # offenders named in a message
+MISSING = 0.2  # the share of listed files that may be skipped: more looks like a wrong folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +34,7 @@ class Record:
 
     @property
     def file(self) -> str:
-        """What must exist for its sound to be read."""
+        """The file that holds its sound."""
         return self.path
 
     def load(self) -> Float[np.ndarray, "samples"]:
@@ -41,17 +42,21 @@ class Record:
         return load_audio(self.path).waveform
 
     def header(self) -> SoundHeader | None:
-        """What is known of its sound without decoding it; None for what is not sound."""
+        """The facts of its sound that need no decoding; None for what is not sound."""
         return sound_header(self.path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Labelled clips. `labels` holds one name per class, in the order of a head's outputs."""
+    """Labelled clips. `labels` holds one name per class, in the order of a head's outputs.
+
+    `notices` are sentences about what was skipped or assumed when the files were read.
+    """
 
     name: str
     labels: tuple[str, ...]
     records: tuple[Record, ...]
+    notices: tuple[str, ...] = ()
 
     def clips(self, split: Split) -> tuple[Record, ...]:
         """The records of a split, in the order of the data set's own list. Raises `ValueError` if there are none."""
@@ -70,22 +75,20 @@ class Dataset:
 
     @property
     def single_label(self) -> bool:
-        """Whether every clip has exactly one class."""
+        """True if every clip has exactly one class."""
         return all(len(record.labels) == 1 for record in self.records)
 
 
-def checked(dataset: Dataset, *, needs: Iterable[Split] = ()) -> Dataset:
+def checked(dataset: Dataset, *, needs: Iterable[Split] = (), missing: Missing = "refuse") -> Dataset:
     """The data set, if it can be used; else `ValueError` with the first few offenders.
 
     Refuses no clips at all, an empty split among `needs`, clips without a label or with one outside the label names,
-    clips listed twice, in one split or in two, and files that do not exist.
+    clips listed twice, one real file in two splits, and files that do not exist. With `missing="skip"` a fifth of the
+    files may be missing: a notice counts them. Paths become those that the disk has.
     """
     name, records = dataset.name, dataset.records
     if not records:
         raise ValueError(f"{name}: there are no clips")
-    for split in needs:
-        if not any(record.split == split for record in records):
-            raise ValueError(f"{name}: there are no {split} clips; every split it trains or reports on needs some")
     classes = len(dataset.labels)
     refuse(
         (
@@ -95,9 +98,35 @@ def checked(dataset: Dataset, *, needs: Iterable[Split] = ()) -> Dataset:
         ),
         f"{name}: clips have no label or one outside the {classes} classes",
     )
-    refuse(_listed_twice(records), f"{name}: clips are listed more than once")
-    refuse(missing_files(list(dict.fromkeys(record.file for record in records))), f"{name}: files are missing")
-    return dataset
+    folders = Folders()
+    places = {file: folders.find(file) for file in dict.fromkeys(record.file for record in records)}
+    refuse(_listed_twice(records, places), f"{name}: clips are listed more than once")
+    gone = [file for file, place in places.items() if not place]
+    notices = dataset.notices + skipped(name, gone, total=len(places), missing=missing)
+    kept = tuple(_placed(record, place) for record in records if (place := places[record.file]))
+    for split in needs:
+        if not any(record.split == split for record in kept):
+            raise ValueError(f"{name}: there are no {split} clips; every split it trains or reports on needs some")
+    return dataclasses.replace(dataset, records=kept, notices=notices)
+
+
+def skipped(name: str, gone: Sequence[str], *, total: int, missing: Missing) -> tuple[str, ...]:
+    """The notice on missing files, if there are any. Raises `ValueError` where they may not be skipped."""
+    if not gone:
+        return ()
+    if missing == "refuse":
+        raise ValueError(f"{name}: files are missing ({len(gone)}): {first_few(gone)}")
+    if len(gone) > MISSING * total:
+        many = f"{len(gone)} of {total} listed files are missing"
+        raise ValueError(f"{name}: {many}, more than the {MISSING:.0%} that may be skipped: {first_few(gone)}")
+    return (f"{name}: {len(gone)} of {total} listed files are missing and skipped: {first_few(gone)}",)
+
+
+def _placed(record: Record, place: Location) -> Record:
+    """The record with the path as the disk spells it; one in a shard keeps its name."""
+    if place.path == record.path or record.file != record.path:
+        return record
+    return dataclasses.replace(record, path=place.path)
 
 
 def refuse(offenders: Iterable[str], what: str) -> None:
@@ -108,25 +137,9 @@ def refuse(offenders: Iterable[str], what: str) -> None:
 
 
 def first_few(items: Sequence[str]) -> str:
-    """The first five, and how many more there are."""
+    """The first five, and the number of the others."""
     more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return "; ".join(items[:SHOWN]) + more
-
-
-def missing_files(paths: Sequence[str]) -> list[str]:
-    """Those of the paths at which there is nothing, reading each folder once: a network disk has two million clips."""
-    contents: dict[str, set[str]] = {}
-    missing = []
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in contents:
-            try:
-                contents[folder] = set(os.listdir(folder or "."))
-            except OSError:
-                contents[folder] = set()
-        if name not in contents[folder]:
-            missing.append(path)
-    return missing
+    return shown("; ".join(items[:SHOWN])) + more
 
 
 def targets(records: Sequence[Record], *, classes: int) -> Float[np.ndarray, "b {classes}"]:
@@ -142,41 +155,19 @@ def class_counts(records: Sequence[Record], *, classes: int) -> Int[np.ndarray, 
     return np.bincount([label for record in records for label in record.labels], minlength=classes)
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file's text. Raises `ValueError` that names it when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text") from error
-
-
-def read_rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """A CSV file's rows. Raises `ValueError` unless it has the columns and every row fills them."""
-    rows = list(csv.DictReader(io.StringIO(read_text(path)), strict=True))
-    for line, row in enumerate(rows, start=2):
-        for column in columns:
-            if not row.get(column):
-                raise ValueError(f"{path}: row {line} has no {column}; it must have {', '.join(columns)}")
-    if not rows:
-        raise ValueError(f"{path}: has no rows")
-    return rows
-
-
-def whole_number(text: str, path: Path) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{path}: {text!r} is not a whole number") from None
-
-
-def _listed_twice(records: Sequence[Record]) -> list[str]:
+def _listed_twice(records: Sequence[Record], places: Mapping[str, Location | None]) -> list[str]:
+    """The clips that stand twice in the list, and the files that are in two splits under several names."""
     seen: dict[str, Split] = {}
+    real: dict[object, Record] = {}
     offenders = []
     for record in records:
         path = os.path.normpath(record.path)
+        place = places[record.file]
         if path in seen:
             offenders.append(f"{path} in {seen[path]} and {record.split}")
+        elif place and record.file == record.path:
+            other = real.setdefault(place.identity, record)
+            if other.split != record.split:
+                offenders.append(f"{other.path} in {other.split} is {path} in {record.split}, one file")
         seen[path] = record.split
     return offenders

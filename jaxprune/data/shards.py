@@ -30,7 +30,8 @@ from jaxtyping import Float, Shaped
 
 from jaxprune.audio import SoundHeader
 from jaxprune.data.labels import named_labels
-from jaxprune.data.records import Dataset, Record, checked, first_few, read_text, refuse
+from jaxprune.data.records import Dataset, Record, checked, first_few, refuse
+from jaxprune.data.tables import read_text
 from jaxprune.features import SAMPLE_RATE
 from jaxprune.files import NotWritten, locked, replace_file, write_text
 

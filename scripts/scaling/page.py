@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune.cli import console as cli
-from jaxprune.data.records import read_text
+from jaxprune.data.tables import read_text
 from jaxprune.files import write_text
 from jaxprune.training.recipes import recipe as named
 from scripts.scaling.projection import (

@@ -1,6 +1,7 @@
 """Own sounds on disk: what is read from folders and tables, and what is refused. Clips are empty files never opened."""
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -116,3 +117,69 @@ def test_only_training_needs_clips_to_train_on(tmp_path, kind):
 def test_no_clips_at_all_are_refused(tmp_path):
     (tmp_path / "m.json").write_text("[]")
     refuses(Manifest(path=tmp_path / "m.json"), "m: there are no clips")
+
+
+def test_what_is_passed_over_in_a_folder_is_said(tmp_path, monkeypatch):
+    for name in ("cat/1.wav", "cat/2.AIFF", "cat/3.opus", "cat/4.m4a", "dog/5.flac", "dog/notes.txt", "lost.wav"):
+        touch(tmp_path / name)
+    for name in ("cat/.hidden/6.wav", "dog/deep/.git/7.wav", "dog/.8.wav", ".cache/9.wav", "_old/x.wav"):
+        touch(tmp_path / name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    dataset = Folder(root=tmp_path, validation=0, test=0).read()
+    assert sorted(Path(record.path).name for record in dataset.records) == ["1.wav", "2.AIFF", "3.opus", "5.flac"]
+    assert dataset.notices == (
+        f'{tmp_path}: 1 files need the extra audio and are skipped (pip install "jaxprune[audio]"): 1 .m4a',
+        f"{tmp_path}: 1 files are no sound and skipped: 1 .txt",
+        f"{tmp_path}: 1 sound files in no class folder are skipped: {tmp_path}/lost.wav",
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: "here")
+    assert len(Folder(root=tmp_path, validation=0, test=0).read().records) == 5
+
+
+def test_splits_stay_splits_beside_other_folders(tmp_path):
+    for name in ("train/cat/1.wav", "test/cat/2.wav", "train/3.wav", "metadata/notes/4.wav"):
+        touch(tmp_path / name)
+    dataset = Folder(root=tmp_path).read()
+    assert dataset.labels == ("cat",)
+    assert dataset.sizes() == {"train": 1, "test": 1}
+    assert dataset.notices == (
+        f"{tmp_path}: holds splits, so its other folders are skipped: metadata",
+        f"{tmp_path}: 1 sound files in no class folder are skipped: {tmp_path}/train/3.wav",
+    )
+    words = tmp_path / "words"
+    for name in ("test/1.wav", "yes/2.wav"):  # a word, not a split
+        touch(words / name)
+    dataset = Folder(root=words, validation=0, test=0).read()
+    assert dataset.labels == ("test", "yes")
+    assert dataset.notices == (f"{words}: the folder test is taken for a class: train and another split must exist",)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_each_real_folder_is_read_once(tmp_path):
+    for i in range(8):
+        touch(tmp_path / "own" / "cat" / f"{i}.wav")
+        touch(tmp_path / "far" / f"{i}.wav")
+    own = tmp_path / "own"
+    (own / "cat" / "loop").symlink_to(own / "cat")
+    (own / "cat" / "up").symlink_to(own)
+    (own / "also").symlink_to(own / "cat")  # sorts before cat, but cat is the real one
+    (own / "dog").symlink_to(tmp_path / "far")  # sound that lies elsewhere
+    dataset = Folder(root=own, validation=0.25, test=0.25).read()
+    assert dataset.labels == ("cat", "dog")
+    assert len(dataset.records) == 16
+    assert dataset.notices == tuple(
+        f"{own}: {name} is skipped, the same folder was read already" for name in ("also", "cat/loop", "cat/up")
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to"])
+def test_one_real_file_in_two_splits_is_refused(tmp_path, kind):
+    for name in ("train/cat/1.wav", "test/cat/2.wav"):
+        touch(tmp_path / name)
+    getattr(tmp_path / "test/cat/3.wav", kind)(tmp_path / "train/cat/1.wav")
+    path = f"{tmp_path}/train/cat/1.wav"
+    refuses(Folder(root=tmp_path), "clips are listed more than once (1): ")
+    refuses(Folder(root=tmp_path), f"{path} in train, one file")
+    (tmp_path / "test/cat/3.wav").rename(tmp_path / "train/cat/3.wav")
+    assert Folder(root=tmp_path).read().sizes() == {"train": 2, "test": 1}
