@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError, first_sentence, shown
-from .pickles import DAMAGED, check_torch_file
+from .pickles import DAMAGED, check_torch_file, is_legacy
 from .state_dicts import Blank, StateDict, find_state_dict
 
 LARGEST_FILE = 16 * 2**30  # bytes of weights; the largest published, with its optimizer, has 4 GB
@@ -112,7 +112,7 @@ def _read_file(path: Path) -> Any:
         )
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(path, "is a Git LFS pointer, not the checkpoint; fetch it with `git lfs pull`")
-    if _is_text(head):
+    if _is_text(head) and not is_legacy(head):  # pickle protocol 0 is text
         raise CheckpointError(path, "is a text file, not a checkpoint")
     if head[4:9] == b"\0\0\0\0{":  # a header's length below 4 GB in 8 bytes, then its JSON
         return _read_safetensors(path)

@@ -1,0 +1,362 @@
+"""Checkpoints as people have them: wrapped, prefixed, averaged, bare, of timm, of other sizes. Each comes in right."""
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from helpers import TESTS, random_mel, small
+from jaxprune.convert import load_torch, torch_reference
+from jaxprune.convert.command import convert as command
+from jaxprune.convert.grids import infer_grid
+from jaxprune.convert.random_checkpoint import random_state, write_ast_official, write_huggingface
+from jaxprune.convert.read import CheckpointError, read_torch
+from safetensors.torch import save_file
+from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, ASTModel
+
+import jaxprune
+from jaxprune.audio import load_audio, pad_batch
+from jaxprune.cli.console import run
+from jaxprune.features import model_input
+
+AST = small("ast", depth=2, classes=7)
+MAE = small("audiomae", depth=2, classes=7)
+CROW = TESTS / "recordings" / "crow.wav"
+
+
+@pytest.fixture(scope="module")
+def state():
+    return random_state(AST, seed=0)
+
+
+def convert(*arguments, monkeypatch):
+    """The command line, in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        run(command)
+    return stop.value.code
+
+
+def same(read, expected):
+    assert read.state.keys() == expected.keys()
+    for key, tensor in expected.items():
+        np.testing.assert_array_equal(read.state[key], tensor.numpy(), err_msg=key)
+
+
+def small_hugging_face(**changes):
+    return ASTConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192, max_length=128, **changes
+    )
+
+
+# --- prefixes and wrappers
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.", "model.module.net.", "my_classifier."],
+)
+@pytest.mark.parametrize("family", ["ast", "audiomae"])
+def test_a_prefix_in_front_of_all_keys_is_taken_off_with_a_note(tmp_path, prefix, family):
+    expected = random_state({"ast": AST, "audiomae": MAE}[family], seed=0)
+    torch.save({prefix + key: value for key, value in expected.items()}, tmp_path / "a.pth")
+    read = read_torch(tmp_path / "a.pth", num_heads=3)
+    same(read, expected)
+    assert f"The prefix {prefix} was taken off all keys." in read.notes
+    assert read.names["blocks.0.norm1.bias" if family == "audiomae" else "v.blocks.0.norm1.bias"][0].startswith(prefix)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model."])
+def test_a_prefix_before_hugging_faces_own_is_taken_off(tmp_path, prefix):
+    write_huggingface(tmp_path, _equal_eps(), seed=0, container="bin")
+    weights = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    torch.save({prefix + key: value for key, value in weights.items()}, tmp_path / "pytorch_model.bin")
+    same(read_torch(tmp_path), random_state(_equal_eps(), seed=0))
+
+
+def test_a_prefix_of_some_keys_alone_is_not_taken_off(tmp_path, state):
+    torch.save({f"model.{key}": value for key, value in state.items()} | {"loss.weight": torch.ones(3)}, tmp_path / "a")
+    with pytest.raises(CheckpointError, match="is not an AST or AudioMAE checkpoint; it holds"):
+        read_torch(tmp_path / "a", num_heads=3)
+
+
+@pytest.mark.parametrize(
+    "place", ["model_state_dict", "net", "module", "model_ema", "checkpoint.model", "a.b.c", "odd.name"]
+)
+def test_a_wrapper_is_taken_off_with_a_note(tmp_path, state, place):
+    content = state
+    for part in reversed(place.split(".") if place != "odd.name" else [place]):
+        content = {part: content, "epoch": 3}
+    torch.save(content, tmp_path / "a.pth")
+    read = read_torch(tmp_path / "a.pth", num_heads=3)
+    same(read, state)
+    assert f"The weights were taken from {place}." in read.notes
+    assert "epoch" in read.ignored
+
+
+def test_of_several_the_trained_weights_come_before_the_averaged_ones_and_key_chooses(tmp_path, state):
+    averaged = {key: value + 1 for key, value in state.items()}
+    content = {"model_ema": averaged, "model": state, "optimizer": {"state": {0: torch.ones(3)}}, "args": None}
+    torch.save(content, tmp_path / "a.pth")
+    read = read_torch(tmp_path / "a.pth", num_heads=3)
+    same(read, state)
+    assert "The weights were taken from model; the file also has model_ema: choose with --key." in read.notes
+    same(read_torch(tmp_path / "a.pth", num_heads=3, key="model_ema"), averaged)
+    with pytest.raises(CheckpointError, match="no AST or AudioMAE under the key ema; its models are: model_ema, model"):
+        read_torch(tmp_path / "a.pth", num_heads=3, key="ema")
+
+
+def test_the_command_takes_the_averaged_weights_on_request(tmp_path, monkeypatch, state):
+    averaged = {key: value + 1 for key, value in state.items()}
+    torch.save({"state_dict": state, "state_dict_ema": averaged}, tmp_path / "a.pth")
+    options = ("--num-heads", 3, "--key", "state_dict_ema")
+    assert convert(tmp_path / "a.pth", tmp_path / "out", *options, monkeypatch=monkeypatch) == 0
+    model = jaxprune.load(tmp_path / "out")
+    np.testing.assert_array_equal(model.head.bias[...], averaged["mlp_head.1.bias"])
+
+
+def test_the_averaged_model_of_torch_itself(tmp_path):
+    model = torch_reference.build(AST)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    torch.save(averaged.state_dict(), tmp_path / "a.pth")
+    read = read_torch(tmp_path / "a.pth", num_heads=3)
+    same(read, model.state_dict())
+    assert "n_averaged" in read.ignored
+
+
+def test_a_compiled_model_of_torch_itself(tmp_path):
+    model = torch_reference.build(AST)
+    torch.save(torch.nn.DataParallel(torch.compile(model)).state_dict(), tmp_path / "a.pth")
+    same(read_torch(tmp_path / "a.pth", num_heads=3), model.state_dict())
+
+
+# --- bodies without a classifier
+
+
+def test_a_bare_body_of_transformers_gets_a_new_head_and_keeps_its_tokens(tmp_path):
+    theirs = ASTModel(small_hugging_face()).eval()
+    theirs.save_pretrained(tmp_path)
+    read = read_torch(tmp_path, classes=5)
+    assert "AST body, Hugging Face" in read.layout
+    assert read.card.model.classes == 5
+    assert not read.card.trained
+    assert read.missing.keys() == {f"mlp_head.{i}.{leaf}" for i in (0, 1) for leaf in ("weight", "bias")}
+    model = load_torch(tmp_path, classes=5)
+    mel = random_mel(read.card.model)
+    with torch.inference_mode():
+        expected = theirs(torch.tensor(mel)).last_hidden_state
+    tokens = model.norm(model(jnp.asarray(mel)).trace[-1].tokens)
+    np.testing.assert_allclose(tokens, expected, atol=1e-5)
+
+
+def test_a_bare_official_body_gets_a_new_head(tmp_path, monkeypatch, capsys, state):
+    body = {key: value for key, value in state.items() if key.startswith("v.")}
+    torch.save({f"module.{key}": value for key, value in body.items()}, tmp_path / "a.pth")
+    options = ("--num-heads", 3, "--classes", 4)
+    assert convert(tmp_path / "a.pth", tmp_path / "out", *options, monkeypatch=monkeypatch) == 0
+    assert "newly initialised for 4 classes" in capsys.readouterr().out
+    assert not jaxprune.load_card(tmp_path / "out").trained
+    assert jaxprune.load(tmp_path / "out").config.classes == 4
+
+
+def test_half_a_classifier_is_an_error(tmp_path, state):
+    torch.save({key: value for key, value in state.items() if key != "mlp_head.1.bias"}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"mlp_head\.1\.bias: missing"):
+        read_torch(tmp_path / "a.pth", num_heads=3)
+
+
+# --- timm's AudioMAE
+
+
+def write_timm(folder, tensors, **config):
+    folder.mkdir()
+    pretrained = {"tag": "audiomae_as2m", "input_size": [1, 128, 128], "mean": [0.5], "std": [0.5]}
+    content = {"architecture": "vit_base_patch16_1024_128", "num_classes": 7, "global_pool": "avg"}
+    content |= {"pretrained_cfg": pretrained, "model_args": {"in_chans": 1, "img_size": [128, 128]}} | config
+    (folder / "config.json").write_text(json.dumps(content))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_a_fine_tuned_audiomae_of_timm(tmp_path):
+    tensors = random_state(MAE, seed=0)
+    read = read_torch(write_timm(tmp_path / "timm", tensors), num_heads=3)
+    assert read.card.model == MAE
+    same(read, tensors)
+    assert read.card.mean == pytest.approx(-4.2677393)  # timm's own mean is of images
+    assert not any("read as" in note for note in read.notes)  # the folder tells frames and mel bins
+    shutil.move(tmp_path / "timm" / "model.safetensors", tmp_path / "weights.safetensors")
+    torch.save(tensors, tmp_path / "timm" / "pytorch_model.bin")
+    same(read_torch(tmp_path / "timm", num_heads=3), tensors)
+
+
+@pytest.mark.parametrize("norm", ["norm", "fc_norm"])
+def test_a_pretrained_audiomae_of_timm_keeps_its_fc_norm_and_gets_a_new_head(tmp_path, norm):
+    tensors = {key: value for key, value in random_state(MAE, seed=0).items() if not key.startswith(("head", "fc_"))}
+    tensors |= {f"{norm}.weight": torch.full((48,), 2.0), f"{norm}.bias": torch.full((48,), 3.0)}
+    folder = write_timm(tmp_path / "timm", tensors, num_classes=0)
+    read = read_torch(folder, num_heads=3, classes=4)
+    kept = norm == "fc_norm"
+    assert read.missing.keys() == {f"{m}.{leaf}" for m in ("head",) + ("fc_norm",) * (not kept) for leaf in LEAVES}
+    assert ("norm.weight" in read.ignored) is not kept
+    model = load_torch(folder, num_heads=3, classes=4)
+    assert float(model.head_norm.scale[0]) == (2.0 if kept else 1.0)
+
+
+LEAVES = ("weight", "bias")
+
+
+def test_timms_class_names_and_sizes_are_read(tmp_path):
+    names = [f"sound {i}" for i in range(7)]
+    config = {"pretrained_cfg": {"input_size": [1, 128, 128], "label_names": names}}
+    assert read_torch(write_timm(tmp_path / "a", random_state(MAE, seed=0), **config), num_heads=3).card.labels == (
+        *names,
+    )
+    config = {"pretrained_cfg": {"input_size": [3, 224, 224]}}
+    with pytest.raises(CheckpointError, match=r"input_size to \[3, 224, 224\]; expected 1 channel"):
+        read_torch(write_timm(tmp_path / "b", random_state(MAE, seed=0), **config), num_heads=3)
+
+
+def test_a_head_on_the_cls_token_is_not_audiomaes(tmp_path):
+    tensors = {key.replace("fc_norm", "norm"): value for key, value in random_state(MAE, seed=0).items()}
+    with pytest.raises(CheckpointError, match="sets global_pool to 'token'"):
+        read_torch(write_timm(tmp_path / "a", tensors, global_pool="token"), num_heads=3)
+    torch.save(tensors, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"fc_norm\.weight: missing \(the norm after pooling; a head that reads"):
+        read_torch(tmp_path / "a.pth", num_heads=3)
+
+
+# --- the feature extractor's file, statistics, classes
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_processors_settings_come_before_the_preprocessors_as_in_transformers(tmp_path, beside):
+    write_huggingface(tmp_path, _equal_eps(), seed=0, mean=-1.5, std=2.5)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text()) | {"mean": -7.0, "std": 3.0}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": settings}))
+    if not beside:
+        (tmp_path / "preprocessor_config.json").unlink()
+    card, theirs = read_torch(tmp_path).card, ASTFeatureExtractor.from_pretrained(tmp_path)
+    assert (card.mean, card.std) == (theirs.mean, theirs.std) == (-7.0, 3.0)
+
+
+def test_a_processor_without_a_feature_extractor_leaves_the_preprocessors(tmp_path):
+    write_huggingface(tmp_path, _equal_eps(), seed=0, mean=-1.5, std=2.5)
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "X"}')
+    assert read_torch(tmp_path).card.mean == ASTFeatureExtractor.from_pretrained(tmp_path).mean == -1.5
+
+
+def test_own_mean_and_std_come_before_all_others(tmp_path, monkeypatch, state):
+    torch.save(state, tmp_path / "a.pth")
+    options = ("--num-heads", 3, "--dataset", "esc50", "--mean", -3.25, "--std", 1.5)
+    assert convert(tmp_path / "a.pth", tmp_path / "out", *options, monkeypatch=monkeypatch) == 0
+    card = jaxprune.load_card(tmp_path / "out")
+    assert (card.mean, card.std, card.activation) == (-3.25, 1.5, "softmax")
+    for wrong in ({"mean": 1.0}, {"mean": 1.0, "std": 0.0}, {"mean": float("nan"), "std": 1.0}):
+        with pytest.raises(ValueError, match="mean"):
+            read_torch(tmp_path / "a.pth", num_heads=3, **wrong)
+
+
+@pytest.mark.parametrize("settings", [{}, {"dataset": "esc50"}])
+def test_one_class_is_a_sigmoid(tmp_path, settings):
+    config = dataclasses.replace(AST, classes=1)
+    write_ast_official(tmp_path / "a.pth", config, seed=0)
+    read = read_torch(tmp_path / "a.pth", num_heads=3, **settings)
+    assert read.card.activation == "sigmoid"
+    assert "The head has one class, so its activation is sigmoid." in read.notes
+
+
+def test_one_class_of_hugging_face_is_a_sigmoid(tmp_path):
+    ASTForAudioClassification(small_hugging_face(num_labels=1)).save_pretrained(tmp_path)
+    assert read_torch(tmp_path).card.activation == "sigmoid"
+
+
+# --- mel bins and geometry
+
+
+@pytest.mark.parametrize("mels", [40, 64, 96])
+def test_other_mel_bins_are_computed_as_transformers_computes_them(tmp_path, mels):
+    theirs = ASTForAudioClassification(small_hugging_face(num_labels=5, num_mel_bins=mels)).eval()
+    theirs.save_pretrained(tmp_path)
+    extractor = ASTFeatureExtractor(num_mel_bins=mels, max_length=128)
+    extractor.save_pretrained(tmp_path)
+    card, model = read_torch(tmp_path).card, load_torch(tmp_path)
+    assert model.config.mels == mels
+    waveform = np.resize(load_audio(CROW).waveform, 16000 * 2)  # fills the model, so that padding plays no part
+    values = extractor(waveform, sampling_rate=16000, return_tensors="pt")
+    with torch.inference_mode():
+        expected = theirs(**values).logits
+    mel = model_input(*pad_batch([waveform]), frames=128, mean=card.mean, std=card.std, mels=mels)
+    np.testing.assert_allclose(model(mel).logits, expected, atol=1e-4)
+
+
+def test_64_mel_bins_of_an_official_file_are_given_and_the_assumption_is_said(tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(AST, mels=64, frames=256)
+    write_ast_official(tmp_path / "a.pth", config, seed=0)
+    read = read_torch(tmp_path / "a.pth", num_heads=3)
+    assert read.card.model.mels == 128  # 64 patches are 128 x 128 as well: it says so
+    assert any("64 patches were read as 128 frames x 128 mel bins" in note and "--mels" in note for note in read.notes)
+    options = ("--num-heads", 3, "--mels", 64)
+    assert convert(tmp_path / "a.pth", tmp_path / "out", *options, monkeypatch=monkeypatch) == 0
+    model = jaxprune.load(tmp_path / "out")
+    assert model.config == config
+    mel = model_input(*pad_batch([load_audio(CROW).waveform]), frames=256, mean=-4.0, std=4.0, mels=64)
+    assert np.isfinite(model(mel).logits).all()
+
+
+def test_mel_bins_that_cannot_be_computed_are_refused_when_converting(tmp_path, state):
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="takes 256 mel bins; the features have 1 to 255"):
+        read_torch(tmp_path / "a.pth", num_heads=3, mels=256)
+
+
+@pytest.mark.parametrize("frames", [250, 400, 500, 998, 1000, 1024])
+def test_the_original_ast_has_stride_10_first_and_advice_that_works(tmp_path, frames):
+    config = dataclasses.replace(AST, frames=frames, time_stride=10, freq_stride=10)
+    write_ast_official(tmp_path / "a.pth", config, seed=0)
+    read = read_torch(tmp_path / "a.pth", num_heads=3)
+    assert (read.card.model.time_stride, read.card.model.freq_stride) == (10, 10)
+    note = next(note for note in read.notes if "were read as" in note)
+    assert "--source-frames" in note
+    assert read_torch(tmp_path / "a.pth", num_heads=3, source_frames=frames).card.model == config
+
+
+def test_the_advice_of_an_ambiguous_table_leads_to_the_other_reading(tmp_path, monkeypatch):
+    """250 frames at stride 10 and 576 at stride 16 have tables of one size; the note's words lead to the other one."""
+    config = dataclasses.replace(AST, frames=576)
+    write_ast_official(tmp_path / "a.pth", config, seed=0)
+    read = read_torch(tmp_path / "a.pth", num_heads=3)
+    assert (read.card.model.frames, read.card.model.time_stride) == (250, 10)
+    note = next(note for note in read.notes if "were read as" in note)
+    stride, frames = re.search(r"also fit stride (\d+) with (\d+) frames", note).groups()
+    for number, option in ((frames, "--source-frames"), (stride, "--time-stride")):
+        assert option in note
+        out = tmp_path / option.strip("-")
+        assert convert(tmp_path / "a.pth", out, "--num-heads", 3, option, number, monkeypatch=monkeypatch) == 0
+        assert jaxprune.load(out).config == config
+
+
+def test_frames_of_a_stride_are_the_roundest():
+    assert infer_grid(24 * 12, family="ast").frames == 250
+    assert infer_grid(99 * 12, family="ast").frames == 1000
+    assert infer_grid(101 * 12, family="ast").frames == 1024
+
+
+def test_the_mlps_width_survives_its_ratio():
+    from jaxprune.convert.geometry import Geometry
+
+    for width in (48, 49, 97, 192):
+        for mlp_width in range(1, 4 * width, 7):
+            sizes = {"family": "ast", "depth": 1, "patch": 16, "patches": 64, "classes": 2}
+            ratio = Geometry(width=width, mlp_width=mlp_width, **sizes).mlp_ratio
+            config = jaxprune.ModelConfig(family="ast", width=width, depth=1, heads=1, classes=2, mlp_ratio=ratio)
+            assert config.mlp_width == mlp_width
+
+
+def _equal_eps():
+    return small("ast", depth=2, classes=7, norm_eps=1e-12, head_norm_eps=1e-12)
