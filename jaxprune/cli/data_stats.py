@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxprune import files
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import DataSource, with_data
+from jaxprune.cli.options import DataSource, read, with_data
 from jaxprune.data.published import ESC50, AudioSet, SpeechCommands, VoxCeleb1
 from jaxprune.data.records import Dataset, Split
 from jaxprune.data.statistics import DatasetStats, measure
@@ -36,7 +36,7 @@ def main(
         unusable: the share of clips that may be damaged or silent.
         json: where to write everything as JSON.
     """
-    dataset = data.read()
+    dataset = read(data)
     if frames is None and type(data) in PUBLISHED:
         frames = STATISTICS[PUBLISHED[type(data)]].frames
     with cli.progress("measuring", cli.Rate(digits=0)) as progress:

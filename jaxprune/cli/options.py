@@ -59,7 +59,7 @@ class OnDataset:
 
     def read(self) -> Dataset:
         """The data set. Raises `ValueError` where the split has no clips, and as the data set's reader."""
-        dataset = self.data.read()
+        dataset = read(self.data)
         dataset.clips(self.split)
         return dataset
 
@@ -87,6 +87,14 @@ class OnDataset:
 
 # Flattened: its fields are options of the command.
 Subject = Annotated[OnDataset, tyro.conf.arg(name="")]
+
+
+def read(data: Any) -> Dataset:
+    """A data source's clips; what was skipped or assumed on the way is said on stderr. Raises as the source does."""
+    dataset = data.read()
+    for told in dataset.notices:
+        cli.notice(told)
+    return dataset
 
 
 def source(data: Any) -> dict[str, Any]:

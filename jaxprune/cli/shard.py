@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import DataSource, left_out, source, with_data
+from jaxprune.cli.options import DataSource, left_out, read, source, with_data
 from jaxprune.data import shards
 
 
@@ -36,7 +36,7 @@ def main(
         workers: threads that decode.
         unusable: the share of clips that may be damaged or silent.
     """
-    dataset = data.read()
+    dataset = read(data)
     began = time.perf_counter()
     with cli.progress("decoding", cli.Rate(digits=0)) as progress:
         bar = progress.add_task("", total=len(dataset.records))

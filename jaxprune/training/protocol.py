@@ -293,7 +293,9 @@ def _spread(scores: list[tuple[int, float]]) -> Spread:
 
 
 def _place(sources: Sources) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(sources).items() if name != "fold"}
+    """The place of the clips. The default of `missing` is left out: protocols that are older do not have it."""
+    place = dataclasses.asdict(sources)
+    return {name: value for name, value in place.items() if name != "fold" and (name, value) != ("missing", "refuse")}
 
 
 def _finished(out: Path, planned: Sequence[Run]) -> dict[Run, dict[str, Any]]:

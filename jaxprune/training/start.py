@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxprune import checkpoint
 from jaxprune.data.published import ESC50, AudioSet, Folder, Manifest, Shards, Source, SpeechCommands, VoxCeleb1
-from jaxprune.data.records import Dataset
+from jaxprune.data.records import Dataset, Missing
 from jaxprune.data.shards import is_shards
 from jaxprune.models import Classifier, build
 from jaxprune.training.settings import Recipe
@@ -30,6 +30,8 @@ class Sources:
     test_json: Path | None = None
     # VoxCeleb-1: other folders that hold speakers.
     also: tuple[Path, ...] = ()
+    # Listed files that do not exist: refuse them, or skip up to a fifth of them.
+    missing: Missing = "refuse"
 
     def of(self, recipe: Recipe) -> Source:
         """The recipe's data set at its root: shards if they are there, a published one by name, else own data.
@@ -43,28 +45,32 @@ class Sources:
             return Shards(root=root, fold=self.fold, labels=self.labels)
         match recipe.data.dataset:
             case "esc50":
-                return ESC50(root=root, fold=self.fold)
+                return ESC50(root=root, fold=self.fold, missing=self.missing)
             case "speechcommands":
-                return SpeechCommands(root=root, labels=self.labels)
+                return SpeechCommands(root=root, labels=self.labels, missing=self.missing)
             case "voxceleb1":
-                return VoxCeleb1(root=root, also=self.also, labels=self.labels)
+                return VoxCeleb1(root=root, also=self.also, labels=self.labels, missing=self.missing)
             case "audioset":
                 labels = self.labels or root / "class_labels_indices.csv"
-                return AudioSet(labels=labels, train=self.train_json, test=self.test_json, root=root)
-        return Manifest(path=root, labels=self.labels) if root.is_file() else Folder(root=root, labels=self.labels)
+                return AudioSet(
+                    labels=labels, train=self.train_json, test=self.test_json, root=root, missing=self.missing
+                )
+        if root.is_file():
+            return Manifest(path=root, labels=self.labels, missing=self.missing)
+        return Folder(root=root, labels=self.labels)
 
 
 def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with the data set's number of classes and the fold it tests on, and the changes in words.
+    """The recipe with the data set's number of classes and the fold it tests on, and notes on data and changes.
 
     The fold is in the recipe so that a run is not resumed on another one, whose test clips it has trained on. Raises
     `ValueError` for a loss that the labels do not allow.
     """
-    notes = ()
+    notes = dataset.notices
     tested = {record.fold for record in dataset.records if record.split == "test" and record.fold is not None}
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folds=tuple(sorted(tested))))
     if recipe.data.classes != len(dataset.labels):
-        notes = (f"{dataset.name} has {len(dataset.labels)} classes, not {recipe.data.classes}: the head has as many",)
+        notes += (f"{dataset.name} has {len(dataset.labels)} classes, not {recipe.data.classes}: the head has as many",)
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, classes=len(dataset.labels)))
     if recipe.loop.loss == "ce" and not dataset.single_label:
         raise ValueError(f"{dataset.name} has clips of several classes; the loss must be bce (--loop.loss bce)")

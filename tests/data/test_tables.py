@@ -5,6 +5,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from layouts import refuses, touch
 
 from jaxprune.data.labels import read_label_file
@@ -168,3 +169,11 @@ def test_missing_files_may_be_skipped_up_to_a_fifth(tmp_path):
     (tmp_path / "2.wav").unlink()
     sentence = "m: 3 of 10 listed files are missing, more than the 20% that may be skipped: "
     refuses(Manifest(path=tmp_path / "m.csv", missing="skip"), sentence)
+
+
+def test_commands_say_what_was_skipped(tmp_path, run_script):
+    for name in ("a/1.wav", "a/2.wav", "a/notes.txt"):
+        touch(tmp_path / name)
+    options = ("folder", "--root", tmp_path, "--test", 0, "--validation", 0, "--unusable", 1)
+    _, _, said = run_script(ROOT / "scripts" / "dataset_stats.py", *options)
+    assert f"note: {tmp_path}: 1 files are no sound and skipped: 1 .txt\n" in said
