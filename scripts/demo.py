@@ -144,7 +144,8 @@ def trained(out: Path) -> None:
     step(f"5. a trained model: {card.source}, on {len(dataset.clips('test'))} spoken words it has not heard")
     speed = milliseconds(model, FALLING)
     rows = [
-        words_row("as trained", rate, found, speed) for rate, found in accuracies(model, card, dataset, FALLING).items()
+        words_row("as trained", rate, found=found, speed=speed)
+        for rate, found in accuracies(model, card, dataset=dataset, keep_rates=FALLING).items()
     ]
     print_words(rows, dataset)
     some = load_clips([record.path for record in dataset.clips("test")[:: len(dataset.clips("test")) // PICTURES]])
@@ -158,7 +159,8 @@ def trained(out: Path) -> None:
     shutil.rmtree(run_at, ignore_errors=True)
     show(finetune(short_recipe(shipped, table, keep_rate=rate), run_at, seed=0), run_at)
     tuned = checkpoint.load(run_at / "model")
-    rows += [words_row("fine-tuned", rate, accuracies(tuned, card, dataset, (rate,))[rate], speed)]
+    found = accuracies(tuned, card, dataset=dataset, keep_rates=(rate,))[rate]
+    rows += [words_row("fine-tuned", rate, found=found, speed=speed)]
     print_words(rows, dataset, notes=[f"Steps 5 and 6 took {time.perf_counter() - began:.0f} s."])
     write_text(out / "words.json", json.dumps(rows, indent=1) + "\n")
 
@@ -177,14 +179,14 @@ def short_recipe(model: Path, table: Path, *, keep_rate: float) -> Recipe:
 
 
 def accuracies(
-    model: Classifier, card: Card, dataset: Dataset, keep_rates: tuple[float, ...]
+    model: Classifier, card: Card, *, dataset: Dataset, keep_rates: tuple[float, ...]
 ) -> Mapping[float, Measured]:
     with eval_batches(dataset, "test", frames=model.config.frames, batch_size=70) as batches:
         policies = keep_policies(model, keep_rates)
         return evaluate(model, batches, card=card, policies=policies, single_label=True).rates
 
 
-def words_row(name: str, keep_rate: float, found: Measured, speed: Mapping[float, float]) -> dict[str, object]:
+def words_row(name: str, keep_rate: float, *, found: Measured, speed: Mapping[float, float]) -> dict[str, object]:
     return {
         "model": name,
         "keep_rate": keep_rate,

@@ -57,7 +57,7 @@ def main(
         if is_first():
             summary = show_runs(events, out)
             if summary is not None:
-                print_summary(summary, recipe, out)
+                print_summary(summary, recipe, out=out)
         else:
             summary = next((event for event in events if isinstance(event, Summary)), None)
     return 143 if summary is None else 0
@@ -81,7 +81,7 @@ def show_runs(events: Iterator[Next | Event | Summary], out: Path) -> Summary | 
     return None
 
 
-def print_summary(summary: Summary, recipe: Recipe, out: Path) -> None:
+def print_summary(summary: Summary, recipe: Recipe, *, out: Path) -> None:
     """A row for each run, then what the numbers are and what they come to."""
     chosen = summary.evaluated == "validation"
     columns = ("fold", "seed", "clips", f"{summary.metric} %", "validation %" if chosen else "best epoch %", "loss")

@@ -107,15 +107,15 @@ def main(
     if max_drop < 0 or not 0 <= share <= 1:
         raise ValueError(f"max drop is {max_drop} and share {share}; they must be at least 0, and from 0 to 1")
     dataset = on.read()
-    candidates = candidates_at((on.checkpoint, *also), on, dataset)
+    candidates = candidates_at((on.checkpoint, *also), on=on, dataset=dataset)
     first = candidates[0].model
     scored = () if published is None else scores_of(published, first)
     settings = {one.name: grid.settings(one.model) for one in candidates}
     with files.locked(out):
-        store = Store(out / "sweep.json", about=about(candidates[0], on, dataset, batch=evaluation_batch))
+        store = Store(out / "sweep.json", about=about(candidates[0], on=on, dataset=dataset, batch=evaluation_batch))
         device = f"{jax.devices()[0].device_kind} ({platform.machine()}), {on.dtype}"
-        answered = measure_answers(store, candidates, settings, on=on, dataset=dataset, batch=evaluation_batch)
-        timed = measure_times(store, candidates[0], settings[candidates[0].name], timing=timing, device=device)
+        answered = measure_answers(store, candidates, settings=settings, on=on, dataset=dataset, batch=evaluation_batch)
+        timed = measure_times(store, candidates[0], settings=settings[candidates[0].name], timing=timing, device=device)
         found = points(store, candidates, settings=settings, batches=timing.batch, device=device, share=share)
         chosen = fastest(found, max_drop=max_drop / 100)
         name = f"{dataset.name}, {on.split}, {found[0].clips} clips"
@@ -129,7 +129,7 @@ def main(
         cli.notice(f"saved sweep.json, sweep.csv and {', '.join(path.name for path in pictures)} in {out}")
 
 
-def about(first: Candidate, on: OnDataset, dataset: Dataset, *, batch: int) -> dict[str, str]:
+def about(first: Candidate, *, on: OnDataset, dataset: Dataset, batch: int) -> dict[str, str]:
     """The facts that must be the same for numbers of two runs to be compared."""
     policy = topk(first.model, {})
     told = describe(first.model, dataset, split=on.split, card=first.card, policy=policy, batch=batch)
@@ -144,8 +144,8 @@ def about(first: Candidate, on: OnDataset, dataset: Dataset, *, batch: int) -> d
 def measure_answers(
     store: Store,
     candidates: Sequence[Candidate],
-    settings: Mapping[str, list[Setting]],
     *,
+    settings: Mapping[str, list[Setting]],
     on: OnDataset,
     dataset: Dataset,
     batch: int,
@@ -171,7 +171,7 @@ def measure_answers(
 
 
 def measure_times(
-    store: Store, candidate: Candidate, settings: Sequence[Setting], *, timing: Timing, device: str
+    store: Store, candidate: Candidate, *, settings: Sequence[Setting], timing: Timing, device: str
 ) -> int:
     """Fills the store with times at every batch size, with a bar. The number of settings timed now."""
     timed = 0
@@ -211,7 +211,7 @@ def scores_of(published: str, model: Classifier) -> tuple[Published, ...]:
     return found.expected
 
 
-def candidates_at(paths: Sequence[Path], on: OnDataset, dataset: Dataset) -> list[Candidate]:
+def candidates_at(paths: Sequence[Path], *, on: OnDataset, dataset: Dataset) -> list[Candidate]:
     """The models of checkpoints, all of one geometry.
 
     Each is named by its folder, or by the one above where that is just "model", as in a run; by the whole path where
