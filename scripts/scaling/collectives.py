@@ -1,34 +1,121 @@
-"""What the devices of a training step tell each other, read from the program that XLA compiled for them.
+"""Lists what the devices of a training step tell each other, read from the program that XLA compiled for them.
 
-`compiled_step` compiles a recipe's step for a mesh of devices from shapes alone: nothing is run, so virtual devices of
-one CPU stand in for 64 accelerators. `collectives` finds in the compiled HLO every operation in which devices exchange
-arrays, and `wire_bytes` says what a ring of links carries for it. XLA plans for the platform it compiles for: on an
-accelerator it may choose an equivalent (a reduce-scatter where the CPU all-reduces and slices) or another format.
+    python -m scripts.scaling.collectives --out docs/scaling/collectives.json
+    python -m scripts.scaling.collectives --recipe ast-as20k --devices 8 --weights divided --clips 1 2
+
+A recipe's step is compiled for a mesh of devices from shapes alone. Nothing is run, so virtual devices of this
+machine's CPU stand in for 64 accelerators; the step of ViT-base takes some ten seconds of CPU time for each line of the
+table. `collectives` finds every operation in which devices exchange arrays, and `wire_bytes` says what a ring of links
+carries for it. XLA plans for the platform it compiles for: on an accelerator it may choose an equivalent (a
+reduce-scatter where the CPU all-reduces and slices) or another format. Patches are not masked, as from shrink start on.
 """
 
 import dataclasses
+import itertools
+import json
 import math
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxprune.cli import console as cli
 from jaxprune.config import ModelConfig
 from jaxprune.features import sample_count
+from jaxprune.files import write_text
 from jaxprune.models import Classifier, abstract
 from jaxprune.parallel.devices import Layout
+from jaxprune.training.finetune import SPREADS
 from jaxprune.training.loop import Training
+from jaxprune.training.recipes import recipe as named
 from jaxprune.training.settings import Recipe
-from jaxprune.training.step import Sound
+from jaxprune.training.step import Program, Sound
+from scripts.scaling.projection import steady
 
-# What makes the CPU's machine code fast takes most of the time, and nobody runs it.
+COLUMNS = ("recipe", "size", "keep", "weights", "devices", "clips each", "collective", "count", "MB", "MB on the wire")
+# Making the machine code fast takes most of the time, and nobody runs it.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def main(
+    *,
+    recipe: tuple[str, ...] = ("audiomae-as20k", "ast-as20k"),
+    size: str | None = None,
+    devices: tuple[int, ...] = (8, 64),
+    weights: tuple[Literal["whole", "divided"], ...] = ("whole", "divided"),
+    clips: tuple[int, ...] = (1,),
+    keep_rates: tuple[float, ...] = (0.7,),
+    accumulate: int = 1,
+    out: Path | None = None,
+) -> None:
+    """Compile a training step for every combination of the options and list its collectives.
+
+    Args:
+        recipe: recipes by name.
+        size: size of the model; by default the recipe's.
+        devices: sizes of the mesh.
+        weights: whole on every device, or divided among them.
+        clips: clips a device computes at a time.
+        keep_rates: keep rates of the step.
+        accumulate: parts a batch is computed in.
+        out: where to save everything as JSON.
+    """
+    if not devices or min(devices) < 1 or min(clips) < 1:
+        raise ValueError(f"devices {devices} and clips {clips} must be at least 1")
+    recipes = [
+        steady(named(name), size=size, keep_rate=rate, accumulate=accumulate) for name in recipe for rate in keep_rates
+    ]
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(devices))
+    found = []
+    for settings, spread, count, each in itertools.product(recipes, weights, devices, clips):
+        found.append(measured(settings, devices=count, weights=spread, clips=each))
+        if out is not None:  # after each, so that what was compiled survives an interruption
+            write_text(out, json.dumps({"jax": jax.__version__, "steps": found}, indent=1) + "\n")
+    cli.print_table(
+        f"Per device and step, compiled for the CPU by jax {jax.__version__}",
+        COLUMNS,
+        [row for one in found for row in rows(one)],
+        notes=["On the wire: what each device sends when they are a ring."],
+    )
+    if out is not None:
+        cli.notice(f"saved {out}")
+
+
+def measured(recipe: Recipe, *, devices: int, weights: str, clips: int) -> dict[str, Any]:
+    """A step's collectives, and its facts."""
+    began = time.perf_counter()
+    layout = Layout(jax.devices()[:devices], spread=SPREADS[weights])
+    step = compiled_step(recipe, recipe.model(), layout=layout, clips=clips)
+    return {
+        "recipe": recipe.name,
+        "size": recipe.start.size,
+        "keep_rate": recipe.prune.keep_rate,
+        "accumulate": recipe.loop.accumulate,
+        "weights": weights,
+        "devices": devices,
+        "clips": clips,
+        "parameters": step.parameters,
+        "seconds": round(time.perf_counter() - began, 1),
+        "collectives": {kind: dataclasses.asdict(total) for kind, total in totals(step.collectives).items()},
+    }
+
+
+def rows(one: dict[str, Any]) -> list[tuple[object, ...]]:
+    facts = [one[key] for key in ("recipe", "size", "keep_rate", "weights", "devices", "clips")]
+    found = one["collectives"] or {"none": {"count": 0, "bytes": 0, "wire_bytes": 0.0}}
+    return [
+        (*facts, kind, total["count"], f"{total['bytes'] / 1e6:.3f}", f"{total['wire_bytes'] / 1e6:.3f}")
+        for kind, total in found.items()
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +164,7 @@ def totals(found: Iterable[Collective]) -> dict[str, Total]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
+class Compiled:
     """A compiled step and what it was compiled from: `hlo` is XLA's text, `parameters` counts trained numbers."""
 
     hlo: str
@@ -90,19 +177,17 @@ class Program:
         return collectives(self.hlo, devices=self.devices)
 
 
-def compiled_step(recipe: Recipe, config: ModelConfig, *, layout: Layout, clips: int) -> Program:
-    """The last step of a recipe, at its base keep rate, with `clips` on each device.
+def compiled_step(recipe: Recipe, config: ModelConfig, *, layout: Layout, clips: int) -> Compiled:
+    """The last step of a recipe, at its target keep rate, with `clips` on each device.
 
     The model is of `config`, all its weights zero: only shapes matter. Raises `ValueError` as `Training` does.
     """
     batch = clips * recipe.loop.accumulate * len(layout.devices)
     recipe = dataclasses.replace(recipe, loop=dataclasses.replace(recipe.loop, batch=batch))
     model = blank(config, dtype=recipe.precision.compute)
-    alone = Layout(layout.devices[:1], spread=layout.spread)
-    training = Training(recipe, model, steps_per_epoch=1, layout=alone)
+    # The state lies on one device, because 64 copies would not fit anywhere; the step is traced for all of them.
+    training = Training(recipe, model, steps_per_epoch=1, layout=Layout(layout.devices[:1], spread=layout.spread))
     parameters = sum(leaf.size for leaf in training.state.params.values())
-    # Built on one device, because 64 copies of a state would not fit anywhere; the step is traced for all of them.
-    training.layout = layout
     plan = training.plan(training.total_steps - 1)
     rows = {"waveforms": (sample_count(recipe.data.frames), np.float32), "lengths": (None, np.int32)}
     rows |= {"targets": (recipe.data.classes, np.float32), "weights": (None, np.float32)}
@@ -112,8 +197,10 @@ def compiled_step(recipe: Recipe, config: ModelConfig, *, layout: Layout, clips:
             for name, (size, dtype) in rows.items()
         }
     )
-    hlo = training.lowered(sound, plan).compile(compiler_options=QUICK).as_text()
-    return Program(hlo=hlo, parameters=parameters, devices=len(layout.devices), clips=clips)
+    program = Program(recipe, model, steps_per_epoch=1, layout=layout)
+    lowered = program.lowered(training.state, jax.random.key(0), sound, plan)
+    hlo = lowered.compile(compiler_options=QUICK).as_text()
+    return Compiled(hlo=hlo, parameters=parameters, devices=len(layout.devices), clips=clips)
 
 
 def blank(config: ModelConfig, *, dtype: Any) -> Classifier:
@@ -181,8 +268,8 @@ def _walk(
 
 
 def _trips(rest: str, bodies: dict[str, list[tuple[str, str, str]]]) -> int | None:
-    """How often a loop runs: as XLA tells, or, as JAX writes a scan, while its counter, from 0, is less than the only
-    number in its condition."""
+    """The times that a loop runs: as XLA tells, or as JAX writes a scan, while its counter, from 0, is less than the
+    only number in its condition."""
     if told := TRIPS.search(rest):
         return int(told[1])
     condition = re.search(r"condition=%?([\w.\-]+)", rest)
@@ -210,5 +297,9 @@ def _collective(kind: str, type_: str, rest: str, *, devices: int, times: int, s
 
 
 def _bytes(bits: str, shape: str) -> int:
-    """Of an array; a pred takes a byte."""
+    """Bytes of an array; a pred takes one."""
     return math.prod(int(length) for length in shape.split(",") if length) * int(bits or 8) // 8
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -3,11 +3,12 @@
     python -m scripts.scaling.page
     python -m scripts.scaling.page --page docs/scaling.md
 
-Reads what scripts/scaling/count.py, scripts/scaling/loading.py and scripts/scaling/run_weak.py have measured; the rest
-is public specifications and stated assumptions (scripts/scaling/projection.py). Prints Markdown.
+Reads the measurements of collectives.py, loading.py and weak_scaling.py beside it. The rest is public specifications
+and stated assumptions (projection.py). Prints Markdown.
 """
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "scaling"
 RECIPES = {"AudioMAE": "audiomae-as20k", "AST": "ast-as20k"}
 KEEP_RATES = (1.0, 0.7)
 ASSUMED = Assumptions()
-WEAK_COMMAND = "python -m scripts.scaling.run_weak --clips 2 --rounds 2 --steps 2 --out docs/scaling/weak.json"
+WEAK_COMMAND = "python -m scripts.scaling.weak_scaling --clips 2 --rounds 2 --steps 2 --out docs/scaling/weak.json"
 PAGE_COMMAND = "python -m scripts.scaling.page --page docs/scaling.md"
 BEGIN, END = "<!-- tables: python -m scripts.scaling.page -->", "<!-- end of tables -->"
 
@@ -51,9 +52,9 @@ def main(
     """Print the tables as Markdown.
 
     Args:
-        collectives: what scripts/scaling/count.py has saved.
-        loading: what scripts/scaling/loading.py has saved.
-        weak: what scripts/scaling/run_weak.py has saved, if it was run.
+        collectives: what scripts.scaling.collectives has saved.
+        loading: what scripts.scaling.loading has saved.
+        weak: what scripts.scaling.weak_scaling has saved, if it was run.
         accelerators: which, by name.
         devices: how many.
         clips: clips of each device, where the batch grows with the devices.
@@ -69,8 +70,7 @@ def main(
     costs = {(one["kind"], one["seconds"]): one["cpu_ms"] for one in read(loading)["loading"]}
     parts = ["### Collectives of a step, compiled", markdown(*collective_table(steps))]
     for name in accelerators:
-        accelerator = ACCELERATORS[name]
-        rows = []
+        accelerator, rows = ACCELERATORS[name], []
         for family, recipe in RECIPES.items():
             work = partial(
                 step_time,
@@ -79,13 +79,8 @@ def main(
                 accelerator=accelerator,
                 assumptions=assumptions,
             )
-            rows += [
-                (family, f"{rate:g}", *row(work(rate, devices=count, clips=each), costs))
-                for rate in KEEP_RATES
-                for count in devices
-                for each in dict.fromkeys((clips, batch // count))
-                if each
-            ]
+            sizes = [(count, each) for count in devices for each in dict.fromkeys((clips, batch // count)) if each]
+            rows += worked_out(family, work, sizes=sizes, costs=costs)
         assumed = (
             f"Assumed, not measured: the arithmetic reaches {assumptions.utilisation:.0%} of the peak, the links "
             f"{assumptions.link:.0%} of theirs."
@@ -139,7 +134,22 @@ COLUMNS = (
 )
 
 
-def row(time: StepTime, costs: dict[tuple[str, int], float]) -> tuple[str, ...]:
+def worked_out(
+    family: str,
+    work: Callable[..., StepTime],
+    *,
+    sizes: Sequence[tuple[int, int]],
+    costs: Mapping[tuple[str, int], float],
+) -> list[tuple[str, ...]]:
+    """A row for every keep rate and every (devices, clips each)."""
+    return [
+        (family, f"{rate:g}", *row(work(rate, devices=count, clips=each), costs))
+        for rate in KEEP_RATES
+        for count, each in sizes
+    ]
+
+
+def row(time: StepTime, costs: Mapping[tuple[str, int], float]) -> tuple[str, ...]:
     wanted = time.clips_per_second
     return (
         str(time.devices),
@@ -176,7 +186,7 @@ def collective_table(steps: list[dict[str, Any]]) -> tuple[tuple[str, ...], list
     return (*columns, "MB on the wire"), rows
 
 
-def loading_table(costs: dict[tuple[str, int], float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def loading_table(costs: Mapping[tuple[str, int], float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows = [(kind, str(length), f"{cost:.3f}", f"{1e3 / cost:,.0f}") for (kind, length), cost in costs.items()]
     return ("clips", "seconds", "CPU ms each", "a CPU second"), rows
 

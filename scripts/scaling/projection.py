@@ -72,8 +72,8 @@ ACCELERATORS: Mapping[str, Accelerator] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What nobody has measured here. `utilisation` is the share of the peak that the arithmetic reaches, `link` the
-    share of the specified bandwidth that a collective reaches."""
+    """Shares that nobody has measured here: `utilisation` of the peak that the arithmetic reaches, and `link` of the
+    specified bandwidth that a collective reaches."""
 
     utilisation: float = 0.4
     link: float = 0.7
@@ -139,14 +139,14 @@ def step_time(
 
 
 def reduced_bytes(steps: list[Mapping[str, Any]], recipe: str) -> int:
-    """The all-reduced bytes of a recipe's step with whole weights, as `scripts/scaling/count.py` has saved them.
+    """The all-reduced bytes of a recipe's step with whole weights, as `scripts/scaling/collectives.py` has saved them.
 
     Raises `ValueError` where there is none, where anything is gathered or scattered, and where the bytes depend on the
     number of devices or clips: then they tell nothing of other numbers.
     """
     chosen = [step for step in steps if (step["recipe"], step["weights"]) == (recipe, "whole")]
     if not chosen:
-        raise ValueError(f"there is no step of {recipe} with whole weights; run scripts/scaling/count.py")
+        raise ValueError(f"there is no step of {recipe} with whole weights; run scripts/scaling/collectives.py")
     known = {"all-reduce", "collective-permute"}
     if others := {kind for step in chosen for kind in step["collectives"]} - known:
         raise ValueError(f"the step of {recipe} also has {', '.join(sorted(others))}, which is not worked out")

@@ -15,8 +15,6 @@ from jaxprune.models import build
 from jaxprune.parallel.devices import divided
 from scripts.scaling.collectives import Collective, collectives, totals
 
-SCRIPTS = ROOT / "scripts"
-
 HLO = """HloModule jit_step, is_scheduled=true, num_partitions=8
 
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -122,5 +120,5 @@ def test_devices_exchange_gradients_one_clip_and_divided_weights():
 
 @pytest.mark.parametrize("arguments", [("--devices", 0), ("--recipe", "none"), ("--clips", 0)])
 def test_impossible_options_are_refused(run_script, arguments):
-    code, _, err = run_script(SCRIPTS / "collectives.py", *arguments)
+    code, _, err = run_script(ROOT / "scripts" / "scaling" / "collectives.py", *arguments)
     assert (code, err.count("\n")) == (2, 1)

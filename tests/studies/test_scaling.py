@@ -8,12 +8,14 @@ import pytest
 from helpers import ROOT, small
 from quick import QUICK
 
+from jaxprune.cli import console
 from jaxprune.config import ModelConfig
 from jaxprune.training.recipes import recipe
 from jaxprune.training.schedules import keep_rate_schedule
 from jaxprune.training.settings import Recipe
+from scripts.scaling import weak_scaling
 from scripts.scaling.projection import Accelerator, Assumptions, StepTime, cores, reduced_bytes, steady, step_time
-from scripts.scaling.weak import ALONE, AT_ONCE, TOGETHER, WeakScaling, measure
+from scripts.scaling.weak_scaling import ALONE, AT_ONCE, TOGETHER, WeakScaling, measure
 
 SLOW = Accelerator(name="slow", flops=1e12, node=8, inside=1e9, across=1e8, source="made up")
 BASE = ModelConfig.of_size("audiomae", "base", classes=527, frames=1024)
@@ -71,7 +73,7 @@ def test_steady_recipes_stay_at_their_rate(name):
 
 @pytest.mark.skipif(
     not (ROOT / "docs" / "scaling" / "collectives.json").exists(),
-    reason="scripts/scaling/count.py has not been run yet",
+    reason="scripts/scaling/collectives.py has not been run yet",
 )
 def test_the_page_holds_what_the_script_prints(run_script):
     code, printed, _ = run_script(ROOT / "scripts" / "scaling" / "page.py")
@@ -107,7 +109,7 @@ def test_four_processes_take_turns(monkeypatch):
     assert all(0 < time < 60 for times in found.seconds.values() for time in times)
 
 
-def test_weak_scaling_is_told_and_saved(run_script, tmp_path, monkeypatch):
+def test_weak_scaling_is_told_and_saved(capsys, tmp_path, monkeypatch):
     given = {}
 
     def measured(recipe, config, **rest):
@@ -115,10 +117,11 @@ def test_weak_scaling_is_told_and_saved(run_script, tmp_path, monkeypatch):
         rest["watch"](1)
         return WeakScaling(seconds={ALONE: (1.0, 9.0, 2.0), AT_ONCE: (3.0,), TOGETHER: (4.0, 5.0)})
 
-    monkeypatch.setattr("scripts.scaling.weak.measure", measured)
+    monkeypatch.setattr(weak_scaling, "measure", measured)
     out = tmp_path / "weak.json"
-    code, printed, err = run_script(ROOT / "scripts" / "scaling" / "run_weak.py", "--quick", "--clips", 3, "--out", out)
-    assert code == 0, err
+    with pytest.raises(SystemExit, match="0"):
+        console.run(weak_scaling.main, arguments=["--quick", "--clips", "3", "--out", str(out)])
+    printed = capsys.readouterr().out
     assert "efficiency 44.4%; two processes that do not talk reach 66.7%" in " ".join(printed.split())
     found = json.loads(out.read_text())
     assert (found["efficiency"], found["medians"]["together"], found["clips"]) == (2 / 4.5, 4.5, 3)
