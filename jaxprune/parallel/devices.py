@@ -1,4 +1,4 @@
-"""Where a training's arrays lie: each batch is shared by all devices of all processes, and of the weights and the
+"""The places of a training's arrays: all devices of all processes share each batch, and of the weights and the
 optimiser's moments each device holds all or its part.
 
 One mesh with one axis. Programs are written as for one device and jitted with these placements; XLA adds what the
@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 AXIS = "data"
 SMALL = 1024  # numbers; to gather fewer costs more than to hold them
-# How an array of this shape lies on so many devices.
+# The layout of an array of this shape on so many devices.
 Spread = Callable[[tuple[int, ...], int], PartitionSpec]
 
 
@@ -87,7 +87,7 @@ class Layout:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.rows, np.asarray(x)), rows)
 
     def shapes(self, rows: Any) -> Any:
-        """What `share` would make of them, without the numbers."""
+        """The result of `share` without the numbers."""
         processes = len({device.process_index for device in self.devices})
 
         def shape(x: np.ndarray) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""Several processes that train together: how they find each other, agree, and end.
+"""Several processes that train together: they find each other, agree, and end together.
 
 Each runs the same program on its own devices and its own share of every batch (`jaxprune.data.batches.Shard`); together
 they compute what one process with all the devices would. The first one alone writes and prints. Nothing here is
@@ -27,7 +27,7 @@ AUTOMATIC = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How the processes of a run find each other; without a coordinator the run has one process."""
+    """The meeting of a run's processes; without a coordinator the run has one process."""
 
     # Address of process 0, host:port, or auto: as SLURM, Open MPI, Kubernetes or a TPU pod tell.
     coordinator: str = ""
@@ -85,7 +85,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def by_first(action: Callable[[], T]) -> T:
-    """What the first process alone does, while the others wait; all get the JSON value it returns, or its error."""
+    """Lets the first process alone act while the others wait; all get the JSON value it returns, or its error."""
     result = failure = None
     if is_first():
         try:

@@ -25,7 +25,7 @@ NOISE = 0.1  # the most that one factor scales uniform noise by
 
 @struct.dataclass
 class Amounts:
-    """How much of each augmentation: probabilities a clip, and greatest widths of masks. All zero changes nothing.
+    """Amounts of each augmentation: probabilities a clip, and greatest widths of masks. All zero changes nothing.
 
     A pytree, so new numbers do not retrace.
     """
@@ -170,7 +170,7 @@ def noise_and_roll(key: Key[Array, ""], mel: Float[Array, "b t f"], *, probabili
 
 
 def visible_patches(key: Key[Array, ""], *, clips: int, config: ModelConfig, hidden: float) -> Int[Array, "{clips} n"]:
-    """Which patches AudioMAE's masking leaves: original positions in the model's own order, rising, drawn per clip.
+    """The patches that AudioMAE's masking leaves: original positions in the model's own order, rising, drawn per clip.
 
     Of t columns (time) and f rows (frequency) a clip keeps int(t (1 - hidden)) and int(f (1 - hidden)), and the
     patches where they cross: 22 * 5 = 110 of 32 x 8 at 0.3. Pass them to the model as `visible`; `visible_count` is
@@ -188,7 +188,7 @@ def visible_patches(key: Key[Array, ""], *, clips: int, config: ModelConfig, hid
 
 
 def visible_count(config: ModelConfig, *, hidden: float) -> int:
-    """How many patches a masking leaves. Raises as `visible_patches`."""
+    """The number of patches that a masking leaves. Raises as `visible_patches`."""
     columns, rows = visible_grid(config, hidden=hidden)
     return columns * rows
 

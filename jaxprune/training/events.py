@@ -1,4 +1,4 @@
-"""What a training reports as it goes: each update, each evaluation, and the clips of a loss that is not a number."""
+"""The reports of a training: each update, each evaluation, and the clips of a loss that is not a number."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a split gave after `step` updates, at one keep rate gathered exactly.
+    """A split's scores after `step` updates, at one keep rate gathered exactly.
 
     Shares from 0 to 1: top1 and top5 where accuracy is the data set's metric, else the ranking metrics; the others are
     None. `score` is the one that decides which checkpoint is best.

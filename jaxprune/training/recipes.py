@@ -71,13 +71,10 @@ def ast(
 
 
 def words(family: Family) -> Recipe:
-    """Ours: a micro model on the corpus of `scripts/words/make.py`, small enough for two CPU cores.
-
-    `scripts/words/train.py` trains the unpruned model it starts from.
-    """
+    """Ours: a micro model on a spoken corpus of our own, small enough for two CPU cores."""
     return Recipe(
         name=f"{family}-words",
-        source="ours, not published: chosen for two CPU cores and the corpus of scripts/words/make.py, seed 0",
+        source="ours, not published: chosen for two CPU cores and the project's spoken corpus, seed 0",
         start=Start(family=family, size="micro"),
         data=Data.of("speechcommands", frames=98, mean=-7.690634, std=5.414383),
         augment=Augment(noise=1.0),

@@ -23,6 +23,11 @@ from jaxprune.training.events import Evaluation, Step
 from jaxprune.training.settings import Recipe
 
 RECIPE, CHECKPOINTS, METRICS, MODEL, RESULT = "recipe.json", "checkpoints", "metrics.jsonl", "model", "result.json"
+REMARKS = {
+    "source",
+    "published",
+    "expected",
+}  # of a recipe; they decide nothing, and a later version may word them anew
 
 
 def finished(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> dict[str, Any] | None:
@@ -127,11 +132,11 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def differences(one: Any, other: Any, *, name: str = "") -> list[str]:
-    """The places where two JSON values differ, each in words."""
+    """The places where two JSON values differ, each in words; remarks do not count."""
     if isinstance(one, dict) and isinstance(other, dict):
         return [
             found
-            for key in sorted(one.keys() | other.keys())
+            for key in sorted((one.keys() | other.keys()) - REMARKS)
             for found in differences(one.get(key), other.get(key), name=f"{name}.{key}" if name else key)
         ]
     return [] if one == other else [f"{name} is {one!r} there, {other!r} here"]

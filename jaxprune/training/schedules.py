@@ -93,7 +93,7 @@ def slice_end(rate: float, prune: Prune) -> float:
 
 
 def compilations(rates: Sequence[float], prune: Prune, *, patches: int) -> int:
-    """How many sizes a sequence of keep rates compiles, all with the same `patches` entering block 0."""
+    """The number of sizes that a sequence of keep rates compiles, with the same `patches` entering block 0."""
     return len({jax.tree.structure(stages_at(rate, prune, patches=patches)) for rate in set(rates)})
 
 

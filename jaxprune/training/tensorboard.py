@@ -57,5 +57,5 @@ class EventLog:
 
 
 def is_scalar(value: object) -> bool:
-    """Whether a value makes a point of a curve: a finite number, and no yes or no."""
+    """True for a value that makes a point of a curve: a finite number, and no yes or no."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

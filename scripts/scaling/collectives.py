@@ -131,7 +131,7 @@ class Collective:
 
     @property
     def wire_bytes(self) -> float:
-        """What each device sends, in one run, when the group is a ring: the least that any algorithm needs."""
+        """Bytes that each device sends in one run when the group is a ring: the least that any algorithm needs."""
         share = {"all-reduce": 2 * (self.devices - 1) / self.devices, "collective-permute": 1.0}
         return self.times * self.bytes * share.get(self.kind, (self.devices - 1) / self.devices)
 

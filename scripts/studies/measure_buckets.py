@@ -1,4 +1,4 @@
-"""What slices of the keep-rate schedule cost: programs to compile against arithmetic beyond exact gathering.
+"""Works out the cost of slices of the keep-rate schedule: programs to compile against arithmetic beyond exact ones.
 
 python -m scripts.studies.measure_buckets audiomae-as20k --base 0.5 --compile-seconds 5.5 --step-seconds 57
 

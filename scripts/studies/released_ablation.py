@@ -1,4 +1,4 @@
-"""What the released code's indexing does to a model when patches are ranked by their pixels, next to the right one.
+"""Measures the released code's indexing when patches are ranked by their pixels, next to the right one.
 
 python -m scripts.studies.released_ablation CHECKPOINT esc50 --root data/ESC-50 --keep-rates 0.7 0.5
 
@@ -15,24 +15,23 @@ import json
 import math
 import shlex
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxprune import checkpoint as checkpoints
 from jaxprune import files
 from jaxprune.analysis import bootstrap
 from jaxprune.analysis.bootstrap import DEFAULT, Estimate
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import DataSource, card_for
-from jaxprune.data.batches import Workers, eval_batches
-from jaxprune.data.records import Split
+from jaxprune.cli.options import Subject, with_data
+from jaxprune.config import Card
+from jaxprune.data.batches import Batches
 from jaxprune.evaluation.metrics import rank_of_class
 from jaxprune.features import model_input
 from jaxprune.models import Classifier, cut_patches, topk
@@ -61,111 +60,133 @@ def released(
     return model.head(model.head_norm(model.pool(tokens, None))), kept
 
 
-@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+@with_data
 def main(
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
-    data: Annotated[DataSource, tyro.conf.arg(name="")],
+    on: Subject,
     *,
-    split: Split = "test",
     keep_rates: tuple[float, ...] = (0.9, 0.7, 0.5),
     blocks: tuple[int, ...] = DEFAULT_BLOCKS,
     batch: int = 32,
-    threads: int = 2,
-    unusable: float = 0.01,
     out: Path | None = None,
 ) -> None:
     """Compare the right and the released ranking by patch mean and patch standard deviation. One label a clip.
 
     Args:
-        checkpoint: a directory that python -m convert or scripts/finetune.py has written.
-        data: which data set, and where.
-        split: which clips.
+        on: the checkpoint and the clips.
         keep_rates: shares of the patches kept at each of the blocks.
         blocks: the blocks that prune, counted from 0.
         batch: clips computed together.
-        threads: threads that decode.
-        unusable: the share of clips that may be damaged or silent.
         out: where to save the table as JSON.
     """
-    dataset = data.read()
-    card = card_for(checkpoint, dataset)
+    dataset = on.read()
+    card = on.card(dataset)
     if not dataset.single_label:
         raise ValueError(f"{dataset.name} has clips of several classes; this comparison counts right answers")
-    model, clips = checkpoints.load(checkpoint), len(dataset.clips(split))
+    model = on.model()
     rates = {rate: dict.fromkeys(blocks, rate) for rate in keep_rates}
     for one in rates.values():
         topk(model, one)  # refuses what cannot be
-    graph, state = nnx.split(model)
-
-    @functools.partial(jax.jit, static_argnames=("name", "rate"))
-    def compared(state, mel, targets, *, name, rate):
-        """Whether each clip is right, rightly pruned and as released; the share of wanted patches kept; of extras."""
-        model = nnx.merge(graph, state)
-        p = model.config.extra_tokens
-        proper = model(mel, topk(model, rates[rate], score=SCORES[name]))
-        pixels = cut_patches(mel, model.config).astype(jnp.float32)
-        signal = pixels.mean(axis=-1) if name == "mean" else pixels.std(axis=-1, ddof=1)
-        logits, kept = released(model, mel, signal=signal, rates=rates[rate])
-        wanted = proper.trace[max(blocks)].patch_ids + p
-        same = (wanted[:, :, None] == kept[:, None, :]).any(axis=2).mean(axis=1)
-        extra = (kept < p).sum(axis=1) / p
-        right = [rank_of_class(answers, targets) < 1 for answers in (proper.logits, logits)]
-        return jnp.stack([*right, same, extra], axis=1)
-
-    whole = jax.jit(lambda state, mel, targets: rank_of_class(nnx.merge(graph, state)(mel).logits, targets) < 1)
-    features = jax.jit(model_input, static_argnames="frames")
-    settings = [(name, rate) for name in SCORES for rate in keep_rates if rate < 1]
+    settings = [(name, rates[rate]) for name in SCORES for rate in keep_rates if rate < 1]
     if not settings or not blocks:
         raise ValueError(f"keep rates {list(keep_rates)} at blocks {list(blocks)} prune nothing, so nothing slips")
-    found, unpruned = {setting: [] for setting in settings}, []
-    batches = eval_batches(
-        dataset,
-        split,
-        frames=model.config.frames,
-        batch_size=min(batch, clips),
-        workers=Workers(threads=threads),
-        unusable=unusable,
-    )
-    with batches, cli.progress("comparing") as progress:
-        bar = progress.add_task("", total=clips)
-        for read in batches:
-            real = read.weights > 0
-            mel = features(read.waveforms, read.lengths, frames=model.config.frames, mean=card.mean, std=card.std)
-            unpruned.append(np.asarray(whole(state, mel, read.targets))[real])
-            for name, rate in settings:
-                found[name, rate].append(np.asarray(compared(state, mel, read.targets, name=name, rate=rate))[real])
-            progress.update(bar, advance=int((read.indices >= 0).sum()))
-    base = np.concatenate(unpruned).mean()
-    rows = [
-        row(name, rate, np.concatenate(parts).astype(float), model=model, rates=rates[rate])
-        for (name, rate), parts in found.items()
-    ]
-    cells = [
-        (
-            one["ranked_by"],
-            f"{one['keep_rate']:g}",
-            f"{one['right_patches']} + {model.config.extra_tokens}",
-            one["released_tokens"],
-            *(shown(one[key]) for key in ("right", "released", "cost_of_the_slip")),
-            *(f"{100 * one[key].value:.1f}" for key in ("wanted_kept", "extra_kept")),
-        )
-        for one in rows
-    ]
-    headings = ["rank", "keep rate", "tokens", "released", "top-1 %, right", "top-1 %, released", "cost of the slip"]
-    headings += ["wanted kept %", "extra kept %"]
+    with on.batches(dataset, model, batch=batch) as batches, cli.progress("comparing") as progress:
+        bar = progress.add_task("", total=len(dataset.clips(on.split)))
+        watch = functools.partial(progress.update, bar)
+        unpruned, found = compare(model, batches, card=card, settings=settings, watch=watch)
+    rows = [row(name, of, values, model=model) for (name, of), values in zip(settings, found, strict=True)]
     notes = [
-        f"Without pruning {100 * base:.2f} %. In brackets 95 % intervals over clips. Blocks {list(blocks)}.",
+        f"Without pruning {100 * unpruned.mean():.2f} %. In brackets 95 % intervals over clips. Blocks {list(blocks)}.",
         "Tokens left after the last block; wanted and extra: shares of the right tokens that the slip also keeps.",
     ]
-    count = sum(map(len, unpruned))
-    cli.print_table(f"{dataset.name}, {split}, {count} clips: {checkpoint}", headings, cells, notes=notes)
+    title = f"{dataset.name}, {on.split}, {len(unpruned)} clips: {on.checkpoint}"
+    cli.print_table(title, HEADINGS, [cells(one, extra=model.config.extra_tokens) for one in rows], notes=notes)
     if out is not None:
-        content = {"command": shlex.join(sys.argv), "clips": count, "unpruned": float(base), "rows": rows}
+        content = {
+            "command": shlex.join(sys.argv),
+            "clips": len(unpruned),
+            "unpruned": float(unpruned.mean()),
+            "rows": rows,
+        }
         files.write_text(out, json.dumps(content, default=numbers, indent=1, allow_nan=False) + "\n")
         cli.notice(f"saved {out}")
 
 
-def row(name: str, rate: float, values: np.ndarray, *, model: Classifier, rates: dict[int, float]) -> dict[str, object]:
+def compare(
+    model: Classifier,
+    batches: Batches,
+    *,
+    card: Card,
+    settings: Sequence[tuple[str, dict[int, float]]],
+    watch: Callable[..., None],
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The clips that the unpruned model answers right, and of every setting, a score's name and rates by block, the
+    columns of `compared`."""
+    features = jax.jit(model_input, static_argnames=("frames", "mels"))
+    graph, state = nnx.split(model)
+    whole = jax.jit(lambda state, mel, targets: rank_of_class(nnx.merge(graph, state)(mel).logits, targets) < 1)
+    programs = [jax.jit(functools.partial(compared, graph, name=name, rates=rates)) for name, rates in settings]
+    unpruned, found = [], [[] for _ in settings]
+    size = {"frames": model.config.frames, "mels": model.config.mels}
+    for read in batches:
+        real = read.weights > 0
+        mel = features(read.waveforms, read.lengths, mean=card.mean, std=card.std, **size)
+        unpruned.append(np.asarray(whole(state, mel, read.targets))[real])
+        for parts, program in zip(found, programs, strict=True):
+            parts.append(np.asarray(program(state, mel, read.targets))[real])
+        watch(advance=int((read.indices >= 0).sum()))
+    return np.concatenate(unpruned), [np.concatenate(parts).astype(float) for parts in found]
+
+
+def compared(
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    mel: Float[Array, "b t f"],
+    targets: Float[Array, "b y"],
+    *,
+    name: str,
+    rates: dict[int, float],
+) -> Float[Array, "b 4"]:
+    """Clips answered right when pruned rightly, and as released; shares of the wanted patches, and of the extra tokens,
+    that the slip keeps."""
+    model = nnx.merge(graph, state)
+    p = model.config.extra_tokens
+    proper = model(mel, topk(model, rates, score=SCORES[name]))
+    pixels = cut_patches(mel, model.config).astype(jnp.float32)
+    signal = pixels.mean(axis=-1) if name == "mean" else pixels.std(axis=-1, ddof=1)
+    logits, kept = released(model, mel, signal=signal, rates=rates)
+    wanted = proper.trace[max(rates)].patch_ids + p
+    same = (wanted[:, :, None] == kept[:, None, :]).any(axis=2).mean(axis=1)
+    extra = (kept < p).sum(axis=1) / p
+    right = [rank_of_class(answers, targets) < 1 for answers in (proper.logits, logits)]
+    return jnp.stack([*right, same, extra], axis=1)
+
+
+HEADINGS = (
+    "rank",
+    "keep rate",
+    "tokens",
+    "released",
+    "top-1 %, right",
+    "top-1 %, released",
+    "cost of the slip",
+    "wanted kept %",
+    "extra kept %",
+)
+
+
+def cells(one: Mapping[str, Any], *, extra: int) -> tuple[str, ...]:
+    """A row of the table, for a model of so many extra tokens."""
+    return (
+        one["ranked_by"],
+        f"{one['keep_rate']:g}",
+        f"{one['right_patches']} + {extra}",
+        one["released_tokens"],
+        *(shown(one[key]) for key in ("right", "released", "cost_of_the_slip")),
+        *(f"{100 * one[key].value:.1f}" for key in ("wanted_kept", "extra_kept")),
+    )
+
+
+def row(name: str, rates: dict[int, float], values: np.ndarray, *, model: Classifier) -> dict[str, Any]:
     """One setting's shares with intervals over clips, from `compared`'s columns."""
     right, released_right, same, extra = values.T
     columns = np.stack([right, released_right, right - released_right, same, extra], axis=1)
@@ -175,7 +196,12 @@ def row(name: str, rate: float, values: np.ndarray, *, model: Classifier, rates:
     tokens = patches + p
     for one in rates.values():
         patches, tokens = math.ceil(one * patches), math.ceil(one * (tokens - p))
-    facts = {"ranked_by": name, "keep_rate": rate, "right_patches": patches, "released_tokens": tokens}
+    facts = {
+        "ranked_by": name,
+        "keep_rate": next(iter(rates.values())),
+        "right_patches": patches,
+        "released_tokens": tokens,
+    }
     return facts | {key: found[i] for i, key in enumerate(names)}
 
 

@@ -132,7 +132,7 @@ def babble(speakers: tuple[Speaker, ...], *, split: str, seconds: int, seed: int
 
 
 def speak(text: str, *, voice: str, rate: int, pitch: int) -> Float[np.ndarray, "samples"]:
-    """What espeak-ng says, at 16 kHz, without the silence around it. Raises `ValueError` if it says nothing."""
+    """A word spoken by espeak-ng, at 16 kHz, without the silence around it. Raises `ValueError` if it says nothing."""
     command = ["espeak-ng", "-z", "-v", voice, "-s", str(rate), "-p", str(pitch), "--stdout", "--", text]
     said = subprocess.run(command, capture_output=True)
     if said.returncode or not said.stdout:
@@ -172,7 +172,7 @@ def _make_clip(folder: Path, utterance: Utterance, background: Float[np.ndarray,
 
 
 def _finished(folder: Path, facts: dict[str, Any]) -> bool:
-    """Whether the folder holds this very corpus already, refusing any other content."""
+    """True where the folder holds this very corpus already. Raises `ValueError` for any other content."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
     if not (folder / MARKER).exists():

@@ -16,7 +16,7 @@ NOISES = ("white", "pink", "brown", "babble")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What decides every sample of a corpus: `takes` clips of each word by each speaker.
+    """The settings that decide every sample of a corpus: `takes` clips of each word by each speaker.
 
     `validation` and `test` are shares of the speakers, the rest train. `snr` is in dB, speech while it is spoken over
     noise throughout, and `peak` a clip's largest sample in dB of full scale; both are drawn evenly. `background` is the
@@ -66,7 +66,7 @@ class Speaker:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """How one clip is made. `start` is where the word begins, as a share of the room that its length leaves."""
+    """The making of one clip. `start` is where the word begins, as a share of the room that its length leaves."""
 
     path: str  # word/speaker_nohash_take.wav
     word: str

@@ -1,4 +1,4 @@
-"""What the synthetic corpus says and in which voices: tables only, read by `scripts.words.corpus`.
+"""The words and voices of the synthetic corpus: tables only, read by `scripts.words.corpus`.
 
 Half the speakers have English accents and read the words; the others are espeak-ng's voices of other languages, which
 would read English spelling their own way, so they get the sounds a learner might make, in the phonemes that all of

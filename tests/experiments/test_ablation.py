@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import math
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +38,7 @@ from jaxprune.positions import patch_corners
 from jaxprune.reduction.policy import Policy
 from jaxprune.reduction.scores import Given
 from jaxprune.reduction.selection import MaskedTopK, keep_count
+from scripts.studies import released_ablation
 
 SCRIPTS = ROOT / "scripts"
 CLIPS = 7  # in batches of 4: one row only fills
@@ -372,7 +372,7 @@ def slipped(family, mel, signal, rates):
 @pytest.mark.parametrize(("family", "what"), [("ast", "std"), ("audiomae", "mean")])
 def test_the_released_indexing_token_by_token(dataset, family, what):
     model, _ = make(family)
-    released = runpy.run_path(str(SCRIPTS / "released_ablation.py"))["released"]
+    released = released_ablation.released
     compiled = nnx.jit(lambda model, mel, signal: released(model, mel, signal=signal, rates=RATES))
     for mel in spectrograms(dataset, family)[:2]:
         signal = pixels(mel, model.config, what)
@@ -385,7 +385,7 @@ def test_the_released_indexing_token_by_token(dataset, family, what):
 def test_the_slip_is_told_beside_the_right_way(run, home, dataset, tmp_path):
     model, _ = make()
     options = ["--keep-rates", 0.7, "--blocks", 0, 1, "--out", tmp_path / "slip.json"]
-    code, table, notices = run("released_ablation.py", home / "first", *where(home), *options)
+    code, table, notices = run("studies/released_ablation.py", home / "first", *where(home), *options)
     assert code == 0, notices
     facts = json.loads((tmp_path / "slip.json").read_text())
     settings = score_settings(model, scores=["mean", "std"], rates=[{0: 0.7, 1: 0.7}])
@@ -394,6 +394,8 @@ def test_the_slip_is_told_beside_the_right_way(run, home, dataset, tmp_path):
     assert facts["unpruned"] == pytest.approx(right[0].metrics["top1"])
     assert [(row["right_patches"], row["released_tokens"]) for row in facts["rows"]] == [(17, 15)] * 2
     assert "wanted kept" in table
-    code, text, err = run("released_ablation.py", home / "first", *where(home), "--keep-rates", 1.0, "--blocks", 0)
+    code, text, err = run(
+        "studies/released_ablation.py", home / "first", *where(home), "--keep-rates", 1.0, "--blocks", 0
+    )
     assert (code, text, err.count("\n")) == (2, "", 1)
     assert "prune nothing" in err

@@ -339,6 +339,7 @@ def test_a_directory_is_a_new_run_an_unfinished_one_or_refused(tmp_path):
     assert json.loads((tmp_path / "a" / RECIPE).read_text())["seed"] == 1
     with pytest.raises(ValueError, match=r"other settings \(seed is 1 there, 2 here\)"):
         open_run(tmp_path / "a", made, seed=2)
+    assert open_run(tmp_path / "a", dataclasses.replace(made, source="in other words"), seed=1)
     other = dataclasses.replace(made, loop=dataclasses.replace(made.loop, epochs=9))
     with pytest.raises(ValueError, match=r"loop\.epochs is 6 there, 9 here"):
         open_run(tmp_path / "a", other, seed=1)
