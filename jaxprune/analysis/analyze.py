@@ -4,7 +4,7 @@
 `jaxprune.analysis.clusters`', rank correlation `jaxprune.analysis.kendall`'s, kept patches
 `jaxprune.analysis.retained`'s, intervals `jaxprune.analysis.bootstrap`'s. All on the normalised spectrogram of the
 extracted clips, per block, following the kept patches through the stages (section 5 of Lee & Lee 2025). Numpy on the
-host: what is to be done is sorting and counting, at which XLA is slower on a CPU. `scripts/analyze.py` is the command.
+host: what is to be done is sorting and counting, at which XLA is slower on a CPU. `jaxprune analyze` is the command.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Reading what `jaxprune.analysis.extract` wrote: arrays over all clips, and whether two extractions may be compared.
+"""An extraction on disk, as `jaxprune.analysis.extract` wrote it: arrays over all clips, checks that two compare.
 
 Files are read when an array is asked for, one array at a time. The format is in `jaxprune.analysis.extract`'s
 docstring.
@@ -6,21 +6,80 @@ docstring.
 
 import dataclasses
 import functools
-import json
+import io
+import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxprune.config import ModelConfig
+from jaxprune.json_files import fit, read_json
 from jaxprune.positions import patch_corners
 
 KIND, VERSION = "jaxprune extraction", 1
 MANIFEST = "manifest.json"
+# What a damaged zip file or a strange array in it raises.
+DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Weights:
+    weights_sha256: str
+    card: "_CardPart"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _CardPart:
+    labels: list[str] = dataclasses.field(default_factory=list)
+    activation: str = "softmax"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Data:
+    name: str
+    split: str
+    sha256: str
+    single_label: bool
+    labels: list[str] = dataclasses.field(default_factory=list)
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Part:
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pruning:
+    score: _Part
+    stages: dict[int, _Part]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ManifestFields:
+    """The fields of a manifest that are read again, and their types."""
+
+    complete: bool
+    checkpoint: _Weights
+    model: ModelConfig
+    data: _Data
+    policy: _Pruning
+    compute: dict[str, Any]
+    # Names without folders: an extraction reads no file but its own.
+    shards: list[Annotated[str, msgspec.Meta(pattern=r"^shard-[0-9]{5,9}\.npz$")]] = dataclasses.field(
+        default_factory=list
+    )
+
+    def __post_init__(self):
+        for labels in (self.data.labels, self.checkpoint.card.labels):
+            if labels and len(labels) != self.model.classes:
+                raise ValueError(f"it names {len(labels)} labels for {self.model.classes} classes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +100,7 @@ class Extraction:
     @functools.cached_property
     def _counts(self) -> list[int]:
         """Clips in each shard."""
-        return [len(_read(self.path / shard, "index")) for shard in self.manifest["shards"]]
+        return [len(self._read(shard, "index")) for shard in self.manifest["shards"]]
 
     @property
     def clips(self) -> int:
@@ -61,12 +120,12 @@ class Extraction:
 
     @property
     def has_mel(self) -> bool:
-        """Whether spectrograms were extracted."""
+        """True where spectrograms were extracted."""
         return bool(self.manifest["compute"].get("mel"))
 
     def column(self, name: str) -> np.ndarray:
         """An array of all clips, by its name in the shards. Raises `ValueError` if it was not extracted."""
-        return np.concatenate([_read(self.path / shard, name) for shard in self.manifest["shards"]])
+        return np.concatenate([self._read(shard, name) for shard in self.manifest["shards"]])
 
     def rows(self, name: str, clips: Sequence[int]) -> np.ndarray:
         """`column(name)` at some rows, given rising, opening only the shards they lie in. Raises as `column`."""
@@ -75,7 +134,7 @@ class Extraction:
             here = [clip - first for clip in clips if first <= clip < first + count]
             first += count
             if here:
-                parts.append(_read(self.path / shard, name)[here])
+                parts.append(self._read(shard, name)[here])
         return np.concatenate(parts)
 
     def score(self, block: int) -> Float[np.ndarray, "clips n"]:
@@ -101,7 +160,7 @@ class Extraction:
         return self.column(f"kept_{block:02d}")
 
     def kept_mask(self, block: int) -> Bool[np.ndarray, "clips n"]:
-        """Which of the original patches a pruning block kept. Raises as `kept`."""
+        """True for the original patches that a pruning block kept. Raises as `kept`."""
         return members(self.kept(block), patches=self.config.patches)
 
     def check_pruned(self) -> None:
@@ -110,6 +169,22 @@ class Extraction:
             raise ValueError(
                 f"{self.path} was extracted without pruning, so it has no kept patches; extract with keep rate below 1"
             )
+
+    def _read(self, shard: str, name: str) -> np.ndarray:
+        """An array of one shard, held against the model. Raises `ValueError` as `column`, and where it is damaged."""
+        path = self.path / shard
+        try:
+            with zipfile.ZipFile(path) as file:
+                if f"{name}.npy" not in file.namelist():
+                    hint = "; extract again with --mel" if name == "mel" else ""
+                    raise _NotExtracted(f"{path} holds no {name}: it was not extracted{hint}")
+                clips, values = (_array(file, one) for one in ("index", name))
+            _check_array(name, values, clips=len(clips), config=self.config)
+            return values
+        except _NotExtracted:
+            raise
+        except DAMAGE as error:
+            raise ValueError(f"{path} cannot be read ({error}); extract again") from error
 
     def _block(self, block: int) -> int:
         if not 0 <= block < self.config.depth:
@@ -127,30 +202,35 @@ def read_extraction(path: str | os.PathLike[str]) -> Extraction:
             f"{path} is unfinished ({shards} shards so far); run the command that began it again and it goes on"
         )
     config = ModelConfig(**manifest["model"])
-    missing = [name for name in manifest["shards"] if not (path / name).exists()]
+    missing = [name for name in manifest["shards"] if not (path / name).is_file()]
     if missing:
         raise ValueError(f"{path} has lost {missing[0]}; extract again to another folder")
-    stages = tuple(int(name[5:]) for name in _names(path / manifest["shards"][0]) if name.startswith("kept_"))
-    return Extraction(path=path, manifest=manifest, config=config, stages=tuple(sorted(stages)))
+    if not manifest["shards"]:
+        raise ValueError(f"{path / MANIFEST} names no shards; extract again to another folder")
+    stages = _stages(path / manifest["shards"][0], config)
+    return Extraction(path=path, manifest=manifest, config=config, stages=stages)
 
 
 def is_extraction(path: Path) -> bool:
-    """Whether a folder holds an extraction, finished or not."""
+    """True for a folder that holds an extraction, finished or not."""
     return (path / MANIFEST).exists()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a folder. Raises `ValueError` when there is none or it is not ours."""
+    file = path / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(file)
     except FileNotFoundError:
-        raise ValueError(f"{path} is not an extraction: it has no {MANIFEST}; scripts/extract.py makes one") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path / MANIFEST} cannot be read ({error})") from error
+        raise ValueError(f"{path} is not an extraction: it has no {MANIFEST}; jaxprune extract makes one") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise ValueError(f"{path / MANIFEST} is not the manifest of an extraction")
+        raise ValueError(f"{file} is not the manifest of an extraction")
     if manifest.get("version") != VERSION:
-        raise ValueError(f"{path} is of version {manifest.get('version')}; this program reads version {VERSION}")
+        raise ValueError(f"{path} is of version {manifest.get('version')!r:.20}; this program reads version {VERSION}")
+    try:
+        fit(manifest, ManifestFields)
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); extract again to another folder") from error
     return manifest
 
 
@@ -187,7 +267,7 @@ def check_same_model(first: Extraction, second: Extraction) -> None:
 
 
 def members(ids: Int[np.ndarray, "clips k"], *, patches: int) -> Bool[np.ndarray, "clips {patches}"]:
-    """Which patches are among each row's ids; -1 names none."""
+    """True for the patches among each row's ids; -1 names none."""
     found = np.zeros((len(ids), patches + 1), bool)
     np.put_along_axis(found, ids.astype(np.intp), True, axis=1)  # -1 is the last column
     return found[:, :patches]
@@ -201,20 +281,53 @@ def on_grid(values: np.ndarray, config: ModelConfig) -> np.ndarray:
     return grid
 
 
-def _read(path: Path, name: str) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as shard:
-            return shard[name]
-    except KeyError:
-        hint = "; extract again with --mel" if name == "mel" else ""
-        raise ValueError(f"{path} holds no {name}: it was not extracted{hint}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}); extract again") from error
+class _NotExtracted(ValueError):
+    """An array that was never asked for."""
 
 
-def _names(path: Path) -> list[str]:
+def _array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of a shard, its checksum compared and its size held against its shape before it is made."""
+    entry = file.getinfo(f"{name}.npy")
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed")
+    content = file.read(entry)  # to the end, so that zipfile compares the checksum
+    stream = io.BytesIO(content)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(stream)
+    if version not in read_header:
+        raise ValueError(f"{name} is stored in version {version}")
+    shape, by_column, dtype = read_header[version](stream)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(f"{name} has other bytes than its shape {shape} asks for")
+    values = np.frombuffer(content, dtype, offset=stream.tell())
+    return values.reshape(shape, order="F" if by_column else "C")
+
+
+def _check_array(name: str, values: np.ndarray, *, clips: int, config: ModelConfig) -> None:
+    """Raises `ValueError` unless an array has the documented shape and type, and names patches that exist."""
+    y, n = config.classes, config.patches
+    shapes = {"target": (y,), "logits": (y,), "mean": (n,), "std": (n,), "mel": (config.frames, config.mels)}
+    by_block = name.startswith(("score_", "kept_"))
+    expected = values.shape[1:2] if by_block else shapes.get(name, ())
+    if values.shape != (clips, *expected) or (by_block and (values.ndim != 2 or values.shape[1] > n)):
+        raise ValueError(f"{name} has shape {values.shape}, not {(clips, *expected)}")
+    whole = name in ("index", "frames", "target") or name.startswith("kept_")
+    kinds = "U" if name == "path" else "iu" if whole else "f"
+    if values.dtype.kind not in kinds:
+        raise ValueError(f"{name} is of type {values.dtype}")
+    lowest = -1 if name.startswith("kept_") else 0
+    if whole and values.size and (values.min() < lowest or (name.startswith("kept_") and values.max() >= n)):
+        raise ValueError(f"{name} holds {values.min()} to {values.max()}")
+
+
+def _stages(path: Path, config: ModelConfig) -> tuple[int, ...]:
+    """The blocks whose kept patches a shard holds, rising."""
     try:
-        with np.load(path, allow_pickle=False) as shard:
-            return list(shard.files)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as shard:
+            names = [name.removesuffix(".npy") for name in shard.namelist()]
+        stages = tuple(sorted(int(name[5:]) for name in names if name.startswith("kept_")))
+        if any(not 0 <= block < config.depth for block in stages):
+            raise ValueError(f"it prunes at blocks {list(stages)} of {config.depth}")
+        return stages
+    except DAMAGE as error:
         raise ValueError(f"{path} cannot be read ({error}); extract again") from error

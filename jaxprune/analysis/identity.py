@@ -1,4 +1,4 @@
-"""What decides an extraction, in words that JSON can hold: which weights, clips and pruning, and how it is computed.
+"""The description of an extraction in JSON's types: weights, clips, pruning and how it is computed.
 
 `jaxprune.analysis.extract` writes it into the manifest and goes on with an extraction only if it is described alike.
 """
@@ -38,7 +38,7 @@ def describe(
     checkpoint: str | os.PathLike[str] = "",
     source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What decides an extraction, in JSON's types: a call that differs in any of it does not go on with another's.
+    """The description of an extraction. A call that differs in any of it does not go on with another's.
 
     Weights and clips are told apart by SHA-256: of the model's parameters, and of the split's file names (below their
     common folder) and labels; sound is not opened. `checkpoint`, where the weights lay, and `source`, the data set's
@@ -98,12 +98,20 @@ def check_same(out: Path, manifest: Mapping[str, Any], description: Mapping[str,
         **{name: ("compute", name) for name in ("dtype", "batch", "shard_batches", "mel")},
     }
     for what, names in questions.items():
-        there, here = told(*names)
+        there, here = (_card_now(value) if what == "model card" else value for value in told(*names))
         if there != here:
             raise ValueError(
                 f"{out} holds an extraction with other {what}: {_short(there)} there, {_short(here)} here; choose "
                 "another folder"
             )
+
+
+def _card_now(card: Any) -> Any:
+    """A card with the fields that this version adds to older ones."""
+    try:
+        return _plain(Card.from_json(card).to_json())
+    except ValueError:
+        return card
 
 
 def _described(part: Any) -> dict[str, Any]:

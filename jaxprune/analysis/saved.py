@@ -1,4 +1,4 @@
-"""An `Analysis` on disk: analysis.json, with where it came from, written by `scripts/analyze.py` and read back here.
+"""An `Analysis` on disk: analysis.json, with where it came from, written by `jaxprune analyze` and read back here.
 
 out/analysis.json      everything: the statistics, the command, the extraction's manifest
 out/NAME.csv           each table of `jaxprune.analysis.tables`
@@ -14,20 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.analysis.analyze import Analysis, Kendall, Kept, Values
-from jaxprune.analysis.bootstrap import Bootstrap, Estimate
-from jaxprune.analysis.clusters import Clusters
-from jaxprune.analysis.extraction import Extraction
-from jaxprune.analysis.retained import ClusterCounts, Contrast, Histograms, Overlap, Places
+from jaxprune.analysis.analyze import Analysis
+from jaxprune.analysis.extraction import Extraction, ManifestFields
 from jaxprune.config import ModelConfig
 from jaxprune.files import write_text
+from jaxprune.json_files import fit, read_json
 
 NAME, KIND, VERSION = "analysis.json", "jaxprune analysis", 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedAnalysis:
-    """What `read_analysis` found in the folder `path`: the statistics, the model's geometry, where the `extraction`
+    """An analysis found in the folder `path`: the statistics, the model's geometry, where the `extraction`
     lay, its `manifest`, and the `command` that analysed it."""
 
     path: Path
@@ -36,6 +34,15 @@ class SavedAnalysis:
     extraction: Path
     manifest: Mapping[str, Any]
     command: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Head:
+    """The fields of analysis.json beside the statistics."""
+
+    extraction: str
+    extracted: ManifestFields
+    command: str = ""
 
 
 def save_analysis(analysis: Analysis, *, extraction: Extraction, out: Path, facts: Mapping[str, Any]) -> Path:
@@ -51,7 +58,7 @@ def save_analysis(analysis: Analysis, *, extraction: Extraction, out: Path, fact
 
 
 def is_analysis(path: Path) -> bool:
-    """Whether a folder holds an analysis."""
+    """True for a folder that holds an analysis."""
     return (path / NAME).exists()
 
 
@@ -60,100 +67,52 @@ def read_analysis(path: str | os.PathLike[str]) -> SavedAnalysis:
     path = Path(path)
     file = path / NAME
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except FileNotFoundError:
-        raise ValueError(f"{path} holds no {NAME}; scripts/analyze.py writes one") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error})") from error
+        raise ValueError(f"{path} holds no {NAME}; jaxprune analyze writes one") from None
     if not isinstance(found, dict) or found.get("kind") != KIND or found.get("version") != VERSION:
-        raise ValueError(f"{file} is not of this program's version {VERSION}; run scripts/analyze.py again")
+        raise ValueError(f"{file} is not of this program's version {VERSION}; run jaxprune analyze again")
     try:
-        return SavedAnalysis(
-            path=path,
-            analysis=_analysis(found),
-            config=ModelConfig(**found["extracted"]["model"]),
-            extraction=Path(os.path.normpath(path / found["extraction"])),
-            manifest=found["extracted"],
-            command=found.get("command", ""),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({error!r}); run scripts/analyze.py again") from error
-
-
-def _analysis(found: Mapping[str, Any]) -> Analysis:
-    return Analysis(
-        **{name: found[name] for name in ("name", "clips", "patches", "score", "top1", "top")},
-        stages=tuple(found["stages"]),
-        bootstrap=Bootstrap(**found["bootstrap"]),
-        values={signal: _values(one) for signal, one in found["values"].items()},
-        kendall={signal: _kendall(one) for signal, one in found["kendall"].items()},
-        kept=None if found["kept"] is None else _kept(found["kept"]),
-        block_overlap=_overlap(found["block_overlap"]),
-        overlaps={
-            other: {int(block): _overlap(one) for block, one in by_block.items()}
-            for other, by_block in found["overlaps"].items()
-        },
+        head = fit(found, _Head, make=_make)
+        analysis = fit(found, Analysis, make=_make)
+        _check_sizes(analysis, head.extracted.model)
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); run jaxprune analyze again") from error
+    return SavedAnalysis(
+        path=path,
+        analysis=analysis,
+        config=head.extracted.model,
+        extraction=Path(os.path.normpath(path / head.extraction)),
+        manifest=found["extracted"],
+        command=head.command,
     )
 
 
-def _values(found: Mapping[str, Any]) -> Values:
-    clusters = found["clusters"]
-    return Values(
-        mean=found["mean"],
-        std=found["std"],
-        quantiles=_floats(found["quantiles"]),
-        clusters=Clusters(
-            centres=_floats(clusters["centres"]),
-            bounds=_floats(clusters["bounds"]),
-            counts=_counts(clusters["counts"]),
-            lowest=clusters["lowest"],
-            highest=clusters["highest"],
-        ),
-    )
-
-
-def _kendall(found: Mapping[str, Any]) -> Kendall:
-    parts = ("published", "published_mean", "tau_b", "tau_b_mean")
-    return Kendall(chance=_floats(found["chance"]), **{part: _estimate(found[part]) for part in parts})
-
-
-def _kept(found: Mapping[str, Any]) -> Kept:
-    counts, bins, seen = found["clusters"], found["histograms"], found["attention"]
-    return Kept(
-        histograms=Histograms(
-            before=_counts(bins["before"]),
-            after=_counts(bins["after"]),
-            mean_edges=_floats(bins["mean_edges"]),
-            std_edges=_floats(bins["std_edges"]),
-        ),
-        clusters=ClusterCounts(
-            entering=_counts(counts["entering"]), kept=_counts(counts["kept"]), share=_estimate(counts["share"])
-        ),
-        places={
-            int(block): Places(
-                grid=_floats(one["grid"]),
-                **{part: _estimate(one[part]) for part in ("by_band", "by_time", "sound", "padding")},
-            )
-            for block, one in found["places"].items()
-        },
-        attention=Contrast(**{part: _estimate(seen[part]) for part in ("retained", "pruned", "auc")}),
-        attention_of=found["attention_of"],
-    )
-
-
-def _overlap(found: Mapping[str, Any]) -> Overlap:
-    return Overlap(
-        shared=_estimate(found["shared"]), jaccard=_estimate(found["jaccard"]), chance=_floats(found["chance"])
-    )
-
-
-def _estimate(found: Mapping[str, Any]) -> Estimate:
-    return Estimate(**{end: _floats(found[end]) for end in ("value", "low", "high")})
-
-
-def _floats(found: Any) -> np.ndarray:
+def _make(kind: type, found: Any) -> np.ndarray:
+    """A jaxtyping array from JSON's lists; msgspec then checks its type and number of axes."""
+    if "int64" in kind.dtypes and "float64" not in kind.dtypes:
+        return np.array(found, np.int64)
     return np.array(found, np.float64)  # None, which stands for what is not a number, becomes NaN
 
 
-def _counts(found: Any) -> np.ndarray:
-    return np.array(found, np.int64)
+def _check_sizes(found: Analysis, config: ModelConfig) -> None:
+    """Raises `ValueError` unless the parts of an analysis are of one size each."""
+    blocks, stages = config.depth, len(found.stages)
+    bins = {values.clusters.centres.size for values in found.values.values()}
+    sizes = [("patches", found.patches, config.patches), ("block_overlap", found.block_overlap.chance.shape[0], blocks)]
+    for name, one in found.kendall.items():
+        sizes += [(f"kendall.{name}", len(estimate.value), blocks) for estimate in (one.published, one.tau_b)]
+    for name, values in found.values.items():
+        sizes.append((f"values.{name}", len(values.clusters.bounds) + 1, len(values.clusters.centres)))
+    if found.kept is not None:
+        counts = found.kept.clusters
+        sizes += [("kept.clusters", counts.kept.shape, (stages, len(counts.entering)))]
+        sizes += [("kept.clusters.share", counts.share.value.shape, counts.kept.shape)]
+        sizes += [("kept.places", tuple(found.kept.places), found.stages)]
+        sizes += [(f"places.{block}", one.grid.shape, config.grid) for block, one in found.kept.places.items()]
+        sizes += [("kept.attention", len(found.kept.attention.auc.value), blocks)]
+    for what, there, expected in sizes:
+        if there != expected:
+            raise ValueError(f"{what} is of size {there}, not {expected}")
+    if len(bins) != 1:
+        raise ValueError(f"its signals have {sorted(bins)} clusters")

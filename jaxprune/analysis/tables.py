@@ -24,11 +24,13 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
 
     def to_csv(self) -> str:
-        """The table with a heading; a number that is not one is an empty cell."""
+        """The table with a heading. A number that is not one is an empty cell; text that a spreadsheet would run as a
+        formula begins with an apostrophe, as spreadsheets mark text.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows([["" if _unknown(cell) else cell for cell in row] for row in self.rows])
+        writer.writerow([_cell(column) for column in self.columns])
+        writer.writerows([[_cell(cell) for cell in row] for row in self.rows])
         return text.getvalue()
 
 
@@ -127,5 +129,10 @@ def _row(estimate: Estimate) -> tuple[float, float, float]:
     return float(estimate.value), float(estimate.low), float(estimate.high)
 
 
-def _unknown(cell: Any) -> bool:
-    return isinstance(cell, float) and math.isnan(cell)
+def _cell(value: Any) -> Any:
+    """A value as it stands in a CSV file."""
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) and value != "-":
+        return f"'{value}"
+    return value

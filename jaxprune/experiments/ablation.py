@@ -3,7 +3,7 @@
 `score_settings` prunes by a score at keep rates, `range_settings` keeps the patches whose mean lies in a range, beside
 as many patches drawn at random. `ablate` measures all of them in one pass over the data. Extra tokens always stay, and
 a clip left with no patch is answered from them alone (by AudioMAE, which pools patches, from nothing but its bias): it
-counts, and is counted. `scripts/ablate.py` is the command.
+counts, and is counted. `jaxprune ablate` is the command.
 """
 
 import dataclasses

@@ -3,16 +3,17 @@
 A sweep lives in one JSON file that is written after every few settings: what is in it is not measured again. Accuracy
 does not depend on the batch size and time hardly on the weights, so each is measured once for what it does depend on;
 `jaxprune.experiments.sweep_points` joins them. Answers come from `jaxprune.evaluation.per_clip`, settings from
-`jaxprune.experiments.ablation`; `scripts/sweep.py` is the command.
+`jaxprune.experiments.ablation`; `jaxprune sweep` is the command.
 """
 
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from jaxprune.config import Card
@@ -21,6 +22,7 @@ from jaxprune.evaluation.per_clip import answer
 from jaxprune.evaluation.timing import interleaved
 from jaxprune.experiments.ablation import Setting, unpruned
 from jaxprune.files import write_text
+from jaxprune.json_files import fit, read_json
 from jaxprune.models import Classifier
 
 KIND, VERSION = "jaxprune sweep", 1
@@ -37,8 +39,43 @@ class Candidate:
     card: Card
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """The answers under one setting. `right` is a bit for each clip in hexadecimal, None where clips have several
+    classes."""
+
+    metrics: Annotated[dict[str, float], msgspec.Meta(min_length=1)]
+    clips: int
+    unusable: int
+    right: str | None
+
+    def __post_init__(self):
+        if self.right is not None and not 0 <= 8 * len(bytes.fromhex(self.right)) - self.clips < 8:
+            raise ValueError(f"{len(self.right)} digits tell of other than {self.clips} clips")
+
+
+Seconds = Annotated[list[Annotated[float, msgspec.Meta(gt=0)]], msgspec.Meta(min_length=1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Times:
+    """Seconds of each call under one setting, and of the unpruned model's calls between them."""
+
+    seconds: Seconds
+    unpruned_seconds: Seconds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """A sweep's file."""
+
+    about: dict[str, Any]
+    quality: dict[str, _Answers]
+    seconds: dict[str, _Times]
+
+
 class Store:
-    """What has been measured, in a file that is whole after every change.
+    """The measurements so far, in a file that is whole after every change.
 
     `about` says what makes numbers comparable. Opening raises `ValueError` where the file is not a sweep's, or one of
     other things.
@@ -50,12 +87,13 @@ class Store:
         self._content = {"kind": KIND, "version": VERSION, "about": about, "quality": {}, "seconds": {}}
         if not path.exists():
             return
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read ({error})") from error
+        content = read_json(path)
         if not isinstance(content, dict) or (content.get("kind"), content.get("version")) != (KIND, VERSION):
             raise ValueError(f"{path} is not a sweep of version {VERSION}; choose another folder")
+        try:
+            fit(content, _Stored)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); choose another folder") from error
         for name, here in about.items():
             there = content["about"].get(name)
             if there != here:
@@ -149,7 +187,7 @@ def timed(model: Classifier, settings: Sequence[Setting], *, batch: int, rounds:
 
 
 def with_unpruned(candidate: Candidate, settings: Sequence[Setting]) -> list[Setting]:
-    """What all are compared with, first."""
+    """The settings after the unpruned model, with which all are compared."""
     return [unpruned(candidate.model), *settings]
 
 

@@ -56,12 +56,12 @@ def examples(extraction: Extraction, *, count: int) -> list[Result]:
     return results
 
 
-def clip_card(runs: Mapping[str, tuple[Result, ModelConfig]], *, sound: bytes | None) -> Html:
-    """One clip on a page, as each of the runs saw it: a player where there is `sound` (FLAC), its label, and per run
-    the prediction and the panels."""
+def clip_card(runs: Mapping[str, tuple[Result, ModelConfig]], *, sound: bytes | None, why: str) -> Html:
+    """One clip on a page, as each of the runs saw it: a player where there is `sound` (FLAC), else `why` there is none;
+    its label, and per run the prediction and the panels."""
     (first, _), *_ = runs.values()
     name = shortened("/".join(first.path.parts[-2:]), most=80)
-    player = tag("p", "No sound: the file is not there, or the page's cap on sound was reached.", class_="soft")
+    player = tag("p", why, class_="soft")
     if sound is not None:
         uri = data_uri(sound, kind="audio/flac")
         player = tag("audio", src=uri, controls=True, preload="metadata", aria_label=f"sound of {name}")
@@ -96,7 +96,7 @@ def _panels(result: Result, config: ModelConfig) -> Html:
 
 
 def sound_of(path: Path, *, frames: int) -> bytes | None:
-    """What a model of so many frames hears of a file, as FLAC: 16 kHz, mono, 16 bits. None where it cannot be read."""
+    """The sound that a model of so many frames hears, as FLAC: 16 kHz, mono, 16 bits. None for an unreadable file."""
     try:
         waveform = load_audio(path).waveform[: sample_count(frames)]
     except (ValueError, OSError):

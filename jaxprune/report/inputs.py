@@ -1,9 +1,8 @@
-"""What a report is about: the runs in the folders that it is given.
+"""The runs that a report is about, read from the folders that it is given.
 
-A run is a folder: an analysis (`scripts/analyze.py`), whose extraction lends its clips where it still lies where it lay
-and holds spectrograms; an extraction (`scripts/extract.py`), for its clips alone; or a sweep or ablation
-(`scripts/sweep.py`, `ablate.py`), whose table and pictures are taken as they are. `jaxprune.report.report` makes the
-page.
+A run is a folder of one of three kinds. An analysis (`jaxprune analyze`) shows clips if its extraction has not moved
+and holds spectrograms. An extraction (`jaxprune extract`) is there for its clips alone. A sweep or ablation
+(`jaxprune sweep`, `jaxprune ablate`) lends its table and pictures as they are. `jaxprune.report.report` makes the page.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ TABLES = {"sweep.csv": "Cost and accuracy", "ablation.csv": "Ablation"}  # what 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Runs:
-    """What a page is about: analyses, and extractions whose clips are shown, by names that tell the runs apart; and
+    """The content of a page: analyses, and extractions whose clips are shown, by names that tell the runs apart; and
     tables of `TABLES`. `notes` say what could not be had."""
 
     analyses: Mapping[str, SavedAnalysis]
@@ -31,7 +30,7 @@ class Runs:
 def read_runs(paths: Sequence[Path]) -> Runs:
     """Every folder's contents. Raises `ValueError` for none, and for a folder that holds nothing of ours."""
     if not paths:
-        raise ValueError("there is nothing to report on; give at least one folder of scripts/analyze.py")
+        raise ValueError("there is nothing to report on; give at least one folder of jaxprune analyze")
     analyses, given, lent, measured, notes = [], [], [], [], []
     for path in dict.fromkeys(Path(os.path.normpath(path)) for path in paths):
         if is_analysis(path):
@@ -44,9 +43,7 @@ def read_runs(paths: Sequence[Path]) -> Runs:
         measured += tables
         if not (is_analysis(path) or is_extraction(path) or tables):
             what = "holds nothing to report on" if path.is_dir() else "is not a folder"
-            raise ValueError(
-                f"{path} {what}; give folders that scripts/analyze.py, extract.py or sweep.py have written"
-            )
+            raise ValueError(f"{path} {what}; give folders that jaxprune analyze, extract or sweep have written")
     shown = {one.path.resolve(): one for one in [*lent, *given]}
     lenders = {one.extraction.resolve() for one in analyses}
     alone = [one for where, one in shown.items() if where not in lenders]
@@ -72,7 +69,7 @@ def _lent(saved: SavedAnalysis) -> Extraction | str:
 
 
 def _names(found: Sequence[SavedAnalysis | Extraction]) -> list[str]:
-    """What to call each run: its name; its folder too, where several have that name; and a number where that fails."""
+    """A name for each run: its own; its folder too, where several have that name; and a number where that fails."""
     said = [one.analysis.name if isinstance(one, SavedAnalysis) else one.name for one in found]
     longer = [
         f"{one.path.name}: {name}" if said.count(name) > 1 else name for one, name in zip(found, said, strict=True)

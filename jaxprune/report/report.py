@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 
 from jaxprune.analysis.analyze import SIGNALS
 from jaxprune.analysis.bootstrap import Estimate
@@ -20,13 +19,19 @@ from jaxprune.analysis.extraction import Extraction
 from jaxprune.analysis.saved import SavedAnalysis
 from jaxprune.cost import macs_of_counts
 from jaxprune.files import write_text
+from jaxprune.json_files import read_bounded
 from jaxprune.plots.analysis import kendall_figure, pictures
 from jaxprune.report.clips import clip_card, examples, sound_of
 from jaxprune.report.html import Html, join, page, picture, table, tag
 from jaxprune.report.inputs import TABLES, Runs
 
 PIXELS = 160  # an inch, in our pictures
+LARGEST_TABLE, LARGEST_PICTURE = 16 * 2**20, 32 * 2**20  # bytes
 LONG = 30  # rows; a longer table is folded
+NO_SOUND = {
+    True: "No sound: the file is not there, or the page's cap on sound was reached.",
+    False: "No sound: the file is not below the data set's folder (--sound-from FOLDER allows another).",
+}
 CAPTIONS = {
     "clusters": "Patches by intensity cluster (k-means over all patches, quietest first): how many enter the model, "
     "how many each pruning block keeps, and their share.",
@@ -42,7 +47,7 @@ CAPTIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Written:
-    """What a page holds: its `size` in bytes, so many `clips`, and `sounding` ones among them."""
+    """A page's `size` in bytes, its number of `clips`, and of `sounding` ones among them."""
 
     size: int
     clips: int
@@ -50,14 +55,26 @@ class Written:
     notes: tuple[str, ...]
 
 
-def write_report(runs: Runs, *, out: Path, title: str, clips: int = 8, sound_megabytes: float = 8.0) -> Written:
+def write_report(
+    runs: Runs,
+    *,
+    out: Path,
+    title: str,
+    clips: int = 8,
+    sound_megabytes: float = 8.0,
+    sound_from: Path | None = None,
+) -> Written:
     """Writes the page, whole or not at all: `clips` of each data set, with sound until that is as large as said.
+
+    A page is sent to others, and an extraction may name any file. So sound comes only from below the root of the data
+    set that the extraction is of, or from below `sound_from`.
 
     Raises `ValueError` for an extraction without spectrograms, and where analyses or sweeps cannot be read.
     """
     if clips < 0 or sound_megabytes < 0:
         raise ValueError(f"clips is {clips} and sound megabytes {sound_megabytes:g}; neither may be negative")
-    cards, sounding = _cards(runs.extractions, clips=clips, sound=int(sound_megabytes * 1e6))
+    roots = {name: _sound_root(one, sound_from) for name, one in runs.extractions.items()}
+    cards, sounding = _cards(runs.extractions, clips=clips, sound=int(sound_megabytes * 1e6), roots=roots)
     sections: dict[str, Html] = {}
     if runs.analyses:
         sections["Summary"] = _summary(runs.analyses)
@@ -115,13 +132,15 @@ def _measured(path: Path) -> Html:
     """A table of measurements as it is, with the pictures of its name beside it."""
     parts = []
     for found in sorted(path.parent.glob(f"{path.stem}*.png")):
-        png = found.read_bytes()
-        inches = min(9.0, imread(io.BytesIO(png)).shape[1] / PIXELS)
+        png = read_bounded(found, largest=LARGEST_PICTURE)
+        inches = min(9.0, _png_width(png, found) / PIXELS)
         alt = f"{TABLES[path.name].lower()}, {path.parent.name}"
         parts.append(picture(png, inches=inches, alt=alt, caption=found.stem.replace("_", " ")))
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            columns, *rows = [row for row in csv.reader(file) if row]
+        text = read_bounded(path, largest=LARGEST_TABLE).decode("utf-8")
+        columns, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+        if any(len(row) != len(columns) for row in rows):
+            raise ValueError(f"its rows are not all of {len(columns)} cells")
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a table ({error})") from error
     rows = [[_number(cell) for cell in row] for row in rows]
@@ -129,6 +148,13 @@ def _measured(path: Path) -> Html:
     if len(rows) > LONG:
         whole = tag("details", tag("summary", f"All {len(rows)} settings"), whole)
     return join([*parts, whole])
+
+
+def _png_width(png: bytes, path: Path) -> int:
+    """Pixels in a row, from the header alone."""
+    if len(png) < 24 or not png.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError(f"{path} is not a PNG picture; delete it or draw it again")
+    return int.from_bytes(png[16:20], "big")
 
 
 def _kendall(analyses: Mapping[str, SavedAnalysis]) -> Html:
@@ -180,27 +206,45 @@ def _kept(saved: SavedAnalysis) -> Html:
     return join(parts)
 
 
-def _cards(extractions: Mapping[str, Extraction], *, clips: int, sound: int) -> tuple[list[Html], int]:
+def _sound_root(extraction: Extraction, asked: Path | None) -> Path | None:
+    """The folder below which an extraction's sound may lie, None where there is none."""
+    if asked is not None:
+        return asked.resolve()
+    source = extraction.manifest["data"].get("source", {})
+    root = source.get("root")
+    if root is None and isinstance(source.get("path"), str):  # a list of sounds: they lie beside it
+        root = str(Path(source["path"]).parent)
+    # The root of the disk would allow everything.
+    return Path(root).resolve() if isinstance(root, str) and len(Path(root).resolve().parts) > 1 else None
+
+
+def _cards(
+    extractions: Mapping[str, Extraction], *, clips: int, sound: int, roots: Mapping[str, Path | None]
+) -> tuple[list[Html], int]:
     """A card for each clip, in which all runs that saw it stand below each other; how many have sound, of which there
-    may be `sound` bytes."""
+    may be `sound` bytes, from files below `roots`."""
     seen: dict[Path, dict] = {}
+    allowed: set[Path] = set()
     for name, extraction in extractions.items() if clips else ():
         for result in examples(extraction, count=clips):
             seen.setdefault(result.path, {})[name] = (result, extraction.config)
+            if roots[name] is not None and result.path.resolve().is_relative_to(roots[name]):
+                allowed.add(result.path)
     cards, sounding = [], 0
     for path, by_run in seen.items():
-        heard = sound_of(path, frames=max(config.frames for _, config in by_run.values())) if sound else None
+        frames = max(config.frames for _, config in by_run.values())
+        heard = sound_of(path, frames=frames) if sound and path in allowed else None
         if heard is not None and len(heard) <= sound:
             sound -= len(heard)
             sounding += 1
         else:
             heard = None
-        cards.append(clip_card(by_run, sound=heard))
+        cards.append(clip_card(by_run, sound=heard, why=NO_SOUND[path in allowed]))
     return cards, sounding
 
 
 def _counts(saved: SavedAnalysis) -> str:
-    """How many patches a clip has after each stage, on average."""
+    """Patches of a clip after each stage, on average."""
     found = saved.analysis
     if found.kept is None:
         return str(found.patches)

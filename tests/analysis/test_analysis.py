@@ -19,6 +19,7 @@ from jaxprune.analysis.clusters import k_means
 from jaxprune.analysis.extraction import read_extraction
 from jaxprune.analysis.kendall import pair_counts
 from jaxprune.analysis.retained import attention_contrast, block_overlap, histograms, overlap
+from jaxprune.analysis.tables import Table
 from jaxprune.positions import patch_corners
 from jaxprune.reduction.selection import keep_count
 
@@ -415,3 +416,8 @@ def test_the_command_prints_tables_and_writes_json_and_csv(extractions, tmp_path
     code, _, said = run(paths["unpruned"], "--others", paths["pruned"], *options)
     assert code == 2
     assert said.startswith(f"error: {paths['unpruned']} was extracted without pruning")
+
+
+def test_a_cell_that_a_spreadsheet_would_run_is_quoted():
+    table = Table(columns=("=name", "x"), rows=(("=1+1", -0.5), ("@a", float("nan")), ("-cmd", 1), ("plain", "-")))
+    assert table.to_csv() == "'=name,x\n'=1+1,-0.5\n'@a,\n'-cmd,1\nplain,-\n"

@@ -19,7 +19,7 @@ from training_runs import model as make_model
 import jaxprune
 from jaxprune.analysis.extract import extract
 from jaxprune.analysis.extraction import check_same_clips, check_same_model, members, on_grid, read_extraction
-from jaxprune.analysis.identity import describe, model_digest
+from jaxprune.analysis.identity import check_same, describe, model_digest
 from jaxprune.audio import load_audio
 from jaxprune.config import Card
 from jaxprune.data import records
@@ -319,7 +319,7 @@ def test_damage_is_named(tmp_path):
         with pytest.raises(ValueError, match=why):
             read_extraction(path)
     (path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         read_extraction(path)
     with pytest.raises(ValueError, match="is not an extraction: it has no manifest"):
         read_extraction(tmp_path)
@@ -392,3 +392,88 @@ def test_the_command_extracts_goes_on_and_refuses(tmp_path, dataset, run):
     assert code == 0, said
     assert "Extraction adds" in table
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["../x.npz", "/etc/x.npz", "shard-00000.npz/../x.npz", "a.npz", 3])
+def test_an_extraction_reads_no_file_but_its_own(tmp_path, name):
+    path = write_random(tmp_path / "some", small("ast"), clips=2, keep={3: 0.5})
+    shutil.copy(path / "shard-00000.npz", tmp_path / "x.npz")
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"shards": [name]}))
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged .*shards"):
+        read_extraction(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("model", "depth"), 10**9),
+        (("model", "depth"), "2"),
+        (("complete",), None),
+        (("data",), []),
+        (("data", "single_label"), "yes"),
+        (("data", "labels"), ["one"]),
+        (("policy", "stages"), {"x": {"kind": "TopK"}}),
+        (("policy", "stages"), {"1": {}}),
+        (("checkpoint", "weights_sha256"), 7),
+        (("shards",), "shard-00000.npz"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_one_sentence(tmp_path, where, value):
+    path = write_random(tmp_path / "some", small("ast"), clips=2, keep={3: 0.5})
+    manifest = json.loads((path / "manifest.json").read_text())
+    part = manifest
+    for name in where[:-1]:
+        part = part[name]
+    part[where[-1]] = value
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        read_extraction(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("kept_03", np.full((2, 4), 5000, np.int16)),
+        ("kept_03", np.full((2, 4), -2, np.int16)),
+        ("score_00", np.zeros(2, np.float32)),
+        ("mean", np.zeros((2, 3), np.float32)),
+        ("std", np.zeros((2, 128), np.int32)),
+        ("frames", np.zeros(3, np.int32)),
+        ("path", np.zeros(2)),
+        ("logits", np.array([None, None])),
+    ],
+)
+def test_a_shard_with_a_strange_array_is_one_sentence(tmp_path, name, values):
+    path = write_random(tmp_path / "some", small("ast"), clips=2, keep={3: 0.5})
+    with np.load(path / "shard-00000.npz") as shard:
+        arrays = dict(shard)
+    np.savez(path / "shard-00000.npz", **arrays | {name: values})
+    with pytest.raises(ValueError, match=r"shard-00000\.npz cannot be read"):
+        read_extraction(path).column(name)
+
+
+def test_a_flipped_bit_of_a_shard_is_seen(tmp_path):
+    path = write_random(tmp_path / "some", small("ast"), clips=2, keep={3: 0.5})
+    extraction, shard = read_extraction(path), path / "shard-00000.npz"
+    whole, scores = shard.read_bytes(), extraction.score(0)
+    for place in range(whole.index(scores.tobytes()[:64]) - 128, len(whole), len(whole) // 20):
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        try:
+            found = extraction.score(0)
+        except ValueError:
+            continue
+        assert np.array_equal(found, scores)
+
+
+def test_an_extraction_of_an_older_card_goes_on(tmp_path):
+    card, rest = make()[1], {"model": {}, "data": {}, "policy": {}, "compute": {}}
+
+    def described(card):
+        return rest | {"checkpoint": {"card": card}}
+
+    older = card.to_json()
+    del older["trained"]
+    check_same(tmp_path, described(older), described(card.to_json()))
+    with pytest.raises(ValueError, match="other model card"):
+        check_same(tmp_path, described(older), described(dataclasses.replace(card, mean=-1.0).to_json()))

@@ -51,6 +51,9 @@ def settings(*rates, score="mean"):
     return score_settings(make().model, scores=[score], rates=[{0: rate} for rate in rates])
 
 
+STORED = {"kind": "jaxprune sweep", "version": 1, "about": {}, "quality": {}, "seconds": {}}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_front_holds_what_no_other_point_beats(seed):
     rng = np.random.default_rng(seed)
@@ -209,7 +212,12 @@ def test_a_store_of_other_things_is_refused(tmp_path):
     Store(path, about={"data set": "tones", "compute type": "float32"})
     with pytest.raises(ValueError, match="a sweep with another data set, tones, not chirps; choose another folder"):
         Store(path, about={"data set": "chirps", "compute type": "float32"})
-    for text, why in [("{}", "is not a sweep of version 1"), ("[", "cannot be read")]:
+    for text, why in [
+        ("{}", "is not a sweep of version 1"),
+        ("[", "not valid JSON"),
+        (json.dumps(STORED | {"quality": {"a": 1}}), "is damaged .*quality"),
+        (json.dumps(STORED | {"seconds": {"a": {"seconds": [0], "unpruned_seconds": [1]}}}), "is damaged .*seconds"),
+    ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=why):
             Store(path, about={})

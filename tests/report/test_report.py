@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import runpy
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -50,6 +51,7 @@ def add_clips(extraction: Path, sounds: Path) -> None:
         arrays["mel"] = random.standard_normal((len(arrays["index"]), config.frames, config.mels)).astype(np.float16)
         np.savez(extraction / name, **arrays)
     manifest["compute"]["mel"] = "float16"
+    manifest["data"]["source"] = {"root": str(sounds)}
     manifest["data"]["labels"] = [EVIL, "dog & cat", "crow"]
     (extraction / "manifest.json").write_text(json.dumps(manifest))
 
@@ -162,6 +164,23 @@ def test_sound_is_capped_and_clips_are_counted(home, tmp_path):
     written = write_report(runs, out=tmp_path / "b.html", title="b", clips=2, sound_megabytes=0)
     assert (written.clips, written.sounding) == (2, 0)
     assert sound_of(home / "gone.wav", frames=98) is None
+
+
+def test_sound_comes_only_from_the_data_set_s_folder_or_the_one_asked_for(home, tmp_path):
+    shutil.copytree(home / "x-ast", tmp_path / "x")
+    manifest = json.loads((tmp_path / "x" / "manifest.json").read_text())
+
+    def sounding(root, **options):
+        manifest["data"]["source"] = {"root": str(root)}
+        (tmp_path / "x" / "manifest.json").write_text(json.dumps(manifest))
+        written = write_report(read_runs([tmp_path / "x"]), out=tmp_path / "a.html", title="a", clips=2, **options)
+        return written.sounding, (tmp_path / "a.html").read_text().count("--sound-from")
+
+    assert sounding(home / "sounds") == (2, 0)
+    assert sounding(tmp_path) == (0, 2)
+    assert sounding("/") == (0, 2)
+    assert sounding(home / "sounds" / ".." / "x-ast") == (0, 2)
+    assert sounding(tmp_path, sound_from=home / "sounds") == (2, 0)
 
 
 def test_panels_show_what_was_kept_the_right_way_up(home):
@@ -299,11 +318,14 @@ def test_bad_input_is_one_sentence(home, tmp_path, run):
     (old / "analysis.json").write_text("{}")
     out = ["--out", tmp_path / "a.html"]
     for arguments, why in [
-        ([tmp_path / "none", *out], "none is not a folder; give folders that scripts/analyze.py"),
+        ([tmp_path / "none", *out], "none is not a folder; give folders that jaxprune analyze"),
         ([tmp_path, *out], "holds nothing to report on"),
         ([unfinished, *out], "unfinished is unfinished (0 shards so far)"),
-        ([damaged, *out], "analysis.json is damaged (KeyError('values')); run scripts/analyze.py again"),
-        ([old, *out], "analysis.json is not of this program's version 1; run scripts/analyze.py again"),
+        (
+            [damaged, *out],
+            "analysis.json is damaged (Object missing required field `values`); run jaxprune analyze again",
+        ),
+        ([old, *out], "analysis.json is not of this program's version 1; run jaxprune analyze again"),
         ([home / "x-silent", *out], "holds no mel"),
         ([home / "ast", "--out", tmp_path / "a.pdf"], "a.pdf: the page is written as .html, not as .pdf"),
         ([home / "ast", *out, "--clips", -1], "clips is -1"),
