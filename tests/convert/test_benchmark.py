@@ -54,7 +54,7 @@ def test_paired_ratio_is_the_definition(count):
 def test_pairs_cancel_what_slows_both():
     """A machine twice as slow in every other round spreads the samples, not the ratio."""
     pace = np.array([1, 2, 1, 2, 1])
-    assert report.paired_ratio(3 * pace, 4 * pace) == {"ratio": 0.75, "quartiles": [0.75, 0.75]}
+    assert report.paired_ratio((3 * pace).tolist(), (4 * pace).tolist()) == {"ratio": 0.75, "quartiles": [0.75, 0.75]}
 
 
 def test_undisturbed_takes_again_until_quiet(monkeypatch):
