@@ -39,7 +39,7 @@ def main(
     """Classify sound files with a converted checkpoint at any keep rate.
 
     Args:
-        checkpoint: a directory that jaxprune convert has written.
+        checkpoint: a directory of jaxprune convert or jaxprune finetune, or the name of a shipped model.
         audio: wav, flac, ogg or mp3 files of any sample rate, channel count and length.
         keep_rate: share of the patches kept at each pruning block, above 0 and at most 1; 1 prunes nothing.
         blocks: the blocks that prune, counted from 0.

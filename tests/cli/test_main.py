@@ -12,6 +12,7 @@ from helpers import ROOT
 import jaxprune
 from jaxprune.cli import console
 from jaxprune.cli.main import COMMANDS, command, main, mistaken
+from jaxprune.reduction import scores, selection
 
 HELP_SECONDS = 0.5
 
@@ -95,3 +96,9 @@ def test_a_script_calls_the_command_of_its_name(script):
 @pytest.mark.parametrize("name", jaxprune.__all__)
 def test_every_exported_name_is_there(name):
     assert getattr(jaxprune, name) is not None
+
+
+@pytest.mark.parametrize("module", [scores, selection])
+def test_every_score_and_stage_is_exported(module):
+    classes = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    assert {name for name in classes if name[0].isupper()} <= set(jaxprune.__all__)
