@@ -5,7 +5,7 @@
     jaxprune evaluate CHECKPOINT shards --root shards/speech
 
 The same command goes on where it was cut off. Batches are those of the original files; what is in a shard is said in
-jaxprune/data/shards.py.
+jaxprune/data/shard_files.py.
 """
 
 import time
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import DataSource, left_out, read, source, with_data
-from jaxprune.data import shards
+from jaxprune.data.shard_files import Samples
+from jaxprune.data.shard_writer import write
 
 
 @with_data
@@ -22,7 +23,7 @@ def main(
     *,
     out: Path,
     clips: int = 4096,
-    samples: shards.Samples = "int16",
+    samples: Samples = "int16",
     workers: int = 2,
     unusable: float = 0.01,
 ) -> None:
@@ -40,7 +41,7 @@ def main(
     began = time.perf_counter()
     with cli.progress("decoding", cli.Rate(digits=0)) as progress:
         bar = progress.add_task("", total=len(dataset.records))
-        index = shards.write(
+        index = write(
             dataset,
             out,
             clips=clips,

@@ -1,18 +1,16 @@
-"""Batches of waveforms from records: decoding in the background, in an order that is a function of the seed.
+"""Batches of waveforms from records, decoded in the background.
 
-Only sound is prepared here: log-mel, mixing, masking and normalisation run on the device (`jaxprune.features`,
-`jaxprune.training.augment`). A batch is decided by the records, the settings and its number alone: not by how many
-threads or processes decode, nor by interruptions; and the rows of several processes, one after the other, are those of
-a single one. Grain does the decoding ahead of time and remembers the place; the order is ours, so no other version of
-it changes a run.
+Only sound is prepared here. Log-mel, mixing, masking and normalisation run on the device (`jaxprune.features`,
+`jaxprune.training.augment`). The records, the settings and its number decide a batch. Threads, processes that decode
+and interruptions do not. Grain decodes ahead of time and remembers the place; the order is ours
+(`jaxprune.data.order`), so another version of Grain changes no run.
 
-Clips that `Record.load` refuses (damaged, silent, under 25 ms) are named and counted in
-`Batches.unusable`; more than a stated share of them is an error, of several processes when they compare (`count_bad`).
-Another clip takes their place in training, weight 0 in evaluation.
+Clips that `Record.load` refuses (damaged, silent, under 25 ms) are named and counted in `Batches.unusable`. More than a
+stated share of them is an error; several processes find it when they compare (`count_bad`). In training another clip
+takes the place of a bad one, in evaluation a row of weight 0.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,11 +19,11 @@ import grain
 import numpy as np
 from jaxtyping import Float, Float32, Int32
 
+from jaxprune.data.order import ALONE, PAD, InOrder, ProcessRows, Shuffled, local_rows
 from jaxprune.data.records import Dataset, Record, Split
 from jaxprune.features import WINDOW, sample_count
 
 Crop = Callable[[int, np.random.Generator], int]
-PAD = -1  # the index of a row without a clip
 
 
 class Batch(NamedTuple):
@@ -43,23 +41,12 @@ class Batch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Which process this is, and of how many. Each gets as many rows of every batch, the first process the first."""
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self):
-        if not 0 <= self.index < self.count:
-            raise ValueError(f"process {self.index} of {self.count} does not exist; count from 0 to {self.count - 1}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
-    """What decodes. `threads` in this process are enough for wav and flac; `processes` are added for slower formats.
+    """Threads and processes that decode.
 
-    Processes start in seconds, import the program anew (it needs an `if __name__ == "__main__"` guard) and have
-    `threads` each. `ahead` is the number of batches kept ready, in each.
+    `threads` in this process are enough for wav and flac; `processes` are added for slower formats. Processes start in
+    seconds, import the program anew (it needs an `if __name__ == "__main__"` guard) and have `threads` each. `ahead` is
+    the number of batches kept ready, in each.
     """
 
     threads: int = 2
@@ -90,7 +77,7 @@ def train_batches(
     epochs: int,
     seed: int,
     crop: Crop = anywhere,
-    shard: Shard = Shard(),
+    process: ProcessRows = ALONE,
     workers: Workers = Workers(),
     unusable: float = 0.01,
 ) -> "Batches":
@@ -102,18 +89,18 @@ def train_batches(
     Raises `ValueError` for too few clips and, while running, for more than the share `unusable` of bad ones.
     """
     clips = dataset.clips(split)
-    rows = _local_rows(batch_size, shard)
+    rows = local_rows(batch_size, process)
     steps = len(clips) // batch_size
     if epochs < 1 or seed < 0:
         raise ValueError(f"epochs is {epochs} and seed {seed}; they must be at least 1 and 0")
     if steps == 0:
         raise ValueError(f"{dataset.name} has {len(clips)} {split} clips, too few for one batch of {batch_size}")
-    order = _Shuffled(clips=len(clips), steps=steps, epochs=epochs, batch_size=batch_size, seed=seed, shard=shard)
+    order = Shuffled(clips=len(clips), steps=steps, epochs=epochs, batch_size=batch_size, seed=seed, process=process)
     load = _Load(
         clips, classes=len(dataset.labels), samples=sample_count(frames), crop=crop, seed=seed, substitutes=_TRIES
     )
     name = f"{dataset.name} {split}"
-    return Batches(order, load, rows=rows, steps=steps, shard=shard, workers=workers, limit=unusable, name=name)
+    return Batches(order, load, rows=rows, steps=steps, process=process, workers=workers, limit=unusable, name=name)
 
 
 def eval_batches(
@@ -123,7 +110,7 @@ def eval_batches(
     frames: int,
     batch_size: int,
     crop: Crop = from_start,
-    shard: Shard = Shard(),
+    process: ProcessRows = ALONE,
     workers: Workers = Workers(),
     unusable: float = 0.01,
 ) -> "Batches":
@@ -132,12 +119,12 @@ def eval_batches(
     All processes get the same number of batches. `frames`, `batch_size` and errors are as in `train_batches`.
     """
     clips = dataset.clips(split)
-    rows = _local_rows(batch_size, shard)
+    rows = local_rows(batch_size, process)
     steps = -(-len(clips) // batch_size)
-    order = _InOrder(clips=len(clips), steps=steps, batch_size=batch_size, shard=shard)
+    order = InOrder(clips=len(clips), steps=steps, batch_size=batch_size, process=process)
     load = _Load(clips, classes=len(dataset.labels), samples=sample_count(frames), crop=crop, seed=0, substitutes=0)
     name = f"{dataset.name} {split}"
-    return Batches(order, load, rows=rows, steps=steps, shard=shard, workers=workers, limit=unusable, name=name)
+    return Batches(order, load, rows=rows, steps=steps, process=process, workers=workers, limit=unusable, name=name)
 
 
 class Batches:
@@ -149,12 +136,12 @@ class Batches:
 
     def __init__(
         self,
-        order: "_Shuffled | _InOrder",
+        order: "Shuffled | InOrder",
         load: "_Load",
         *,
         rows: int,
         steps: int,
-        shard: Shard,
+        process: ProcessRows,
         workers: Workers,
         limit: float,
         name: str,
@@ -166,7 +153,7 @@ class Batches:
         self.waited = 0.0
         self._clips, self._limit, self._name, self._total = load.clips, limit, name, len(order) // rows
         self._blank = Batch(*(np.broadcast_to(part, (rows, *np.shape(part))) for part in load.blank()[:-1]))
-        self._alone = shard.count == 1
+        self._alone = process.count == 1
         options = grain.ReadOptions(
             num_threads=workers.threads, prefetch_buffer_size=max(workers.ahead, workers.threads)
         )
@@ -199,7 +186,7 @@ class Batches:
         return self._blank
 
     def get_state(self) -> dict[str, Any]:
-        """Where the next batch begins and the bad clips so far: plain JSON values, whose place is every shard's."""
+        """The place of the next batch and the bad clips so far: plain JSON values, whose place is every process's."""
         return {"place": self._iterator.get_state(), "unusable": dict(self.unusable)}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -270,51 +257,6 @@ def _stack(rows: Sequence[_Row]) -> _Rows:
     return _Rows(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-class _Shuffled:
-    """A random access list of (record index, global row) for all epochs of a training run, of one process's rows."""
-
-    def __init__(self, *, clips: int, steps: int, epochs: int, batch_size: int, seed: int, shard: Shard):
-        self._clips, self._seed, self._shard = clips, seed, shard
-        self._epoch_rows = steps * batch_size
-        self._local = batch_size // shard.count
-        self._rows = epochs * steps * self._local
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __getitem__(self, row: int) -> tuple[int, int]:
-        place = _place(row, self._local, self._shard)
-        epoch, within = divmod(place, self._epoch_rows)
-        return int(_permutation(self._seed, epoch, self._clips)[within]), place
-
-
-class _InOrder:
-    """The records in order, filled up with -1 to whole batches, of one process's rows."""
-
-    def __init__(self, *, clips: int, steps: int, batch_size: int, shard: Shard):
-        self._clips, self._shard = clips, shard
-        self._local = batch_size // shard.count
-        self._rows = steps * self._local
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __getitem__(self, row: int) -> tuple[int, int]:
-        place = _place(row, self._local, self._shard)
-        return (place if place < self._clips else PAD), place
-
-
-def _place(row: int, local: int, shard: Shard) -> int:
-    """The global row of a process's row, with `local` rows a batch."""
-    batch, within = divmod(row, local)
-    return (batch * shard.count + shard.index) * local + within
-
-
-@functools.lru_cache(maxsize=4)  # threads read ahead over the end of an epoch
-def _permutation(seed: int, epoch: int, clips: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(clips)
-
-
 class _Load:
     """Decodes, cuts and pads the clip of one row."""
 
@@ -363,12 +305,6 @@ def _reason(clip: Record) -> str:
     except ValueError as error:
         return str(error)
     return f"{clip.path}: could not be read at first"
-
-
-def _local_rows(batch_size: int, shard: Shard) -> int:
-    if batch_size < 1 or batch_size % shard.count:
-        raise ValueError(f"batch_size is {batch_size}; it must be a positive multiple of the {shard.count} processes")
-    return batch_size // shard.count
 
 
 def _parse_no_flags() -> None:

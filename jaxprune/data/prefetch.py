@@ -16,15 +16,14 @@ from jaxprune.data.batches import Batch, Batches
 
 
 class Feed:
-    """An iterator over a loader's batches, each with what `place` makes of its first four arrays, one batch ahead.
+    """Prefetches one batch onto the devices: an iterator over (batch, its first four arrays after `place`).
 
-    Tell `queued` the results of the work that was started with a batch. Then `waited` are the seconds in which the
-    caller waited for data, the copy to the devices included, and `idle` those of them in which the devices had no work
-    queued because data was awaited: from the moment the last results were ready, which a thread of its own notes, to
-    the moment the next batch lay on the devices. The first batch counts in full. What the devices lose while the host
-    is busy with something else than waiting for data counts as neither.
+    Tell `queued` the results of the work that was started with a batch. `waited` counts the seconds in which the caller
+    waited for data, the copy to the devices included. `idle` counts those of them in which the devices had no work:
+    from the moment the last results were ready, which a thread of its own notes, to the moment the next batch lay on
+    the devices. The first batch counts in full. Time that the host spends on anything else counts as neither.
 
-    On a CPU the device is the cores that also decode: idle then says that nothing was queued, not that cores rested.
+    On a CPU the devices are the cores that also decode: idle then means that nothing was queued, not that cores rested.
     A context manager, to be left before the loader is closed.
     """
 
@@ -36,7 +35,7 @@ class Feed:
         self._next = self._sender.submit(self._send)
 
     def queued(self, results: Any) -> None:
-        """From when all of these are ready, the devices have nothing to do."""
+        """Notes the results that the devices work on: once all are ready, they have nothing to do."""
         self._free: Future[float] = self._watcher.submit(_when_ready, results)
 
     def __iter__(self) -> "Feed":

@@ -49,7 +49,7 @@ class Moments:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetStats:
-    """What was measured over the usable clips of one split. `seconds` are (shortest, median, longest), before any cut.
+    """Measurements of the usable clips of one split. `seconds` are (shortest, median, longest), before any cut.
 
     `mean` and `std` are over the model's input: T frames, padded with each clip's minimum. `zero_padded` is the same
     with AST's padding, `unpadded` over real frames only. `balance` counts clips per class.

@@ -1,8 +1,8 @@
 """Several processes that train together: they find each other, agree, and end together.
 
-Each runs the same program on its own devices and its own share of every batch (`jaxprune.data.batches.Shard`); together
-they compute what one process with all the devices would. The first one alone writes and prints. Nothing here is
-different for a single process but that there is nobody to wait for.
+Each runs the same program on its own devices and its own share of every batch (`ProcessRows`). Together they compute
+what one process with all the devices would. The first one alone writes and prints. Nothing here is different for a
+single process but that there is nobody to wait for.
 """
 
 import atexit

@@ -17,7 +17,8 @@ import jax
 
 from jaxprune import checkpoint
 from jaxprune.cost import macs
-from jaxprune.data.batches import Batches, Shard, Workers, eval_batches, train_batches
+from jaxprune.data.batches import Batches, Workers, eval_batches, train_batches
+from jaxprune.data.order import ProcessRows
 from jaxprune.data.records import Dataset, Split
 from jaxprune.files import locked, write_text
 from jaxprune.models import Classifier, topk
@@ -257,7 +258,7 @@ class _Run:
         """The settings of every loader of this process."""
         return {
             "frames": self.recipe.data.frames,
-            "shard": Shard(index=jax.process_index(), count=jax.process_count()),
+            "process": ProcessRows(index=jax.process_index(), count=jax.process_count()),
             "workers": Workers(threads=self.options.threads, processes=self.options.processes),
             "unusable": self.options.unusable,
         }

@@ -11,7 +11,7 @@ import numpy as np
 from jaxprune import checkpoint
 from jaxprune.data.published import ESC50, AudioSet, Folder, Manifest, Shards, Source, SpeechCommands, VoxCeleb1
 from jaxprune.data.records import Dataset, Missing
-from jaxprune.data.shards import is_shards
+from jaxprune.data.shard_files import is_shards
 from jaxprune.models import Classifier, build
 from jaxprune.training.settings import Recipe
 

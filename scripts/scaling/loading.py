@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 
 from jaxprune.cli import console as cli
-from jaxprune.data import shards
+from jaxprune.data import shard_writer, shards
 from jaxprune.data.batches import Workers, eval_batches
 from jaxprune.data.records import Dataset, Record
 from jaxprune.features import SAMPLE_RATE, frame_count
@@ -43,7 +43,7 @@ def main(*, seconds: tuple[int, ...] = (10, 1), clips: int = 256, rounds: int = 
     for length in seconds:
         with tempfile.TemporaryDirectory() as folder:
             sets = {kind: noise(Path(folder) / kind, *KINDS[kind], seconds=length, clips=clips) for kind in KINDS}
-            shards.write(sets["wav, 16 kHz"], Path(folder) / "shards")
+            shard_writer.write(sets["wav, 16 kHz"], Path(folder) / "shards")
             sets[SHARDS] = shards.Shards(root=Path(folder) / "shards").read()
             spent = {kind: [] for kind in sets}
             for _ in range(rounds):

@@ -12,7 +12,8 @@ import soundfile
 from helpers import ROOT
 
 from jaxprune.audio import load_audio
-from jaxprune.data.batches import PAD, Batch, Shard, Workers, anywhere, eval_batches, from_start, train_batches
+from jaxprune.data.batches import PAD, Batch, Workers, anywhere, eval_batches, from_start, train_batches
+from jaxprune.data.order import ProcessRows
 from jaxprune.data.records import Dataset, Record
 from jaxprune.data.statistics import Moments, measure
 from jaxprune.features import fit_frames, frame_count, log_mel, sample_count
@@ -213,7 +214,7 @@ def test_shards_together_are_the_batch_of_one_process(tmp_path, count):
     dataset = corpus(tmp_path)
     for make in (train, evaluate):
         alone = collect(make(dataset))
-        shards = [collect(make(dataset, shard=Shard(index=i, count=count))) for i in range(count)]
+        shards = [collect(make(dataset, process=ProcessRows(index=i, count=count))) for i in range(count)]
         same([Batch(*map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shards, strict=True)], alone)
 
 
@@ -266,7 +267,7 @@ def test_a_data_set_of_nothing_but_bad_clips(tmp_path):
     [
         ({"batch_size": 12}, "noise has 11 train clips, too few for one batch of 12"),
         ({"batch_size": 0}, "batch_size is 0; it must be a positive multiple of the 1 processes"),
-        ({"batch_size": 5, "shard": Shard(index=0, count=2)}, "must be a positive multiple of the 2 processes"),
+        ({"batch_size": 5, "process": ProcessRows(index=0, count=2)}, "must be a positive multiple of the 2 processes"),
         ({"epochs": 0}, "epochs is 0 and seed 5; they must be at least 1 and 0"),
         ({"unusable": 1.5}, "unusable is 1.5; it must be a share from 0 to 1"),
         ({"split": "validation"}, "noise has no validation clips; it has train 11, test 7"),
@@ -280,7 +281,7 @@ def test_refuses_impossible_settings(tmp_path, changes, sentence):
 
 def test_refuses_impossible_shards_and_workers():
     with pytest.raises(ValueError, match=r"process 2 of 2 does not exist; count from 0 to 1"):
-        Shard(index=2, count=2)
+        ProcessRows(index=2, count=2)
     with pytest.raises(ValueError, match=r"threads and ahead must be at least 1"):
         Workers(threads=0)
 

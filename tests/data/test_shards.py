@@ -15,11 +15,12 @@ from data.test_batches import FRAMES, THREADS, collect, evaluate, same, train
 from helpers import ROOT
 from layouts import refuses
 
-from jaxprune.data import shards
+from jaxprune.data import shard_files, shard_writer
 from jaxprune.data.batches import Workers
 from jaxprune.data.own import Folder
 from jaxprune.data.records import Dataset, Record
-from jaxprune.data.shards import Shards, decoded
+from jaxprune.data.shard_files import decoded
+from jaxprune.data.shards import Shards
 from jaxprune.data.statistics import measure
 from jaxprune.training.protocol import check_folds
 from jaxprune.training.recipes import recipe
@@ -45,7 +46,7 @@ def corpus(folder: Path, *, subtype: str = "PCM_16", rate: int = 16000, folds: b
 
 
 def written(dataset: Dataset, out: Path, **changes) -> Shards:
-    shards.write(dataset, out, **{"clips": 7, "unusable": 0.2} | changes)
+    shard_writer.write(dataset, out, **{"clips": 7, "unusable": 0.2} | changes)
     return Shards(root=out)
 
 
@@ -90,8 +91,8 @@ def test_other_sound_is_rounded_to_half_a_step_and_counted(tmp_path):
         np.testing.assert_allclose(one.waveforms.clip(-1, 1), other.waveforms, atol=2**-15)
     quiet = np.full(500, 1e-6) * np.resize([1, -1], 500)
     with pytest.raises(ValueError, match="so quiet that 16 bits leave nothing"):
-        shards.rounded(quiet.astype(np.float32))
-    np.testing.assert_array_equal(shards.rounded(np.float32([-2, -1, 0, 1, 2])), [-32768, -32768, 0, 32767, 32767])
+        shard_files.rounded(quiet.astype(np.float32))
+    np.testing.assert_array_equal(shard_files.rounded(np.float32([-2, -1, 0, 1, 2])), [-32768, -32768, 0, 32767, 32767])
 
 
 def test_records_can_be_read_by_grain_and_in_other_processes(tmp_path):
@@ -110,7 +111,7 @@ def test_records_can_be_read_by_grain_and_in_other_processes(tmp_path):
     again = pickle.loads(pickle.dumps(stored.records))
     np.testing.assert_array_equal(again[5].load(), dataset.records[5].load())
     for bad in (b"", b"text", b'{"dtype": "int16", "samples": 3}\n\x00\x00', b'{"dtype": "none", "samples": 0}\n'):
-        with pytest.raises(ValueError, match=r"not a record of scripts/shard\.py"):
+        with pytest.raises(ValueError, match=r"not a record of jaxprune shard"):
             decoded(bad)
 
 
@@ -156,7 +157,7 @@ def test_what_was_cut_off_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         written(dataset, out, watch=cut_off)
     assert sorted(path.name for path in out.iterdir()) == ["00000.array_record", "00000.json", "shards.json"]
-    refuses(Shards(root=out), f"{out}: the shards are not finished; run scripts/shard.py again, it goes on")
+    refuses(Shards(root=out), f"{out}: the shards are not finished; run jaxprune shard again, it goes on")
     before = (out / "00000.array_record").stat().st_mtime_ns
     written(dataset, out, watch=lambda done, total: seen.append((done, total)))
     assert seen[11:13] == [(7, 18), (8, 18)]
@@ -187,7 +188,7 @@ def test_damaged_shards_are_refused(tmp_path):
     refuses(Shards(root=tmp_path / "none"), "none/shards.json: cannot be read (No such file or directory)")
     for text, said in (
         ("{", "shards.json: is not JSON"),
-        ("[]", "shards.json: is not an index that scripts/shard.py has written"),
+        ("[]", "shards.json: is not an index that jaxprune shard has written"),
         ('{"format": "jaxprune shards", "version": 2}', "shards.json: has version 2; only 1 is read here"),
     ):
         (tmp_path / "table" / "shards.json").write_text(text)
@@ -207,6 +208,43 @@ def test_damaged_shards_are_refused(tmp_path):
         record = Shards(root=tmp_path / f"swapped{one}").read().records[7 * one]
         with pytest.raises(ValueError, match="another clip; the shards were mixed up"):
             record.load()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "sentence"),
+    [
+        (
+            "shards.json",
+            {"shards": None},
+            "writes it (Expected `array`, got `null`",
+        ),
+        ("shards.json", {"labels": [1]}, "Expected `str`, got `int` - at `$.labels[0]`"),
+        ("shards.json", {"sample_rate": 8000}, "sample_rate"),
+        ("shards.json", {"finished": "yes"}, "Expected `bool`, got `str`"),
+        ("shards.json", {"shards": [{"file": "../x.array_record", "clips": 7, "bytes": 9}]}, "at `$.shards[0].file`"),
+        ("shards.json", {"shards": [{"file": "/x.array_record", "clips": 7, "bytes": 9}]}, "at `$.shards[0].file`"),
+        ("shards.json", {"labels": ["a"]}, "its table does not fit the index"),
+        ("00000.json", {"clips": 5}, "00000.json: is not as jaxprune shard writes it"),
+        ("00000.json", {"bytes": -1}, "Expected `int` >= 0"),
+        ("00000.json", {"clips": [["a.wav", [0], "later", None, 9]]}, "Invalid enum value 'later'"),
+        ("00000.json", {"clips": [["a.wav", [0], "train", None, 9e99]]}, "is not as jaxprune shard writes it"),
+        ("00000.json", {"clips": [["a.wav", [0], "train", None, 10**30]]}, "is not as jaxprune shard writes it"),
+        ("00000.json", {"clips": [["../a.wav", [0], "train", None, 9]]}, "the clip '../a.wav' is named outside"),
+        ("00000.json", {"clips": [["/etc/a.wav", [0], "train", None, 9]]}, "the clip '/etc/a.wav' is named outside"),
+        ("00000.json", {"clips": [["a.wav", [0], "train", None, 9]]}, "its table does not fit the index"),
+    ],
+)
+def test_tables_of_another_form_are_refused_in_a_sentence(tmp_path, file, change, sentence):
+    root = written(corpus(tmp_path / "wav"), tmp_path / "shards").root
+    content = json.loads((root / file).read_text())
+    (root / file).write_text(json.dumps(content | change))
+    refuses(Shards(root=root), sentence)
+    for key in set(content) - {"format", "version"}:
+        (root / file).write_text(json.dumps({name: value for name, value in content.items() if name != key}))
+        refuses(Shards(root=root), f"Object missing required field `{key}`")
+    for text, said in (("[" * 100_000, "nested too deeply"), ("9" * 5000, "a number that is too long")):
+        (root / file).write_text(text)
+        refuses(Shards(root=root), said)
 
 
 def test_other_data_and_too_many_bad_clips_are_refused(tmp_path):
