@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxprune.analysis.librosa_mel import distances
-from jaxprune.audio import load_audio
+from jaxprune.audio import windows_of
 from jaxprune.checkpoint import load_card
 from jaxprune.cli import console as cli
 from jaxprune.config import Card
-from jaxprune.features import FLOOR, HOP, MELS, SAMPLE_RATE, log_mel, model_input, sample_count
+from jaxprune.features import FLOOR, HOP, MELS, SAMPLE_RATE, WINDOW, log_mel, model_input, sample_count
 from jaxprune.files import replace_file
 from jaxprune.plots.clips import picture_path
 from jaxprune.plots.log_mel import draw_log_mel
@@ -52,12 +52,7 @@ def main(
     read = MELS if card is None else card.model.mels
     if card is not None and mels not in (None, read):
         raise ValueError(f"--mels is {mels}, but {checkpoint} reads {read} bins; leave out one of them")
-    clip = load_audio(file)
-    for notice in clip.notices:
-        cli.notice(notice)
-    waveform = begin(clip.waveform, seconds=seconds if card is None else sample_count(card.model.frames) / SAMPLE_RATE)
-    if len(waveform) < len(clip.waveform):
-        cli.notice(f"{file} lasts {clip.seconds:.1f} s; the first {len(waveform) / SAMPLE_RATE:.2f} s are shown")
+    waveform = beginning(file, samples=samples_of(seconds) if card is None else sample_count(card.model.frames))
     arrays = {"log_mel": np.asarray(log_mel(waveform, mels=read if mels is None else mels))}
     if card is not None:
         arrays["model_input"] = input_of(card, waveform)
@@ -71,11 +66,22 @@ def main(
         cli.notice(f"wrote {picture}")
 
 
-def begin(waveform: Float[np.ndarray, "samples"], *, seconds: float) -> Float[np.ndarray, "begun"]:
-    """The beginning of a waveform. Raises `ValueError` for no time at all."""
-    if not seconds > 0:
-        raise ValueError(f"seconds is {seconds:g}; it must be greater than 0")
-    return waveform[: max(1, round(min(seconds * SAMPLE_RATE, len(waveform))))]
+def samples_of(seconds: float) -> int:
+    """Samples in so many seconds. Raises `ValueError` for less than one frame."""
+    if not WINDOW <= seconds * SAMPLE_RATE < float("inf"):
+        raise ValueError(f"seconds is {seconds:g}; it must be at least {WINDOW / SAMPLE_RATE:g}")
+    return round(seconds * SAMPLE_RATE)
+
+
+def beginning(file: Path, *, samples: int) -> Float[np.ndarray, "begun"]:
+    """The first samples of a file, or all where it has fewer; what was changed or left out is said on stderr."""
+    windows = windows_of(file, samples=samples, hop=samples)
+    first = next(windows)
+    for notice in first.notices:
+        cli.notice(notice)
+    if next(windows, None) is not None:
+        cli.notice(f"{file} is longer; the first {samples / SAMPLE_RATE:.2f} s are shown")
+    return first.waveform
 
 
 def input_of(card: Card, waveform: Float[np.ndarray, "samples"]) -> Float[np.ndarray, "t f"]:

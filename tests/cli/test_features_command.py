@@ -87,7 +87,7 @@ def test_a_long_file_is_cut_and_that_is_said(run, tmp_path, noise):
     soundfile.write(tmp_path / "long.wav", np.tile(noise, 3), SAMPLE_RATE)
     code, _, notes = run(tmp_path / "long.wav", "--seconds", 2, "--out", tmp_path / "long.npz")
     assert code == 0
-    assert "lasts 3.0 s; the first 2.00 s are shown" in notes
+    assert "long.wav is longer; the first 2.00 s are shown" in notes
     assert len(np.load(tmp_path / "long.npz")["log_mel"]) == 198
 
 
@@ -96,10 +96,11 @@ def test_a_long_file_is_cut_and_that_is_said(run, tmp_path, noise):
     [
         (["--out", "x.npy"], "x.npy: arrays are written as .npz, not as .npy"),
         (["--picture", "x.bmp"], "pictures are written as .png, .svg, .pdf, not as .bmp"),
-        (["--checkpoint", "nothing"], "nothing is not a jaxprune checkpoint"),
+        (["--checkpoint", "nothing"], "there is no nothing"),
         (["--checkpoint", "ast-words", "--mels", "64"], "--mels is 64, but ast-words reads 128 bins"),
-        (["--seconds", "0"], "seconds is 0; it must be greater than 0"),
-        (["--seconds", "nan"], "seconds is nan; it must be greater than 0"),
+        (["--seconds", "0"], "seconds is 0; it must be at least 0.025"),
+        (["--seconds", "inf"], "seconds is inf"),
+        (["--seconds", "nan"], "seconds is nan; it must be at least 0.025"),
         (["--mels", "0"], "0 mel bins cannot be computed"),
     ],
 )
