@@ -204,33 +204,38 @@ def _opened_by_av(path: Path, piece: Piece, name: str, *, stack: contextlib.Exit
         raise ValueError(f"{shown(path)}: is {called}, which needs the extra audio: {EXTRA}") from error
     try:
         file = stack.enter_context(path.open("rb"))
-        container = stack.enter_context(av.open(file, format=name))
+        container = stack.enter_context(av.open(file, format=name, metadata_errors="replace"))
         if not container.streams.audio:
             raise ValueError(f"{shown(path)}: is {called} without a sound track")
         track = container.streams.audio[0]
-        rate, channels = track.codec_context.sample_rate, track.codec_context.channels
-    except av.FFmpegError as error:
+        if track.codec_context is None:
+            raise ValueError(f"{shown(path)}: is {called} in a coding that PyAV cannot decode")
+        decoded = container.decode(track)
+        first = next(decoded, None)  # tells what headers do not: HE-AAC doubles rate and channels as it is decoded
+    except (av.FFmpegError, OSError) as error:
         raise ValueError(f"{shown(path)}: is damaged ({called}: {error.strerror})") from error
+    if first is None:
+        raise ValueError(f"{shown(path)}: holds no samples that can be decoded ({called})")
+    rate = first.sample_rate
     return Sound(
         rate=rate,
-        channels=channels,
+        channels=first.layout.nb_channels,
         frames=round(container.duration / av.time_base * rate) if container.duration else None,
         short=piece.short,
         slack=round(_LATE * rate),
-        blocks=functools.partial(_blocks_by_av, path, container, track, called),
+        blocks=functools.partial(_blocks_by_av, path, itertools.chain((first,), decoded), called),
     )
 
 
-def _blocks_by_av(
-    path: Path, container: Any, track: Any, called: str
-) -> Iterator[Float32[np.ndarray, "samples channels"]]:
+def _blocks_by_av(path: Path, frames: Iterator[Any], called: str) -> Iterator[Float32[np.ndarray, "samples channels"]]:
+    """The blocks of decoded frames, all in the first one's rate and channels."""
     import av
 
-    context = track.codec_context
-    planar = av.AudioResampler(format="fltp", layout=context.layout, rate=context.sample_rate)
+    planar = None
     try:
-        for frame in itertools.chain(container.decode(track), (None,)):  # None asks for the rest
+        for frame in itertools.chain(frames, (None,)):  # None asks for the rest
+            planar = planar or av.AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
             for part in planar.resample(frame):
                 yield part.to_ndarray().T
-    except av.FFmpegError as error:
+    except (av.FFmpegError, OSError) as error:
         raise ValueError(f"{shown(path)}: is damaged ({called}: {error.strerror})") from error

@@ -57,13 +57,18 @@ def subfolders(folder: Path) -> list[str]:
         raise ValueError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
+def counted(files: int) -> str:
+    """The number of files in words."""
+    return "1 file" if files == 1 else f"{files} files"
+
+
 def _told(others: Counter[str]) -> Iterator[str]:
     """A sentence on sound that needs PyAV, and one on files that are no sound."""
-    for needed, why in ((True, f"need the extra audio and are skipped ({EXTRA})"), (False, "are no sound and skipped")):
+    for needed, why in ((True, f"for want of the extra audio ({EXTRA})"), (False, "without sound")):
         found = {suffix: count for suffix, count in others.items() if (suffix in WITH_AV) == needed}
         if found:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.items()))
-            yield f"{sum(found.values())} files {why}: {kinds}"
+            yield f"skipped {counted(sum(found.values()))} {why}: {kinds}"
 
 
 class _Walk:

@@ -62,7 +62,7 @@ class Folder:
                     f"{self.root}: the folder {splits[0]} is taken for a class: train and another split must exist"
                 )
         if lost:
-            told.append(f"{self.root}: {len(lost)} sound files in no class folder are skipped: {first_few(lost)}")
+            told.append(f"{self.root}: skipped {folders.counted(len(lost))} in no class folder: {first_few(lost)}")
         if not found:
             raise ValueError(f"{self.root}: holds no clips ({', '.join(folders.SUFFIXES)}) in a folder per class")
         labels = named_labels(self.labels, (name for name, _, _ in found), name=str(self.root))

@@ -128,9 +128,9 @@ def test_what_is_passed_over_in_a_folder_is_said(tmp_path, monkeypatch):
     dataset = Folder(root=tmp_path, validation=0, test=0).read()
     assert sorted(Path(record.path).name for record in dataset.records) == ["1.wav", "2.AIFF", "3.opus", "5.flac"]
     assert dataset.notices == (
-        f'{tmp_path}: 1 files need the extra audio and are skipped (pip install "jaxprune[audio]"): 1 .m4a',
-        f"{tmp_path}: 1 files are no sound and skipped: 1 .txt",
-        f"{tmp_path}: 1 sound files in no class folder are skipped: {tmp_path}/lost.wav",
+        f'{tmp_path}: skipped 1 file for want of the extra audio (pip install "jaxprune[audio]"): 1 .m4a',
+        f"{tmp_path}: skipped 1 file without sound: 1 .txt",
+        f"{tmp_path}: skipped 1 file in no class folder: {tmp_path}/lost.wav",
     )
     monkeypatch.setattr("importlib.util.find_spec", lambda name: "here")
     assert len(Folder(root=tmp_path, validation=0, test=0).read().records) == 5
@@ -144,7 +144,7 @@ def test_splits_stay_splits_beside_other_folders(tmp_path):
     assert dataset.sizes() == {"train": 1, "test": 1}
     assert dataset.notices == (
         f"{tmp_path}: holds splits, so its other folders are skipped: metadata",
-        f"{tmp_path}: 1 sound files in no class folder are skipped: {tmp_path}/train/3.wav",
+        f"{tmp_path}: skipped 1 file in no class folder: {tmp_path}/train/3.wav",
     )
     words = tmp_path / "words"
     for name in ("test/1.wav", "yes/2.wav"):  # a word, not a split

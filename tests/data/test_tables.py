@@ -176,4 +176,4 @@ def test_commands_say_what_was_skipped(tmp_path, run_script):
         touch(tmp_path / name)
     options = ("folder", "--root", tmp_path, "--test", 0, "--validation", 0, "--unusable", 1)
     _, _, said = run_script(ROOT / "scripts" / "dataset_stats.py", *options)
-    assert f"note: {tmp_path}: 1 files are no sound and skipped: 1 .txt\n" in said
+    assert f"note: {tmp_path}: skipped 1 file without sound: 1 .txt\n" in said
