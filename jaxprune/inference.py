@@ -1,15 +1,16 @@
-"""Sound clips to labels: long ones in windows, all of them in batches of one size through one compilation.
+"""Sound files to labels: long ones in windows, all of them in batches of one size through one compilation.
 
-The device computes features and model in a single program; what comes back is one result a window and what the run
-took. Reading files is `jaxprune.audio`'s matter, pictures are `jaxprune.plots.clips`', and the command line is
-`scripts/classify.py`.
+The device computes features and model in a single program. Each window gives one result. Files are read window by
+window (`jaxprune.audio.windows_of`), so that memory does not grow with their length. Pictures are
+`jaxprune.plots.clips`', the command is `jaxprune classify`.
 """
 
 import dataclasses
+import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxprune.audio import Clip, load_audio, windows
+from jaxprune.audio import Clip, Window, windows, windows_of
+from jaxprune.checkpoint import load, load_card
 from jaxprune.config import Card
 from jaxprune.cost import macs
 from jaxprune.features import SAMPLE_RATE, WINDOW, frame_count, model_input, sample_count
@@ -27,17 +29,78 @@ from jaxprune.models import Classifier, topk
 from jaxprune.reduction.policy import Policy, stage_rates
 
 BATCH = 8
+KeepRate = float | Mapping[int, float]
+
+
+def classify(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    checkpoint: str | os.PathLike[str],
+    *,
+    keep_rate: KeepRate = 0.7,
+    top: int = 5,
+    batch: int = BATCH,
+    mels: int = 0,
+    dtype: Any = jnp.float32,
+) -> "Report":
+    """Labels one sound file or many: `classify("dog.wav", "ast-words").results[0].top`.
+
+    `checkpoint` is the directory of a model, a training run, or the name of a shipped model. `keep_rate` is read as
+    `topk` reads it; 1 prunes nothing. All else is as in `classify_clips`. A file that cannot be used is left out and
+    named in the report's `refused`. Raises `ValueError` where no file can be used.
+    """
+    paths = [Path(paths)] if isinstance(paths, str | os.PathLike) else list(map(Path, paths))
+    if not paths:
+        raise ValueError("there is nothing to classify; give at least one sound file")
+    card = load_card(checkpoint)
+    program = _Program(card, keep_rate, top=top, batch=batch, mels=mels)
+    files = _Files(paths, samples=program.samples)
+    windows = iter(files)
+    first = next(windows, None)
+    if first is None:
+        reasons = list(files.refused.values())
+        many = f"none of the {len(reasons)} files can be classified: " if len(reasons) > 1 else ""
+        raise ValueError(many + "; ".join(reasons))
+    report = program.run(load(checkpoint, dtype=dtype), itertools.chain([first], windows))
+    return dataclasses.replace(report, refused=files.refused, notices=tuple(files.notices))
+
+
+def classify_clips(
+    clips: Sequence[Clip],
+    model: Classifier,
+    *,
+    card: Card,
+    keep_rate: KeepRate,
+    top: int = 5,
+    batch: int = BATCH,
+    mels: int = 0,
+) -> "Report":
+    """Classifies every window of clips in memory with a loaded model.
+
+    A clip longer than the model's spectrogram is cut into consecutive windows of that length; up to 399 samples (25 ms)
+    at its end may be left out, as `audio.windows` says. Windows share batches of `batch` rows, or fewer where there are
+    fewer windows; the last batch is filled up with rows that are dropped. Each result has `top` labels (at most all
+    classes). The first `mels` results carry their spectrogram.
+
+    Raises `ValueError` for no clips, `top` or `batch` below 1, a clip under 25 ms, a rate or block out of range, and
+    scores that are not finite numbers.
+    """
+    program = _Program(card, keep_rate, top=top, batch=batch, mels=mels)
+    if not clips:
+        raise ValueError("there is nothing to classify; give at least one clip")
+    cut = ((c.path, w) for c in clips for w in windows(c.waveform, samples=program.samples, hop=program.samples))
+    report = program.run(model, cut)
+    return dataclasses.replace(report, notices=tuple(notice for clip in clips for notice in clip.notices))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What the model said about one window of a clip.
+    """The model's answer to one window of a clip.
 
-    `start` and `seconds` place its sound in the file, `frames` counts the spectrogram frames that hold sound; the rest
+    `start` and `seconds` place its sound in the file. `frames` counts the spectrogram frames that hold sound; the rest
     of the model's length was padding. `top` has (label, probability) pairs, falling; the label is the class index where
     the card names none. `kept` maps each pruning block to the patches it kept, as original positions, highest score
-    first. `mel` `(t, f)` is the normalised model input, for the windows it was asked for. `truth` are the labels it
-    should have got, where they are known.
+    first. `mel` `(t, f)` is the normalised model input, for the windows it was asked for. `truth` are the right labels,
+    where they are known.
     """
 
     path: Path
@@ -52,12 +115,14 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Results in the order of the clips, and what they took.
+    """Results in the order of the clips, and their cost.
 
-    `milliseconds` is for one window: the median over the timed batches of features and model on the device, divided by
-    the batch size, without reading files and moving waveforms there. The first batch only warms up; when it is
-    the only one it runs again. `compile_seconds` covers tracing and compiling. `macs` and `unpruned_macs` are
-    multiply-accumulates of the model for one window.
+    `milliseconds` is for one window: the median over `timed_batches` of features and model on the device, divided by
+    the batch size, without reading files and moving waveforms there. The first batch warms up and is not counted, so
+    `warmed_up` is true. A single batch is counted all the same; it is then the first run after compilation, and
+    `warmed_up` is false. `compile_seconds` covers tracing and compiling. `macs` and `unpruned_macs` are
+    multiply-accumulates of the model for one window. `refused` maps each file that could not be used, in part or as a
+    whole, to the reason. `notices` say what was done to the sound of the others.
     """
 
     results: tuple[Result, ...]
@@ -67,10 +132,13 @@ class Report:
     unpruned_macs: int
     milliseconds: float
     timed_batches: int
+    warmed_up: bool
     batch: int
     compile_seconds: float
     device: str
     dtype: str
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
     @property
     def saving(self) -> float:
@@ -97,119 +165,127 @@ class Report:
             "saving": self.saving,
             "milliseconds_per_window": self.milliseconds,
             "timed_batches": self.timed_batches,
+            "warmed_up": self.warmed_up,
             "batch": self.batch,
             "compile_seconds": self.compile_seconds,
             "device": self.device,
             "dtype": self.dtype,
+            "refused": dict(self.refused),
         }
 
 
-def classify(
-    clips: Sequence[Clip],
-    model: Classifier,
-    *,
-    card: Card,
-    keep_rate: float | Mapping[int, float],
-    top: int = 5,
-    batch: int = BATCH,
-    mels: int = 0,
-) -> Report:
-    """Classifies every window of every clip at a keep rate, as `topk` reads it.
+class _Files:
+    """The windows of files, one after the other, each with its file's path.
 
-    A clip longer than the model's spectrogram is cut into consecutive windows of that length; up to 399 samples
-    (25 ms) at its end may be left out, as `audio.windows` says. Windows share batches of `batch` rows, or fewer where
-    there are fewer windows; the last batch is filled up with rows that are dropped. `top` labels are returned
-    for each (at most all classes), and `mels` is how many of the results, the first ones, carry their spectrogram.
-
-    Raises `ValueError` for no clips, `top` or `batch` below 1, a clip under 25 ms, and a rate or block out of range.
+    A file that cannot be used goes into `refused`, with the reason; windows that came before its fault stay.
     """
-    for name, value, lowest in (("top", top, 1), ("batch", batch, 1), ("mels", mels, 0)):
-        if value < lowest:
-            raise ValueError(f"{name} is {value}; it must be at least {lowest}")
-    if not clips:
-        raise ValueError("there is nothing to classify; give at least one clip")
-    config, policy = model.config, topk(model, keep_rate)
-    samples = sample_count(config.frames)
-    cut = [(clip.path, window) for clip in clips for window in windows(clip.waveform, samples=samples, hop=samples)]
-    batch = min(batch, len(cut))
-    began = time.perf_counter()
-    program = _compile(model, policy, card=card, batch=batch)
-    compile_seconds = time.perf_counter() - began
-    results, seconds = [], []
-    for first in range(0, len(cut), batch):
-        rows = cut[first : first + batch]
-        arrays = _batch([window.waveform for _, window in rows], batch=batch, samples=samples)
-        output, took = _timed(program, arrays)
-        seconds.append(took)
-        probabilities, kept = jax.device_get((output.probabilities, output.kept))
+
+    def __init__(self, paths: Sequence[Path], *, samples: int):
+        self._paths, self._samples = paths, samples
+        self.refused: dict[str, str] = {}
+        self.notices: list[str] = []
+
+    def __iter__(self) -> Iterator[tuple[Path, Window]]:
+        for path in self._paths:
+            try:
+                for number, window in enumerate(windows_of(path, samples=self._samples, hop=self._samples)):
+                    self.notices += () if number else window.notices
+                    yield path, window
+            except ValueError as error:
+                self.refused[str(path)] = str(error)
+
+
+class _Program:
+    """One classification: its settings, checked, and the run over all windows."""
+
+    def __init__(self, card: Card, keep_rate: KeepRate, *, top: int, batch: int, mels: int):
+        for name, value, lowest in (("top", top, 1), ("batch", batch, 1), ("mels", mels, 0)):
+            if value < lowest:
+                raise ValueError(f"{name} is {value}; it must be at least {lowest}")
+        self.samples = sample_count(card.model.frames)
+        self._card, self._top, self._batch, self._mels = card, top, batch, mels
+        self._rates = stage_rates(keep_rate, depth=card.model.depth)
+
+    def run(self, model: Classifier, windows: Iterator[tuple[Path, Window]]) -> Report:
+        """Classifies the windows, of which there is at least one, and holds one batch of them at a time."""
+        rows = list(itertools.islice(windows, self._batch))
+        batch, policy = len(rows), topk(model, self._rates)
+        began = time.perf_counter()
+        program = _compile(model, policy, card=self._card, batch=batch)
+        compile_seconds = time.perf_counter() - began
+        results, seconds = [], []
+        while rows:
+            arrays = _batch([window.waveform for _, window in rows], batch=batch, samples=self.samples)
+            output, took = _timed(program, arrays)
+            seconds.append(took)
+            results += self._results(rows, output, mels=self._mels - len(results))
+            rows = list(itertools.islice(windows, batch))
+        timed = seconds[1:] or seconds
+        return Report(
+            results=tuple(results),
+            patches=model.config.patches,
+            keep_rates=self._rates,
+            macs=macs(model, policy),
+            unpruned_macs=macs(model, topk(model, {})),
+            milliseconds=1000 * statistics.median(timed) / batch,
+            timed_batches=len(timed),
+            warmed_up=len(seconds) > 1,
+            batch=batch,
+            compile_seconds=compile_seconds,
+            device=jax.devices()[0].device_kind,
+            dtype=str(model.dtype),
+        )
+
+    def _results(self, rows: Sequence[tuple[Path, Window]], output: "_Output", *, mels: int) -> list[Result]:
+        """A batch's results; the first `mels` carry their spectrogram."""
+        probabilities, finite, kept = jax.device_get((output.probabilities, output.finite, output.kept))
+        results = []
         for row, (path, window) in enumerate(rows):
+            if not finite[row]:
+                raise ValueError(
+                    f"{path}: the model's scores at {window.start:g} s are not finite numbers; "
+                    "check the checkpoint, or compute in float32"
+                )
             result = Result(
                 path=path,
                 start=window.start,
                 seconds=len(window.waveform) / SAMPLE_RATE,
                 frames=frame_count(len(window.waveform)),
-                top=_top(probabilities[row], labels=card.labels, count=top),
+                top=_top(probabilities[row], labels=self._card.labels, count=self._top),
                 kept={block: patch_ids[row] for block, patch_ids in kept.items()},
-                mel=np.asarray(output.mel[row]) if len(results) < mels else None,
+                mel=np.asarray(output.mel[row]) if row < mels else None,
             )
             results.append(result)
-    if len(seconds) == 1:
-        seconds.append(_timed(program, arrays)[1])
-    return Report(
-        results=tuple(results),
-        patches=config.patches,
-        keep_rates=stage_rates(keep_rate, depth=config.depth),
-        macs=macs(model, policy),
-        unpruned_macs=macs(model, topk(model, {})),
-        milliseconds=1000 * statistics.median(seconds[1:]) / batch,
-        timed_batches=len(seconds) - 1,
-        batch=batch,
-        compile_seconds=compile_seconds,
-        device=jax.devices()[0].device_kind,
-        dtype=str(model.dtype),
-    )
-
-
-def load_clips(paths: Sequence[str | os.PathLike[str]]) -> list[Clip]:
-    """Every file's sound. Raises one `ValueError` that names all the files that cannot be used, and why each cannot."""
-    clips, problems = [], []
-    for path in paths:
-        try:
-            clips.append(load_audio(path))
-        except ValueError as error:
-            problems.append(str(error))
-    if len(problems) == 1:
-        raise ValueError(problems[0])
-    if problems:
-        raise ValueError(f"{len(problems)} of {len(paths)} files cannot be classified: " + "; ".join(problems))
-    return clips
-
-
-def has_random_weights(card: Card) -> bool:
-    """Whether the card says that the weights were never trained, so that the labels mean nothing."""
-    return not card.trained
+        return results
 
 
 @struct.dataclass
 class _Output:
-    """What the device makes of a batch: the model's input, probabilities, and the kept patches by pruning block."""
+    """A batch's results on the device: the model's input, probabilities, and the kept patches by pruning block.
+
+    `finite` marks the rows whose logits are finite numbers.
+    """
 
     mel: Float[Array, "b t f"]
     probabilities: Float[Array, "b y"]
+    finite: Bool[Array, "b"]
     kept: dict[int, Int[Array, "b _"]]
 
 
 def _compile(model: Classifier, policy: Policy, *, card: Card, batch: int) -> Callable[..., _Output]:
     """The one program, `(waveforms, lengths) -> _Output` for batches of this size, ready to run."""
     graph, state = nnx.split(model)
-    activation = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}[card.activation]
+    # The softmax of one class is 1 whatever the score.
+    is_softmax = card.activation == "softmax" and model.config.classes > 1
+    activation = jax.nn.softmax if is_softmax else jax.nn.sigmoid
     frames = model.config.frames
 
     def run(state: Any, waveforms: Float[Array, "b samples"], lengths: Int[Array, "b"]) -> _Output:
         mel = model_input(waveforms, lengths, frames=frames, mean=card.mean, std=card.std, mels=model.config.mels)
         output = nnx.merge(graph, state)(mel, policy)
         kept = {block: output.trace[block].patch_ids for block in policy.stages}
-        return _Output(mel, activation(output.logits), kept)
+        finite = jnp.isfinite(output.logits).all(axis=1)
+        return _Output(mel, activation(output.logits), finite, kept)
 
     waveforms = jax.ShapeDtypeStruct((batch, sample_count(frames)), jnp.float32)
     lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)

@@ -19,6 +19,7 @@ from jaxprune.convert.mapping import to_flax
 from jaxprune.convert.read import TorchCheckpoint, read_torch
 
 from jaxprune import checkpoint
+from jaxprune.audio import load_audio
 from jaxprune.cli.console import print_table, run
 from jaxprune.cli.progress import show
 from jaxprune.config import Card, ModelConfig
@@ -28,7 +29,7 @@ from jaxprune.data.records import Dataset
 from jaxprune.evaluation.evaluate import Measured, evaluate, keep_policies
 from jaxprune.evaluation.timing import milliseconds
 from jaxprune.files import write_text
-from jaxprune.inference import Report, classify, load_clips
+from jaxprune.inference import Report, classify_clips
 from jaxprune.models import Classifier
 from jaxprune.plots import clips as plots
 from jaxprune.training.finetune import finetune
@@ -61,7 +62,7 @@ def full_size(out: Path, keep_rates: tuple[float, ...], *, batch: int) -> bool:
     began = time.perf_counter()
     source = out / "ast-base-random.pth"
     read, card, model = converted(source, out / "ast-base-random")
-    clips = load_clips(sorted(path for path in RECORDINGS.iterdir() if path.suffix in FORMATS))
+    clips = [load_audio(path) for path in sorted(RECORDINGS.iterdir()) if path.suffix in FORMATS]
     step("3. PyTorch against JAX, stage by stage, on two of the recordings")
     sounds = validate.Sounds(tuple(clip.path.name for clip in clips[:2]), tuple(clip.waveform for clip in clips[:2]))
     rungs = validate.validate(read, sounds, source=source, keep_rates=keep_rates)
@@ -70,7 +71,7 @@ def full_size(out: Path, keep_rates: tuple[float, ...], *, batch: int) -> bool:
     step(f"4. {len(clips)} recordings at keep rates {', '.join(f'{rate:g}' for rate in keep_rates)}")
     reports = {}
     for rate in keep_rates:
-        reports[rate] = classify(clips, model, card=card, keep_rate=rate, batch=batch, mels=4)
+        reports[rate] = classify_clips(clips, model, card=card, keep_rate=rate, batch=batch, mels=4)
         if rate < 1:
             for path in plots.retained_patches(reports[rate].results, model.config, path=out / f"kept-{rate:g}.png"):
                 print(f"wrote {path}")
@@ -148,8 +149,8 @@ def trained(out: Path) -> None:
         for rate, found in accuracies(model, card, dataset=dataset, keep_rates=FALLING).items()
     ]
     print_words(rows, dataset)
-    some = load_clips([record.path for record in dataset.clips("test")[:: len(dataset.clips("test")) // PICTURES]])
-    report = classify(some, model, card=card, keep_rate=FALLING[-1], mels=len(some))
+    some = [load_audio(record.path) for record in dataset.clips("test")[:: len(dataset.clips("test")) // PICTURES]]
+    report = classify_clips(some, model, card=card, keep_rate=FALLING[-1], mels=len(some))
     for path in plots.retained_patches(report.results, model.config, path=out / f"words-{FALLING[-1]:g}.png"):
         print(f"wrote {path}")
 

@@ -18,10 +18,11 @@ from jaxprune.convert.random_checkpoint import random_state
 from quick import quick_compiling  # noqa: F401
 
 import jaxprune
+from jaxprune import inference
 from jaxprune.audio import Clip, load_audio
 from jaxprune.config import Card
 from jaxprune.features import fit_frames, log_mel, normalize, sample_count
-from jaxprune.inference import classify, load_clips
+from jaxprune.inference import classify, classify_clips
 
 SCRIPT = ROOT / "scripts" / "classify.py"
 FOLDER = TESTS / "recordings"
@@ -47,6 +48,20 @@ def make(family: str, **changes):
     return to_flax(random_state(config, seed=0), config), card
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    model, card = make("ast", depth=10)
+    return jaxprune.save(tmp_path_factory.mktemp("checkpoints") / "ast", model, card=card)
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    files = {name: folder / f"{name}.wav" for name in ("text", "empty", "short", "missing")}
+    files["text"].write_text("these are words, not sound\n")
+    files["empty"].write_bytes(b"")
+    soundfile.write(files["short"], 0.1 * np.sin(np.arange(160)), 16000)
+    return files
+
+
 def agree(results, others):
     """The same labels, probabilities and kept patches, whatever batch they were computed in."""
     for one, other in zip(results, others, strict=True):
@@ -60,9 +75,9 @@ def agree(results, others):
 @pytest.mark.parametrize("family", ["ast", "audiomae"])
 def test_a_batch_gives_what_each_clip_gives_alone_and_that_is_the_models_output(family):
     model, card = make(family)
-    clips = load_clips(SHORT)
-    together = classify(clips, model, card=card, keep_rate=KEEP, top=99, batch=4).results
-    alone = classify(clips, model, card=card, keep_rate=KEEP, top=99, batch=1, mels=99).results
+    clips = list(map(load_audio, SHORT))
+    together = classify_clips(clips, model, card=card, keep_rate=KEEP, top=99, batch=4).results
+    alone = classify_clips(clips, model, card=card, keep_rate=KEEP, top=99, batch=1, mels=99).results
     assert len(together) == 7  # 0.5, 1.6 and 5 s in windows of 1.3 s: a full batch and one with a padding row
     agree(together, alone)
     mel = normalize(fit_frames(log_mel(clips[0].waveform)[None], frames=128), mean=card.mean, std=card.std)
@@ -86,7 +101,7 @@ def test_a_long_file_is_cut_into_consecutive_windows():
         Clip(path=clip.path, waveform=clip.waveform[first : first + samples])
         for first in range(0, len(clip.waveform), samples)
     ]
-    together = classify([clip, *pieces], model, card=card, keep_rate=KEEP, batch=4, mels=5).results
+    together = classify_clips([clip, *pieces], model, card=card, keep_rate=KEEP, batch=4, mels=5).results
     results, alone = together[: len(pieces)], together[len(pieces) :]
     assert [result.start for result in results] == [i * samples / 16000 for i in range(len(pieces))]
     assert [result.seconds for result in results] == [piece.seconds for piece in pieces]
@@ -100,18 +115,23 @@ def test_many_files_compile_once(monkeypatch):
     model, card = make("audiomae")
     traces, embed = [], type(model).embed
     monkeypatch.setattr(type(model), "embed", lambda self, patches: traces.append(len(patches)) or embed(self, patches))
-    report = classify(load_clips(SHORT), model, card=dataclasses.replace(card, labels=()), keep_rate=KEEP, batch=2)
+    report = classify_clips(
+        list(map(load_audio, SHORT)), model, card=dataclasses.replace(card, labels=()), keep_rate=KEEP, batch=2
+    )
     assert traces == [2]
     assert len(report.results) == 7
-    assert report.timed_batches == 3  # of four; the first is the warm-up
+    assert (report.timed_batches, report.warmed_up) == (3, True)  # of four; the first is the warm-up
     assert report.batch == 2
     assert report.results[0].top[0][0].isdigit()  # a card without labels
 
 
-def test_one_batch_is_no_larger_than_needed_and_timed_by_a_second_run():
+def test_one_batch_is_no_larger_than_needed_and_runs_once(monkeypatch):
     model, card = make("ast")
-    report = classify(load_clips(SHORT[:2]), model, card=card, keep_rate=KEEP, batch=64)
-    assert (report.batch, report.timed_batches) == (3, 1)
+    runs, timed = [], inference._timed
+    monkeypatch.setattr(inference, "_timed", lambda *arguments: runs.append(1) or timed(*arguments))
+    report = classify_clips(list(map(load_audio, SHORT[:2])), model, card=card, keep_rate=KEEP, batch=64)
+    assert len(runs) == 1
+    assert (report.batch, report.timed_batches, report.warmed_up) == (3, 1, False)
     assert report.milliseconds > 0
     assert report.compile_seconds > 0
     assert report.device == jax.devices()[0].device_kind
@@ -127,22 +147,78 @@ def test_one_batch_is_no_larger_than_needed_and_timed_by_a_second_run():
 def test_bad_settings_are_refused(settings):
     model, card = make("ast")
     with pytest.raises(ValueError, match=r"must be|blocks are 0 to 1"):
-        classify(load_clips(SHORT[:1]), model, card=card, **{"keep_rate": KEEP} | settings)
+        classify_clips(list(map(load_audio, SHORT[:1])), model, card=card, **{"keep_rate": KEEP} | settings)
+
+
+def test_files_are_read_window_by_window_and_give_what_their_clips_give(checkpoint, monkeypatch):
+    """No more than a batch of windows is held: each is asked for when the ones before it are done."""
+    card = jaxprune.load_card(checkpoint)
+    expected = classify_clips(list(map(load_audio, SHORT)), jaxprune.load(checkpoint), card=card, keep_rate=0.7)
+    asked, done, windows_of, timed = [], [], inference.windows_of, inference._timed
+
+    def counted(path, **cut):
+        for window in windows_of(path, **cut):
+            asked.append(len(done))
+            yield window
+
+    monkeypatch.setattr(inference, "windows_of", counted)
+    monkeypatch.setattr(inference, "_timed", lambda *arguments: done.append(1) or timed(*arguments))
+    report = classify(SHORT, checkpoint, batch=2)
+    assert asked == [0, 0, 1, 1, 2, 2, 3]
+    agree(report.results, expected.results)
+    assert [result.path for result in report.results] == [result.path for result in expected.results]
+    (crow,) = classify(str(SHORT[0]), checkpoint, keep_rate={3: 0.7, 6: 0.7, 9: 0.7}).results  # one path, one window
+    agree([crow], expected.results[:1])
+
+
+def test_a_bad_file_costs_that_file(checkpoint, tmp_path):
+    bad = bad_files(tmp_path)
+    report = classify([bad["text"], SHORT[0], bad["missing"]], checkpoint)
+    assert [result.path for result in report.results] == [SHORT[0]]
+    assert list(report.refused) == [str(bad["text"]), str(bad["missing"])]
+    assert all(reason.startswith(path) for path, reason in report.refused.items())
+    with pytest.raises(ValueError, match=r"^none of the 2 files can be classified: .*text.*; .*empty"):
+        classify([bad["text"], bad["empty"]], checkpoint)
+    with pytest.raises(ValueError, match=r"^[^;]*text.wav: is not recognised as sound"):
+        classify(bad["text"], checkpoint)
+    with pytest.raises(ValueError, match="at least one sound file"):
+        classify([], checkpoint)
+
+
+def test_a_run_and_a_shipped_model_are_named_directly(checkpoint, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(checkpoint)
+    agree(classify(SHORT[0], tmp_path / "run").results, classify(SHORT[0], checkpoint).results)
+    shipped = jaxprune.SHIPPED / "ast-words"
+    agree(classify(SHORT[0], "ast-words").results, classify(SHORT[0], shipped).results)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_head_of_one_class_says_how_likely_it_is(activation):
+    config = small("ast", depth=2, classes=1)
+    model = to_flax(random_state(config, seed=0), config)
+    card = Card(model=config, mean=-4.3, std=4.6, activation=activation, labels=("bird",))
+    clip = load_audio(SHORT[0])
+    (result,) = classify_clips([clip], model, card=card, keep_rate=KEEP, mels=1).results
+    logit = float(jaxprune.compiled(model)(result.mel[None], jaxprune.topk(model, KEEP)).logits[0, 0])
+    assert result.top == (("bird", pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)),)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused_with_the_files_name(value):
+    model, card = make("ast", depth=3)  # no other test's, to be broken
+    model.head.bias[...] = np.full(10, value)
+    with pytest.raises(ValueError, match=r"crow\.wav: the model's scores at 0 s are not finite numbers; check the"):
+        classify_clips([load_audio(SHORT[0])], model, card=card, keep_rate=KEEP)
 
 
 def test_no_clips_are_refused():
     model, card = make("ast")
     with pytest.raises(ValueError, match="at least one clip"):
-        classify([], model, card=card, keep_rate=KEEP)
+        classify_clips([], model, card=card, keep_rate=KEEP)
 
 
 # The command line
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    model, card = make("ast", depth=10)
-    return jaxprune.save(tmp_path_factory.mktemp("checkpoints") / "ast", model, card=card)
 
 
 @pytest.fixture
@@ -205,14 +281,6 @@ def test_pictures_are_written_and_bfloat16_is_a_choice(run, checkpoint, tmp_path
     assert [path.name for path in picture.parent.iterdir()] == ["kept.svg"]
 
 
-def bad_files(folder: Path) -> dict[str, Path]:
-    files = {name: folder / f"{name}.wav" for name in ("text", "empty", "short", "missing")}
-    files["text"].write_text("these are words, not sound\n")
-    files["empty"].write_bytes(b"")
-    soundfile.write(files["short"], 0.1 * np.sin(np.arange(160)), 16000)
-    return files
-
-
 @pytest.mark.parametrize(
     ("name", "why"),
     [
@@ -224,20 +292,21 @@ def bad_files(folder: Path) -> dict[str, Path]:
 )
 def test_a_bad_file_is_one_sentence(run, checkpoint, tmp_path, name, why):
     bad = bad_files(tmp_path)[name]
-    code, out, err = run(checkpoint, FOLDER / "crow.wav", bad)
+    code, out, err = run(checkpoint, bad)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {bad}: {why}")
     assert err.count("\n") == 1
 
 
-def test_all_bad_files_are_named_before_anything_is_computed(run, checkpoint, tmp_path):
+def test_good_files_are_classified_and_bad_ones_named_with_exit_code_1(run, checkpoint, tmp_path):
     bad = bad_files(tmp_path)
     code, out, err = run(checkpoint, bad["text"], FOLDER / "crow.wav", bad["empty"], "--json")
-    assert (code, out) == (2, "")
-    assert err.startswith("error: 2 of 3 files cannot be classified: ")
-    assert str(bad["text"]) in err
-    assert str(bad["empty"]) in err
-    assert "crow" not in err
+    facts = json.loads(out)
+    assert code == 1
+    assert [window["path"] for window in facts["windows"]] == [str(FOLDER / "crow.wav")]
+    assert list(facts["refused"]) == [str(bad["text"]), str(bad["empty"])]
+    for name in ("text", "empty"):
+        assert f"note: not classified: {bad[name]}: is " in err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
     jaxprune classify CHECKPOINT dog.wav street.mp3 --keep-rate 0.7 --picture kept.png
 
-Long files are cut into windows of the model's length and every window is reported.
+Long files are cut into windows of the model's length and every window is reported. A file that cannot be used is named
+on stderr; the others are classified all the same, and the exit code is 1.
 """
 
 import json
@@ -14,7 +15,7 @@ import tyro
 
 from jaxprune import checkpoint as checkpoints
 from jaxprune.cli import console as cli
-from jaxprune.inference import BATCH, Report, classify, has_random_weights, load_clips
+from jaxprune.inference import BATCH, Report, classify
 from jaxprune.plots import clips as plots
 from jaxprune.reduction.policy import DEFAULT_BLOCKS, stage_rates
 
@@ -35,7 +36,7 @@ def main(
     most_pictured: int = 48,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
-) -> None:
+) -> int:
     """Classify sound files with a converted checkpoint at any keep rate.
 
     Args:
@@ -57,14 +58,11 @@ def main(
         plots.picture_path(picture)
         if most_pictured < 1:
             raise ValueError(f"--most-pictured is {most_pictured}; it must be at least 1")
-    clips = load_clips(audio)
-    for clip in clips:
-        for notice in clip.notices:
-            cli.notice(notice)
-    model = checkpoints.load(checkpoint, dtype=dtype)
     mels = 0 if picture is None else most_pictured
-    report = classify(clips, model, card=card, keep_rate=keep, top=top, batch=batch, mels=mels)
-    random = has_random_weights(card)
+    report = classify(audio, checkpoint, keep_rate=keep, top=top, batch=batch, mels=mels, dtype=dtype)
+    for notice in report.notices:
+        cli.notice(notice)
+    random = not card.trained
     if as_json:
         facts = {"checkpoint": str(checkpoint), "source": card.source, "random_weights": random}
         print(json.dumps(facts | report.to_json(), allow_nan=False, indent=1))
@@ -73,10 +71,13 @@ def main(
     else:
         print_report(report, named=bool(card.labels), notes=[f"{checkpoint}: {RANDOM}"] if random else [])
     if picture is not None:
-        written = plots.retained_patches(report.results, model.config, path=picture)
+        written = plots.retained_patches(report.results, card.model, path=picture)
         cli.notice(f"wrote {', '.join(map(str, written))}")
         if len(report.results) > most_pictured:
             cli.notice(f"the picture shows the first {most_pictured} of {len(report.results)} windows")
+    for reason in report.refused.values():
+        cli.notice(f"not classified: {reason}")
+    return 1 if report.refused else 0
 
 
 def keep_rates(keep_rate: float, *, blocks: tuple[int, ...], rates: tuple[float, ...]) -> dict[int, float]:
@@ -116,7 +117,8 @@ def print_report(report: Report, *, named: bool, notes: list[str]) -> None:
     )
     columns = ["keep rate", "GMACs", "unpruned GMACs", "saved", "ms per window", "compile s", "device"]
     timed = f"{report.timed_batches} {'batch' if report.timed_batches == 1 else 'batches'} of {report.batch}"
-    measured = f"ms per window: features and model on the device, {report.dtype}, median of {timed} after a warm-up."
+    how = f"median of {timed} after a warm-up" if report.warmed_up else f"{timed}, the first run after compiling"
+    measured = f"ms per window: features and model on the device, {report.dtype}, {how}."
     cli.print_table("Cost", columns, [cost], notes=[measured])
 
 
