@@ -23,7 +23,7 @@ from jaxprune import checkpoint
 from jaxprune.analysis.extraction import read_extraction
 from jaxprune.audio import load_audio
 from jaxprune.config import ModelConfig
-from jaxprune.data import shards
+from jaxprune.data import shard_writer, shards
 from jaxprune.data.labels import read_label_file
 from jaxprune.data.own import Manifest
 from jaxprune.data.records import Dataset, Record
@@ -106,7 +106,7 @@ def tones(folder: Path) -> Dataset:
 
 
 def make_shards(folder: Path) -> None:
-    shards.write(tones(folder), folder / "shards", clips=2)
+    shard_writer.write(tones(folder), folder / "shards", clips=2)
     shutil.rmtree(folder / "sounds")
 
 
