@@ -8,7 +8,7 @@ with the path.
 import dataclasses
 import math
 
-from jaxprune.config import Activation, Card, Family, ModelConfig
+from jaxprune.config import LARGEST, Activation, Card, Family, ModelConfig
 from jaxprune.features import MELS, MOST_MELS, STATISTICS
 
 from .geometry import Geometry
@@ -17,7 +17,6 @@ from .mapping import TOKENS
 
 HEAD_WIDTH = 64  # channels of an attention head in every published model
 NORM_EPS: dict[Family, tuple[float, float]] = {"ast": (1e-6, 1e-5), "audiomae": (1e-6, 1e-6)}  # (blocks, classifier)
-LARGEST = 100_000  # of any size: the work that checking causes is bounded by it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,9 +39,9 @@ class Hints:
 
     def __post_init__(self):
         for name in ("num_heads", "source_frames", "mels", "time_stride", "freq_stride", "classes"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or not 1 <= value <= LARGEST):
-                raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to {LARGEST:,}")
+            value, largest = getattr(self, name), LARGEST[name.removeprefix("num_").removeprefix("source_")]
+            if value is not None and (not isinstance(value, int) or not 1 <= value <= largest):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to {largest:,}")
         if self.dataset is not None and self.dataset not in STATISTICS:
             raise ValueError(f"dataset is {self.dataset!r}; it must be one of {', '.join(STATISTICS)}")
         if (self.mean is None) != (self.std is None):

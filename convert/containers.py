@@ -39,11 +39,16 @@ WEIGHT_FILES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Container:
-    """The weights in a checkpoint, unjudged; `folder` is where a Hugging Face `config.json` would lie."""
+    """The weights in a checkpoint, unjudged.
+
+    `folder` is where a Hugging Face `config.json` would lie. `checked` tells that the file had checksums, which were
+    right; only zip files have.
+    """
 
     path: Path
     folder: Path
     weights: StateDict
+    checked: bool
 
 
 def open_container(path: Path | str, *, key: str | None = None) -> Container:
@@ -92,12 +97,13 @@ def check_regular(path: Path, *, largest: int) -> None:
 
 
 def _open_file(path: Path, *, key: str | None = None) -> Container:
-    content = _read_shards(path) if path.name.endswith(".index.json") else _read_file(path)
-    return Container(path=path, folder=path.parent, weights=find_state_dict(content, path, key=key))
+    content, checked = _read_shards(path) if path.name.endswith(".index.json") else _read_file(path)
+    weights = find_state_dict(content, path, key=key)
+    return Container(path=path, folder=path.parent, weights=weights, checked=checked)
 
 
-def _read_file(path: Path) -> Any:
-    """The content of one file of weights, whatever its format."""
+def _read_file(path: Path) -> tuple[Any, bool]:
+    """The content of one file of weights, whatever its format, and whether checksums vouch for it."""
     check_regular(path, largest=LARGEST_FILE)
     try:
         with path.open("rb") as file:
@@ -115,12 +121,13 @@ def _read_file(path: Path) -> Any:
     if _is_text(head) and not is_legacy(head):  # pickle protocol 0 is text
         raise CheckpointError(path, "is a text file, not a checkpoint")
     if head[4:9] == b"\0\0\0\0{":  # a header's length below 4 GB in 8 bytes, then its JSON
-        return _read_safetensors(path)
-    return _read_pickle(path, zipped=head.startswith(b"PK\x03\x04"))
+        return _read_safetensors(path), False
+    zipped = head.startswith(b"PK\x03\x04")
+    return _read_pickle(path, zipped=zipped), zipped
 
 
-def _read_shards(index: Path) -> dict[str, torch.Tensor]:
-    """The tensors of all shards named by a Hugging Face index; they must lie beside it."""
+def _read_shards(index: Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """The tensors of all shards named by a Hugging Face index, beside which they must lie, and `_read_file`'s word."""
     weight_map = read_json(index).get("weight_map")
     if (
         not weight_map
@@ -129,10 +136,12 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     ):
         raise CheckpointError(index, "has no weight_map from tensor names to shard files")
     tensors: dict[str, torch.Tensor] = {}
+    all_checked = True
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name or name.endswith(".index.json") or not (index.parent / name).is_file():
             raise CheckpointError(index, f"names the shard {shown(name)!r}, which is not a file beside it")
-        content = _read_file(index.parent / name)
+        content, checked = _read_file(index.parent / name)
+        all_checked &= checked
         if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
             raise CheckpointError(index, f"names the shard {shown(name)!r}, which does not hold tensors by name")
         if twice := sorted(tensors.keys() & content.keys()):
@@ -140,7 +149,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
         tensors |= content
     if absent := sorted(weight_map.keys() - tensors.keys()):
         raise CheckpointError(index, "promises tensors that its shards do not hold:", [*map(shown, absent)])
-    return tensors
+    return tensors, all_checked
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

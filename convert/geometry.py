@@ -77,11 +77,11 @@ class Geometry:
             depth=self.depth,
             heads=1,
             classes=self.classes or 1,
-            frames=self.patch * self.patches,
+            frames=self.patch + self.patches - 1,
             mels=self.patch,
             patch=self.patch,
-            time_stride=self.patch,
-            freq_stride=self.patch,
+            time_stride=1,
+            freq_stride=1,
             mlp_ratio=self.mlp_ratio,
         )
         return official_shapes(row)

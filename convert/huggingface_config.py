@@ -10,16 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxprune.config import Activation
+from jaxprune.config import LARGEST, Activation
 from jaxprune.data.labels import from_id2label
 from jaxprune.features import MELS, SAMPLE_RATE, STATISTICS
 
-from .complete_card import LARGEST, Said
+from .complete_card import Said
 from .containers import read_json
 from .errors import CheckpointError, shown
 
 _SUPPORTED = {"model_type": "audio-spectrogram-transformer", "hidden_act": "gelu", "qkv_bias": True}
-DEEPEST = 1000  # blocks
 
 # transformers' defaults for what we read, and with them the types we accept.
 _DEFAULTS = {
@@ -40,6 +39,19 @@ _FEATURE_DEFAULTS = {
     "max_length": STATISTICS["audioset"].frames,
     "num_mel_bins": MELS,
     "sampling_rate": SAMPLE_RATE,
+}
+# Larger sizes are a damaged or hostile file: seen before they cause any work.
+_LARGEST = {
+    "hidden_size": LARGEST["width"],
+    "num_hidden_layers": LARGEST["depth"],
+    "num_attention_heads": LARGEST["heads"],
+    "intermediate_size": 8 * LARGEST["width"],
+    "patch_size": LARGEST["patch"],
+    "time_stride": LARGEST["time_stride"],
+    "frequency_stride": LARGEST["freq_stride"],
+    "max_length": LARGEST["frames"],
+    "num_mel_bins": LARGEST["mels"],
+    "sampling_rate": 1_000_000,
 }
 _ACTIVATIONS: dict[str, Activation] = {
     "multi_label_classification": "sigmoid",
@@ -148,8 +160,8 @@ def _values(content: Mapping[str, Any], defaults: Mapping[str, Any], *, path: Pa
         if isinstance(default, float):
             fits, wanted = type(value) in (int, float) and abs(value) < 1e30, "a number of a sane size"
         else:
-            largest = DEEPEST if name == "num_hidden_layers" else LARGEST
-            fits, wanted = type(value) is int and 0 < value <= largest, f"a whole number from 1 to {largest}"
+            largest = _LARGEST[name]
+            fits, wanted = type(value) is int and 0 < value <= largest, f"a whole number from 1 to {largest:,}"
         if not fits:
             problems.append(f"{name}: is {shown(repr(value))}, expected {wanted}")
     if problems:

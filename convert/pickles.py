@@ -7,6 +7,7 @@ Reading the tensors themselves is `containers.py`'s matter.
 """
 
 import dataclasses
+import errno
 import io
 import pickletools
 import struct
@@ -77,6 +78,10 @@ def _check_zip(path: Path) -> None:
             raise
         except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, ValueError) as error:
             raise _Unsound(f"{DAMAGED}: {first_sentence(error)}") from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a place before the file's beginning
+                raise
+            raise _Unsound(f"{DAMAGED}: its list of records points outside the file") from error
     if damaged:
         raise _Unsound(
             f"is not a complete PyTorch checkpoint: the checksum of its record {shown(damaged)} does not fit, so the "

@@ -174,7 +174,7 @@ def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def training_state(model: dict[str, Tensor], *, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What MAE's training loop saves around a model: optimiser, epoch, loss scaler and the parsed command line."""
+    """A model inside all that MAE's training loop saves: optimiser, epoch, loss scaler and the parsed command line."""
     parameter = torch.nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.AdamW([parameter], lr=1e-3, betas=(0.9, 0.95))
     parameter.sum().backward()

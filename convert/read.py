@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jaxprune.config import Card, Family
+from jaxprune.config import LARGEST, Card, Family
 from jaxprune.data.labels import read_label_file
 
 from .complete_card import Hints, Said, make_card
@@ -28,6 +28,10 @@ from .mapping import CLASSIFIERS, Shape
 from .timm_config import read_timm
 
 __all__ = ["CheckpointError", "TorchCheckpoint", "read_torch"]
+
+UNCHECKED = (
+    "This format has no checksums, so damaged numbers go unseen; compare the file's SHA-256 with its publisher's."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,7 @@ def _understood(found: "_Found", hints: Hints, *, path: Path | str) -> TorchChec
         raise CheckpointError(path, str(error)) from error
     fate = f"newly initialised for {card.model.classes} classes; fine-tune before use"
     weights = found.container.weights
+    unchecked = () if found.container.checked else (UNCHECKED,)
     return TorchCheckpoint(
         card=card,
         state=state,
@@ -114,7 +119,7 @@ def _understood(found: "_Found", hints: Hints, *, path: Path | str) -> TorchChec
             **weights.beside,
         },
         missing={f"{module}.{leaf}": fate for module in found.fresh for leaf in ("weight", "bias")},
-        notes=(*weights.notes, *conversions, *assumptions),
+        notes=(*weights.notes, *unchecked, *conversions, *assumptions),
     )
 
 
@@ -169,6 +174,8 @@ def _configuration(container: Container, *, classifier: bool) -> Said:
 def _read_state(found: _Found) -> tuple[Geometry, dict[str, np.ndarray], tuple[str, ...]]:
     """Checks names, kinds and shapes of all tensors, then converts them; notes say from what, if not float32."""
     path, parts, tensors = found.container.path, found.names.parts, found.tensors
+    if (depth := depth_of(parts)) > LARGEST["depth"]:
+        raise CheckpointError(path, f"numbers its blocks up to {depth - 1}; at most {LARGEST['depth']} are read")
     used = [key for keys in parts.values() for key in keys]
     unusable = {key: reason for key in used if (reason := _unusable(tensors[key]))}
     problems = [*found.container.weights.strange]
@@ -181,7 +188,7 @@ def _read_state(found: _Found) -> tuple[Geometry, dict[str, np.ndarray], tuple[s
     except ValueError as error:
         malformed = [line for line in str(error).splitlines() if not line.endswith(": missing")]  # those are listed
         problems += [found.original(line) for line in malformed]
-        wanted = _any_of(found.form.family, depth=depth_of(parts)).shapes()
+        wanted = _any_of(found.form.family, depth=depth).shapes()
     wanted = {key: shape for key, shape in wanted.items() if not key.startswith(found.absent)}
     problems += _misplaced(found, wanted)
     if geometry is not None:

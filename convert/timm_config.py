@@ -6,9 +6,10 @@ no feature statistics in our sense: timm's mean and std are of images.
 
 from pathlib import Path
 
+from jaxprune.config import LARGEST
 from jaxprune.data.labels import from_id2label
 
-from .complete_card import LARGEST, Said
+from .complete_card import Said
 from .containers import read_json
 from .errors import CheckpointError, shown
 
@@ -45,6 +46,6 @@ def _input_size(size: object, path: Path) -> tuple[int | None, int | None]:
     match size:
         case None:
             return None, None
-        case [1, int(frames), int(mels)] if 0 < frames <= LARGEST and 0 < mels <= LARGEST:
+        case [1, int(frames), int(mels)] if 0 < frames <= LARGEST["frames"] and 0 < mels <= LARGEST["mels"]:
             return frames, mels
     raise CheckpointError(path, f"sets input_size to {shown(repr(size))}; expected 1 channel, frames and mel bins")

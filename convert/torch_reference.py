@@ -25,7 +25,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Reference:
-    """What one forward pass computed; the three lists have an entry per block.
+    """The results of one forward pass; the three lists have an entry per block.
 
     `logits` (b, y). `embedded` (b, s, d): the tokens entering block 0. `blocks`: the tokens leaving the block,
     (b, p + k, d), extra tokens first. `scores`: (b, n), in the order the patches have when the block begins, computed
@@ -46,7 +46,7 @@ def build(config: ModelConfig) -> "Classifier":
 
 
 class Classifier(nn.Module):
-    """What both families share: walking through the blocks and pruning between a block's attention and its MLP.
+    """The walk through the blocks that both families share, pruning between a block's attention and its MLP.
 
     A family adds `image` (the spectrogram as its patch convolution sees it), `embed` (tokens entering block 0),
     `readout` (logits from the last tokens), `patch_embed`, `blocks`, and the `score` it was published with.
@@ -68,7 +68,7 @@ class Classifier(nn.Module):
         forced: Mapping[int, Tensor] | None = None,
         score: Score | None = None,
     ) -> Reference:
-        """Classify normalised log-mel `mel` (b, t, f), and tell what happened on the way.
+        """Classifies normalised log-mel `mel` (b, t, f), and records every step on the way.
 
         `keep` maps a block (0-based) to the share of patches that stays, 0 < rate <= 1; they are then in order of
         falling score, but rate 1 changes nothing. `forced` maps a block to the original positions (b, k) that leave
@@ -296,7 +296,7 @@ def keep_count(rate: float, patches: int) -> int:
 
 
 def locate(wanted: Tensor, patch_ids: Tensor) -> Tensor:
-    """Where in `patch_ids` (b, n) the original positions `wanted` (b, k) stand: indices (b, k) into a block's patches.
+    """The places in `patch_ids` (b, n) of the original positions `wanted` (b, k): indices (b, k) into its patches.
 
     Raises `ValueError` unless each row of `wanted` holds distinct positions that are in the same row of `patch_ids`.
     """

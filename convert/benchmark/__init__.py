@@ -1,5 +1,6 @@
-"""Times the JAX models against PyTorch on one machine, fairly: `scripts/benchmark.py` is the program.
+"""Times the JAX models against PyTorch on one machine, fairly: the command `jaxprune benchmark`.
 
-`referee` holds the parent process, `worker` the timed ones, `machine` the watch over what else uses the cores, `report`
-the arithmetic and the table.
+`command` takes the options, `referee` is the parent process and `worker` a timed one, with its contestants in
+`jax_side` and `torch_side`. `job` is all they must agree on. `machine` watches who else uses the cores. `report` does
+the arithmetic and the table. Timing without PyTorch is `jaxprune.evaluation.timing`'s matter.
 """

@@ -69,7 +69,7 @@ class Jax:
         return machine.process_peak(lambda: self.call(keep_rate), before=self.memory_before)
 
     def device_peak(self, keep_rate: float) -> tuple[Any, int | None]:
-        """What lies on the device and what the program adds: JAX's own peak cannot be started anew for each program."""
+        """Bytes on the device and those the program adds. JAX's own peak cannot be started anew for each program."""
         numbers = self.call(keep_rate)
         stats, temp = self.device.memory_stats(), self.temp_bytes[keep_rate]
         return numbers, None if stats is None or temp is None else stats["bytes_in_use"] + temp

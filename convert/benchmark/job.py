@@ -1,18 +1,21 @@
-"""What a worker is told to measure, and on which device: all that parent and workers must agree on."""
+"""A worker's order and its device: all that parent and workers must agree on."""
 
 import dataclasses
 from collections.abc import Mapping
 
 
 class Unavailable(Exception):
-    """What was asked for is not to be had on this machine; the user's to mend, so its text is shown as it is."""
+    """Hardware or a package that is missing here; the message is for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """`torch`: PyTorch's name of it. `environment`: what brings JAX there. `side`: of the square matrices whose product
-    tells its peak. `float32`: PyTorch's precision of matrix products that equals JAX's default. `notes`: what a reader
-    of figures from it must know."""
+    """A device to measure on.
+
+    `torch` is PyTorch's name for it; `environment` brings JAX there. `side` is the side of the square matrices whose
+    product tells the device's peak. `float32` is PyTorch's precision of matrix products that equals JAX's default.
+    `notes` are for readers of the figures.
+    """
 
     torch: str
     environment: Mapping[str, str]
@@ -36,8 +39,10 @@ DEVICES: Mapping[str, Device] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a worker measures. `contestant` is `jax` or `torch-VARIANT`, `work` is forward or step; a sample lasts
-    `min_seconds` at least."""
+    """One measurement of one worker.
+
+    `contestant` is `jax` or `torch-VARIANT`, `work` is forward or step. A sample lasts `min_seconds` at least.
+    """
 
     contestant: str
     work: str
@@ -65,7 +70,7 @@ class Job:
         return np.random.default_rng(self.seed).standard_normal(shape, np.float32)
 
     def targets(self):
-        """What a training step learns: a class in a hundred is there, at random."""
+        """Labels for a training step: one class in a hundred is present, at random."""
         import numpy as np
 
         return (np.random.default_rng(self.seed + 1).random((self.batch, self.classes)) < 0.01).astype(np.float32)

@@ -1,6 +1,6 @@
-"""The machine a benchmark runs on: what it is, who else is using its cores, and how much memory a process took.
+"""The machine a benchmark runs on: its description, other users of its cores, and the memory a process took.
 
-Reads Linux's /proc; elsewhere the questions it cannot answer are answered None.
+Reads Linux's /proc. Elsewhere the unknown is None.
 """
 
 import contextlib
@@ -24,15 +24,18 @@ LINUX = platform.system() == "Linux"
 
 @dataclass(frozen=True)
 class Window:
-    """One watched stretch of time: `share` of the cores' time that went to other processes or was stolen by the
-    hypervisor (None where that cannot be told), and whether it is enough to spoil a measurement."""
+    """One watched stretch of time.
+
+    `share` of the cores' time went to other processes or to the hypervisor; None where that cannot be told.
+    `contended` is true where it is enough to spoil a measurement.
+    """
 
     share: float | None
     contended: bool
 
 
 def watched(work: Callable[[], T], *, cores: Collection[int], ours: Iterable[int]) -> tuple[T, Window]:
-    """What `work` returned, and what processes other than `ours` (ids) did on `cores` meanwhile."""
+    """The result of `work`, and the use that processes other than `ours` (ids) made of `cores` meanwhile."""
     if not LINUX:
         return work(), Window(None, False)
     ours = tuple(ours)
@@ -113,7 +116,7 @@ def reset_peak() -> None:
 
 
 def process_peak(work: Callable[[], T], *, before: int | None) -> tuple[T, int | None]:
-    """What `work` returned, and the most memory this process held meanwhile, less the `before` it held once."""
+    """The result of `work`, and the most memory this process held meanwhile, less the `before` it held once."""
     reset_peak()
     result, peak = work(), peak_bytes()
     return result, None if peak is None or before is None else peak - before
@@ -127,7 +130,7 @@ def _status(field: str) -> int | None:
 
 
 def describe(cores: Collection[int]) -> dict[str, Any]:
-    """Processor, cores, memory, versions and commit: what a figure means nothing without."""
+    """Processor, cores, memory, versions and commit: a figure means nothing without them."""
     packages = ("jaxprune", "jax", "jaxlib", "flax", "torch", "transformers", "numpy")
     return {
         "cpu": cpu_name(),

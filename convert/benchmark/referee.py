@@ -1,10 +1,9 @@
-"""The parent process: starts a worker for JAX and for each PyTorch variant, lets them take turns, and throws away
-disturbed samples.
+"""The parent process: starts a worker for JAX and one for each PyTorch variant, and lets them take turns.
 
-Turns are a call or a few, right after one that is not timed, on the same device (`torch-eager`, `jax`, `torch-eager`,
-...) over all keep rates, so that whatever the machine does, it does to both, and to the pruned and the unpruned model
-alike. Each round ends with a large matrix product in either framework, which tells what the device could do at the
-time. What the samples mean is `report`'s matter.
+A turn is a call or a few, right after one that is not timed, on the same device. Turns alternate (`torch-eager`, `jax`,
+`torch-eager`, ...) over all keep rates, so the machine's moods hit both frameworks, and pruned and unpruned models,
+alike. Disturbed samples are thrown away. Each round ends with a large matrix product in either framework, which tells
+the device's peak at that time. The arithmetic is `report`'s matter.
 """
 
 import dataclasses
@@ -97,11 +96,11 @@ class Plan:
         ]
 
     def contestants(self, family: str, keep_rate: float) -> list[str]:
-        """Who is measured there."""
+        """The contestants measured there, by name."""
         return [*(f"torch-{name}" for name in self.torch if TORCH[name].covers(family, keep_rate)), "jax"]
 
     def remarks(self) -> list[str]:
-        """What PyTorch variants do not cover, each in a sentence."""
+        """The gaps of the PyTorch variants, each in a sentence."""
         asked = list(itertools.product(self.families, self.keep_rates))
         return [
             TORCH[name].remark
@@ -162,8 +161,11 @@ def multipliers(names: Iterable[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Seconds of one call, what share of the cores others used meanwhile (None: not measured), whether that spoils it,
-    and the seconds of the tries thrown away before it."""
+    """Seconds of one call.
+
+    `others` is the share of the cores that others used meanwhile, None if not measured; `contended` is true where that
+    spoils the sample. `dropped` holds the seconds of the tries thrown away before it.
+    """
 
     seconds: float
     others: float | None
@@ -172,8 +174,7 @@ class Sample:
 
 
 def undisturbed(take: Callable[[], float], *, cores: Sequence[int], ours: Sequence[int], retries: int) -> Sample:
-    """A sample in which nobody else used the cores; when all `retries` were disturbed too, the last one, marked
-    contended."""
+    """A sample in which nobody else used the cores. If all `retries` were disturbed too: the last, marked contended."""
     dropped: list[float] = []
     while True:
         seconds, window = machine.watched(take, cores=cores, ours=ours)
@@ -226,13 +227,17 @@ class Worker:
         )
 
     def ask(self, what: str, **order: Any) -> dict[str, Any]:
+        """Sends an order and waits for its answer."""
         assert self.process.stdin is not None
         print(json.dumps({"do": what} | order), file=self.process.stdin, flush=True)
         return self.reply()
 
     def reply(self) -> dict[str, Any]:
-        """The next answer. Raises `RuntimeError` if the worker reports an error or has died, and `ValueError` if this
-        machine has not what was asked for."""
+        """The next answer.
+
+        Raises `RuntimeError` if the worker reports an error or has died, `ValueError` if hardware or a package is
+        missing here.
+        """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -247,6 +252,7 @@ class Worker:
 
 @contextmanager
 def started(job: Job) -> Iterator[Worker]:
+    """A worker that is stopped at the end of the block."""
     worker = Worker(job)
     try:
         yield worker

@@ -1,4 +1,4 @@
-"""What the samples mean: medians, paired ratios, speed-up against arithmetic, and the one table that shows them.
+"""The statistics of the samples: medians, paired ratios, speed-up against arithmetic, and the table of them.
 
 Every figure derived here follows from numbers that stay in the same JSON, samples included.
 """
@@ -60,13 +60,13 @@ def digest(raw: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def peak_gflops(product: Mapping[str, Any]) -> float:
-    """Of square matrices of a side, multiplied in either framework some times."""
+    """The best speed of multiplying square matrices, in either framework."""
     fastest = min(min(seconds) for name, seconds in product.items() if name != "side")
     return 2 * product["side"] ** 3 / fastest / 1e9
 
 
 def group(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What results must share for their speed-ups to be compared."""
+    """The fields that results must share for their speed-ups to be compared."""
     return tuple(row[field] for field in ("work", "family", "size", "frames", "batch", "dtype", "device"))
 
 
@@ -133,7 +133,7 @@ def products(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> str:
-    """That the two did the same work, in a sentence."""
+    """One sentence on how closely the frameworks' numbers agree."""
     differences = [facts["difference"] for row in rows for facts in row["contestants"].values()]
     return f"The frameworks' numbers (logits; losses of a training step) differ by at most {max(differences):.0e}."
 

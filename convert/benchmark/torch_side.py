@@ -1,4 +1,4 @@
-"""PyTorch's contestants: the table `TORCH` of its variants, and what a forward pass and a training step are in it.
+"""PyTorch's contestants: the table `TORCH` of its variants, a forward pass and a training step.
 
 torch is imported only where something is measured, so that the parent process can read the table without it.
 """
@@ -80,7 +80,7 @@ def nothing_missing() -> str:
 
 
 def no_compiler() -> str:
-    """What torch.compile lacks, in a sentence, or nothing. It looks for the same names."""
+    """The sentence for a missing compiler, or nothing. torch.compile looks for the same names."""
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler):
         return ""
@@ -95,8 +95,10 @@ def no_transformers() -> str:
 
 @dataclass(frozen=True)
 class Variant:
-    """`build` makes the model; `ready` prepares its call for one keep rate; `missing` says in a sentence what this
-    machine lacks for it, if anything; `covers` says which families and keep rates it has, `remark` the same in words.
+    """A way to run PyTorch.
+
+    `build` makes the model; `ready` prepares its call for one keep rate. `missing` names in a sentence the package or
+    tool it lacks here, if any. `covers` tells which families and keep rates it has, `remark` the same in words.
     """
 
     build: Build

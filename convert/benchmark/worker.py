@@ -1,8 +1,8 @@
-"""One timed process: loads one model in one framework, then does what the parent says, a JSON line at a time.
+"""One timed process: loads one model in one framework, then follows the parent's orders, a JSON line each.
 
-Run by `convert.benchmark.referee` as `python -m convert.benchmark.worker JOB`. PyTorch and JAX each get a process of
-their own, so that thread pools, allocators and peak memory do not mix. Both draw the same weights and the same
-spectrogram from the job's seed, so that their logits can be compared. Memory allocators are the frameworks' defaults.
+The referee starts it. PyTorch and JAX each get a process of their own, so that thread pools, allocators and peak memory
+do not mix. Both draw the same weights and the same spectrogram from the job's seed, so that their logits can be
+compared. Memory allocators are the frameworks' defaults.
 
 Contestants are in `jax_side` and `torch_side`. Training steps go on from each other, and all contestants have taken as
 many when their numbers are compared.
@@ -25,10 +25,13 @@ from .job import Job, Unavailable
 
 @runtime_checkable
 class Contestant(Protocol):
-    """`prepare` compiles, if that is its way, and tells what it took. `call` returns when the numbers are there: logits
+    """One framework's model at work; `name` is the device's.
+
+    `prepare` compiles, if the framework does, and returns the cost. `call` returns when the numbers are there: logits
     of a forward pass, or each clip's loss in a training step (forward, backward and an AdamW update). `peak` is a call
-    and the memory it took at most, weights and input included. `product` makes a call that multiplies two square
-    matrices of the job's dtype. `name` is the device's."""
+    with the most memory it took, weights and input included. `product` makes a call that multiplies two square matrices
+    of the job's dtype.
+    """
 
     name: str
 
@@ -50,6 +53,7 @@ CONTESTANTS = {  # (work, framework): module, class; imported in the worker that
 
 
 def contestant_for(job: Job) -> Contestant:
+    """The contestant of a job, its framework imported now."""
     module, name = CONTESTANTS[job.work, job.contestant.partition("-")[0]]
     return getattr(importlib.import_module(f"{__package__}.{module}"), name)(job)
 
@@ -77,7 +81,7 @@ def seconds(work: Callable[[], Any], *, calls: int = 1) -> float:
 
 
 def answers(contestant: Contestant, *, min_seconds: float) -> dict[str, Callable[..., dict[str, Any]]]:
-    """What the parent can ask for, by name."""
+    """The orders that the parent can give, by name."""
     products: dict[int, Callable[[], Any]] = {}
 
     def prepare(keep_rate: float) -> dict[str, Any]:
@@ -97,6 +101,7 @@ def answers(contestant: Contestant, *, min_seconds: float) -> dict[str, Callable
 
 
 def main() -> None:
+    """Answers orders until the parent closes the pipe."""
     replies = os.fdopen(os.dup(1), "w")  # the real stdout; whatever a library prints goes to stderr
     os.dup2(2, 1)
 

@@ -24,15 +24,15 @@ DOUBLED = b"K\x01" + b"q\x00h\x00\x86" * 40  # 1, then a pair of what came befor
 NESTED = b"K\x01" + b"\x85" * 900_000
 
 
-def refused(path, *facts, **settings):
-    """The message of the error, which names the file and every one of `facts`, after at most a few seconds."""
+def refused(path, *facts, within=10, **settings):
+    """The message of the error, which names the file and every one of `facts`, after at most so many seconds."""
     began = time.monotonic()
     with pytest.raises(CheckpointError) as caught:
         read_torch(path, **{"num_heads": 3} | settings)
     message = str(caught.value)
     assert message.startswith(str(path)), message
     assert all(fact in message for fact in facts), message
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < within
     return message
 
 
@@ -123,6 +123,21 @@ def test_a_zip_whose_list_of_records_would_fill_the_memory(saved):
     refused(saved, "lists records over 2,147,483,648 bytes")
 
 
+def test_a_list_of_records_that_points_before_the_file(saved):
+    content = bytearray(saved.read_bytes())
+    at = content.rfind(b"PK\x06\x06")  # torch writes the list's place in the zip64 record as well, which rules
+    struct.pack_into("<Q", content, at + 48, struct.unpack_from("<Q", content, at + 48)[0] + 1000)
+    saved.write_bytes(content)
+    refused(saved, "is not a complete PyTorch checkpoint")
+
+
+def test_formats_without_checksums_say_so(tmp_path, saved, state):
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    for name, said in (("a.safetensors", True), ("legacy.pth", True), ("ast.pth", False)):
+        assert any("no checksums" in note for note in read_torch(tmp_path / name, num_heads=3).notes) is said
+
+
 # --- the pickle
 
 
@@ -147,7 +162,7 @@ def test_nested_lists_are_counted_too(tmp_path):
 
 def test_a_pickle_of_endless_instructions(tmp_path):
     path = with_pickle(tmp_path / "a.pth", b"\x80\x02(" + b"N" * (MOST_INSTRUCTIONS + 1) + b"t.")
-    refused(path, f"more than {MOST_INSTRUCTIONS:,} instructions")
+    refused(path, f"more than {MOST_INSTRUCTIONS:,} instructions", within=60)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +246,11 @@ def test_large_sizes_that_do_not_fit_each_other_cost_nothing(tmp_path, state, ke
     refused(tmp_path / "a.pth", "v.pos_embed: has shape")
 
 
+def test_a_block_number_beyond_all_models_costs_nothing(tmp_path, state):
+    torch.save(state | {"v.blocks.999.norm1.weight": torch.ones(48)}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "numbers its blocks up to 999; at most 128 are read")
+
+
 # --- files and configurations
 
 
@@ -256,9 +276,10 @@ def test_a_huge_sparse_file_is_refused_by_its_size(tmp_path, name, size):
 @pytest.mark.parametrize(
     ("field", "value", "fact"),
     [
-        ("num_hidden_layers", 100_000, "num_hidden_layers: is 100000, expected a whole number from 1 to 1000"),
-        ("num_hidden_layers", 1000, "layers.999.mlp.fc2.bias: missing"),
-        ("hidden_size", 100_000, "expected (1, 1, 100000)"),
+        ("num_hidden_layers", 100_000, "num_hidden_layers: is 100000, expected a whole number from 1 to 128"),
+        ("num_hidden_layers", 128, "layers.127.mlp.fc2.bias: missing"),
+        ("hidden_size", 100_000, "hidden_size: is 100000, expected a whole number from 1 to 16,384"),
+        ("hidden_size", 16_320, "expected (1, 1, 16320)"),
         ("hidden_size", 10**400, "hidden_size: is 1000"),
         ("layer_norm_eps", 10**400, "layer_norm_eps: is 1000"),
         ("max_length", 0, "max_length: is 0"),
