@@ -38,13 +38,12 @@ def load_pretraining(
     return fill(model, weights, source="the PyTorch checkpoint")
 
 
-def tensors(model: Pretraining | nnx.State, config: PretrainingConfig) -> dict[str, np.ndarray]:
-    """The model's weights, or a state of its form such as gradients, as official tensors."""
-    values = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model))} if isinstance(model, nnx.Module) else {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(model)}
+def from_pretraining(model: Pretraining) -> dict[str, np.ndarray]:
+    """The model's weights as official tensors, float32: what the authors' code loads as `{"model": ...}`."""
+    values = leaves(model)
     state = {}
-    for pair in pairs(config):
-        if pair.leaf in values:
-            state |= zip(pair.official, pair.to_torch(np.asarray(values[pair.leaf])), strict=True)
+    for pair in pairs(model.settings):
+        state |= zip(pair.official, pair.to_torch(np.asarray(values[pair.leaf][...])), strict=True)
     return state
 
 

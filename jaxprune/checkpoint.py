@@ -16,7 +16,7 @@ import stat
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from jaxprune.files import NotWritten, quiet_orbax, whole_directory, write_text
 from jaxprune.json_files import read_json
 from jaxprune.models import Classifier, abstract
 from jaxprune.positions import adapt_positions
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 CARD, WEIGHTS, DIGEST = "card.json", "weights", "weights_sha256"
 # A run of `jaxprune finetune` keeps its finished model here.
@@ -133,7 +135,7 @@ def weights_digest(weights: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def leaves(model: Classifier) -> dict[str, nnx.Variable]:
+def leaves(model: nnx.Module) -> dict[str, nnx.Variable]:
     """Every variable that a checkpoint holds, by dotted name, e.g. `encoder.blocks.3.attention.qkv.kernel`."""
     return {dotted(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
@@ -143,7 +145,7 @@ def dotted(path: tuple) -> str:
     return ".".join(map(str, path))
 
 
-def fill(model: Classifier, weights: Mapping[str, np.ndarray], *, source: str) -> Classifier:
+def fill(model: Model, weights: Mapping[str, np.ndarray], *, source: str) -> Model:
     """The (abstract or real) model with every leaf set from `weights`, by dotted name, as float32.
 
     Raises `ValueError` naming `source` and the missing, unexpected and misshapen weights, or those not finite.

@@ -14,6 +14,7 @@ ORDER = (
     "parallel",
     "reduction",
     "",
+    "pretraining",
     "data",
     "evaluation",
     "analysis",

@@ -138,7 +138,9 @@ class WindowBlocks(Decoder):
             grid = jnp.roll(self.join(windows), shift, axis=1)
         return rearrange(grid, "b t f d -> b (t f) d")
 
-    def cut(self, grid: Float[Array, "b t f d"]) -> Float[Array, "b g s d"]:
+    def cut(
+        self, grid: Float[Array, "b t f d"] | Float[np.ndarray, "b t f d"]
+    ) -> Float[Array, "b g s d"] | Float[np.ndarray, "b g s d"]:
         """The g windows of a grid, their tokens time-major."""
         return rearrange(grid, "b (gt t) (gf f) d -> b (gt gf) (t f) d", t=self.window, f=self.window)
 
@@ -153,7 +155,7 @@ class WindowBlocks(Decoder):
         if shift:
             region[:, time - self.window : time - shift] = 1
             region[:, time - shift :] = 2
-        region = np.asarray(self.cut(region))[0, :, :, 0]  # g s
+        region = self.cut(region)[0, :, :, 0]  # g s
         return np.where(region[:, :, None] == region[:, None, :], 0, -100).astype(np.float32)
 
 
@@ -202,7 +204,7 @@ class WindowAttention(nnx.Module):
         dots = jnp.einsum("bghqc,bghkc->bghqk", q, k, preferred_element_type=jnp.float32)
         lengths = _length(q)[..., :, None] * _length(k)[..., None, :]
         cosine = dots / jnp.maximum(lengths, 1e-6)
-        logits = cosine / jnp.maximum(self.temperature[...], LEAST_TEMPERATURE)[:, None, None]
+        logits = cosine / jnp.maximum(self.temperature[...], LEAST_TEMPERATURE)[None, None, :, None, None]
         bias = self.bias(dropout, index=index)[None] + apart[:, None]  # g h s s
         weights = jax.nn.softmax(logits + bias[None], axis=-1).astype(v.dtype)
         return self.out(rearrange(jnp.einsum("bghqk,bghkc->bghqc", weights, v), "b g h s c -> b g s (h c)"))

@@ -53,7 +53,7 @@ def time_frequency_visible(
 
 def removed(visible: Int[Array, "b k"], *, patches: int) -> Bool[Array, "b n"]:
     """True for the patches that the encoder does not see: those that are to be predicted."""
-    return ~(visible[:, :, None] == jnp.arange(patches)).any(axis=1)
+    return ~(visible[:, :, None] == jnp.arange(patches)[None, None]).any(axis=1)
 
 
 def _least(noise: Float[Array, "b m"], ratio: float) -> Bool[Array, "b m"]:

@@ -17,7 +17,7 @@ from jaxprune.config import ModelConfig
 from jaxprune.models import AudioMAE, Table, cut_patches
 from jaxprune.ops.layers import LayerNorm, Linear
 from jaxprune.positions import sincos_positions
-from jaxprune.pretraining.decoders import EPS, BiasDropout, DecoderConfig, WindowDecoder
+from jaxprune.pretraining.decoders import EPS, BiasDropout, DecoderConfig
 from jaxprune.pretraining.masks import removed
 from jaxprune.reduction.policy import Policy
 from jaxprune.reduction.selection import Selection
@@ -32,7 +32,7 @@ class PretrainingConfig:
     """
 
     encoder: ModelConfig
-    decoder: DecoderConfig = WindowDecoder()
+    decoder: DecoderConfig
 
     def __post_init__(self):
         if self.encoder.family != "audiomae":
