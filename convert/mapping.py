@@ -85,19 +85,8 @@ def official_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 def pairs(config: ModelConfig) -> list[Pair]:
     """Every tensor and leaf of a model of this configuration."""
-    block = [
-        pair
-        for i in range(config.depth)
-        for pair in (
-            *norm(f"blocks.{i}.norm1", f"encoder.blocks.{i}.norm1"),
-            *linear(f"blocks.{i}.attn.qkv", f"encoder.blocks.{i}.attention.qkv"),
-            *linear(f"blocks.{i}.attn.proj", f"encoder.blocks.{i}.attention.out"),
-            *norm(f"blocks.{i}.norm2", f"encoder.blocks.{i}.norm2"),
-            *linear(f"blocks.{i}.mlp.fc1", f"encoder.blocks.{i}.mlp.fc1"),
-            *linear(f"blocks.{i}.mlp.fc2", f"encoder.blocks.{i}.mlp.fc2"),
-        )
-    ]
-    return {"ast": ast_pairs, "audiomae": audiomae_pairs}[config.family](config, block)
+    blocks = [pair for i in range(config.depth) for pair in block(f"blocks.{i}", f"encoder.blocks.{i}")]
+    return {"ast": ast_pairs, "audiomae": audiomae_pairs}[config.family](config, blocks)
 
 
 def ast_pairs(config: ModelConfig, blocks: list[Pair]) -> list[Pair]:
@@ -133,6 +122,18 @@ def classifier(family: Family) -> tuple[Pair, ...]:
     """The classifier's LayerNorm and Linear."""
     head_norm, head = CLASSIFIERS[family]
     return *norm(head_norm, "head_norm"), *linear(head, "head")
+
+
+def block(official: str, leaf: str) -> tuple[Pair, ...]:
+    """A transformer block's norms, attention and MLP."""
+    return (
+        *norm(f"{official}.norm1", f"{leaf}.norm1"),
+        *linear(f"{official}.attn.qkv", f"{leaf}.attention.qkv"),
+        *linear(f"{official}.attn.proj", f"{leaf}.attention.out"),
+        *norm(f"{official}.norm2", f"{leaf}.norm2"),
+        *linear(f"{official}.mlp.fc1", f"{leaf}.mlp.fc1"),
+        *linear(f"{official}.mlp.fc2", f"{leaf}.mlp.fc2"),
+    )
 
 
 def norm(official: str, leaf: str) -> tuple[Pair, Pair]:

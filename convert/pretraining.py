@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from flax import nnx
@@ -11,9 +12,10 @@ from jaxprune.checkpoint import fill, leaves
 from jaxprune.config import ModelConfig
 from jaxprune.pretraining import PlainDecoder, Pretraining, PretrainingConfig, WindowDecoder
 
-from .containers import CheckpointError, open_container
-from .geometry import infer_grid
-from .mapping import Pair, linear, norm, patch_embed, reshaped
+from .containers import open_container
+from .errors import CheckpointError
+from .grids import infer_grid
+from .mapping import Pair, block, linear, norm, patch_embed, reshaped
 
 
 def load_pretraining(
@@ -25,7 +27,7 @@ def load_pretraining(
     `ValueError`, where the file holds no decoder, lacks a tensor, or has one that the model has no place for.
     """
     container = open_container(path)
-    state = {key.removeprefix("module."): np.asarray(value.float()) for key, value in container.tensors.items()}
+    state = {key: np.asarray(tensor.float()) for key, tensor in container.weights.tensors.items()}
     config = _config(container.path, state, num_heads=num_heads, decoder_heads=decoder_heads)
     table = pairs(config)
     known = {key for pair in table for key in pair.official}
@@ -47,7 +49,9 @@ def from_pretraining(model: Pretraining) -> dict[str, np.ndarray]:
     return state
 
 
-def _config(path, state: Mapping[str, np.ndarray], *, num_heads: int | None, decoder_heads: int | None):
+def _config(
+    path: Path, state: Mapping[str, np.ndarray], *, num_heads: int | None, decoder_heads: int | None
+) -> PretrainingConfig:
     for key in ("cls_token", "pos_embed", "patch_embed.proj.weight", "decoder_embed.weight", "blocks.0.mlp.fc1.weight"):
         if key not in state:
             raise CheckpointError(path, f"is not a pretrained AudioMAE with its decoder; it has no {key}")
@@ -73,19 +77,20 @@ def _config(path, state: Mapping[str, np.ndarray], *, num_heads: int | None, dec
     )
 
 
-def _depth(state, blocks: str) -> int:
+def _depth(state: Mapping[str, np.ndarray], blocks: str) -> int:
+    """Blocks, by the highest index among the keys."""
     return 1 + max((int(m[1]) for key in state if (m := re.match(rf"{blocks}\.([0-9]{{1,3}})\.", key))), default=-1)
 
 
 def pairs(config: PretrainingConfig) -> list[Pair]:
     """Every tensor and leaf of a pretraining model."""
     window = isinstance(config.decoder, WindowDecoder)
-    decoder_block = _window_block if window else _block
+    decoder_block = _window_block if window else block
     return [
         *patch_embed("patch_embed.proj", "d 1 pt pf -> (pt pf) d", config.encoder),
         reshaped("cls_token", "extra_tokens", "1 p d -> p d"),
         reshaped("pos_embed", "positions", "1 s d -> s d"),
-        *(p for i in range(config.encoder.depth) for p in _block(f"blocks.{i}", f"encoder.blocks.{i}")),
+        *(p for i in range(config.encoder.depth) for p in block(f"blocks.{i}", f"encoder.blocks.{i}")),
         *norm("norm", "norm"),
         *linear("decoder_embed", "decoder_embed"),
         reshaped("mask_token", "mask_token", "1 1 d -> d"),
@@ -96,21 +101,10 @@ def pairs(config: PretrainingConfig) -> list[Pair]:
     ]
 
 
-def _block(official: str, leaf: str) -> list[Pair]:
-    return [
-        *norm(f"{official}.norm1", f"{leaf}.norm1"),
-        *linear(f"{official}.attn.qkv", f"{leaf}.attention.qkv"),
-        *linear(f"{official}.attn.proj", f"{leaf}.attention.out"),
-        *norm(f"{official}.norm2", f"{leaf}.norm2"),
-        *linear(f"{official}.mlp.fc1", f"{leaf}.mlp.fc1"),
-        *linear(f"{official}.mlp.fc2", f"{leaf}.mlp.fc2"),
-    ]
-
-
-def _window_block(official: str, leaf: str) -> list[Pair]:
-    return [
-        *_block(official, leaf),
+def _window_block(official: str, leaf: str) -> tuple[Pair, ...]:
+    return (
+        *block(official, leaf),
         reshaped(f"{official}.attn.tau", f"{leaf}.attention.temperature", "h -> h"),
         *linear(f"{official}.attn.meta_mlp.fc1", f"{leaf}.attention.meta1"),
         *linear(f"{official}.attn.meta_mlp.fc2", f"{leaf}.attention.meta2"),
-    ]
+    )

@@ -308,7 +308,7 @@ def _check_saved(saved: Mapping[str, ts.TensorStore], card: Card, *, size: int, 
         raise _DoNotFit(f"the weights in {source} are {size:,} bytes large; the card's model needs less than {most:,}")
 
 
-def _check_shapes(found: Mapping[str, tuple[int, ...]], model: Classifier, *, source: str) -> None:
+def _check_shapes(found: Mapping[str, tuple[int, ...]], model: nnx.Module, *, source: str) -> None:
     wanted = {name: leaf.shape for name, leaf in leaves(model).items()}
     problems = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"unexpected: {name} {found[name]}" for name in sorted(found.keys() - wanted.keys())]

@@ -162,7 +162,7 @@ class Mlp(nnx.Module):
         self.fc1 = Linear(config.width, config.mlp_width, dtype=dtype, rngs=rngs)
         self.fc2 = GeluLinear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    def __call__(self, tokens: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return self.fc2(self.fc1(tokens))
 
 
