@@ -15,7 +15,7 @@ import tyro
 
 from jaxprune import checkpoint
 from jaxprune.cli.console import notice, print_table
-from jaxprune.config import Card
+from jaxprune.config import PADDING_IN_WORDS, Card
 from jaxprune.files import check_free, locked
 from jaxprune.models import Classifier
 from jaxprune.positions import adapt_positions, released_audiomae_cut
@@ -38,6 +38,8 @@ class About:
     """their standard deviation."""
     classes: int | None = None
     """size of the new head for a checkpoint that has none, such as a pre-trained AudioMAE."""
+    padding: Literal["minimum", "zero"] | None = None
+    """the log-mel that filled short clips in its training: the clip's minimum (the token-pruning code) or 0."""
     key: str | None = None
     """the weights to take where the file has several, such as model_ema or checkpoint.model."""
     num_heads: int | None = None
@@ -115,11 +117,17 @@ def export_official(out: Path, state: Mapping[str, torch.Tensor], card: Card, *,
     if out.exists() and not (overwrite and out.is_file()):
         raise ValueError(f"{out} already exists; choose another name or ask to overwrite it (--overwrite)")
     export.write_official(out, state, card.model)
+    notice(f"the .pth does not tell how short clips are padded; this model takes {PADDING_IN_WORDS[card.padding]}")
 
 
 def export_huggingface(out: Path, state: Mapping[str, torch.Tensor], card: Card, *, overwrite: bool) -> None:
     """Writes a Hugging Face directory, whose one LayerNorm eps is the blocks'."""
     config = card.model
+    if card.padding != "zero":
+        notice(
+            "this model pads short clips with their minimum, but Hugging Face's ASTFeatureExtractor can only pad with "
+            f"log-mel 0: there, clips under {config.frames} frames ({config.frames / 100:g} s) get other answers"
+        )
     if config.norm_eps != config.head_norm_eps:
         notice(
             f"Hugging Face has one LayerNorm eps: the classifier's {config.head_norm_eps:g} becomes "

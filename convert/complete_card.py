@@ -8,7 +8,7 @@ with the path.
 import dataclasses
 import math
 
-from jaxprune.config import LARGEST, Activation, Card, Family, ModelConfig
+from jaxprune.config import LARGEST, Activation, Card, Family, ModelConfig, Padding
 from jaxprune.features import MELS, MOST_MELS, STATISTICS
 
 from .geometry import Geometry
@@ -36,6 +36,7 @@ class Hints:
     std: float | None = None
     labels: tuple[str, ...] = ()
     classes: int | None = None
+    padding: Padding | None = None
 
     def __post_init__(self):
         for name in ("num_heads", "source_frames", "mels", "time_stride", "freq_stride", "classes"):
@@ -44,6 +45,8 @@ class Hints:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to {largest:,}")
         if self.dataset is not None and self.dataset not in STATISTICS:
             raise ValueError(f"dataset is {self.dataset!r}; it must be one of {', '.join(STATISTICS)}")
+        if self.padding not in (None, "minimum", "zero"):
+            raise ValueError(f"padding is {self.padding!r}; it must be 'minimum' or 'zero'")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std belong together; give both (--mean and --std)")
         if self.mean is not None and not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
@@ -68,6 +71,7 @@ class Said:
     activation: Activation | None = None
     mean: float | None = None
     std: float | None = None
+    padding: Padding | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -83,6 +87,7 @@ def make_card(geometry: Geometry, hints: Hints, *, said: Said, source: str) -> t
     classes = _classes(geometry, hints, labels=labels, notes=notes)
     mean, std = _statistics(hints, said, classes=classes, notes=notes)
     activation = _activation(hints, said, classes=classes, notes=notes)
+    padding = _padding(hints, said, notes=notes)
     heads = _heads(geometry, hints, said)
     norm_eps, head_norm_eps = (said.norm_eps, said.norm_eps) if said.norm_eps else NORM_EPS[geometry.family]
     try:
@@ -109,6 +114,7 @@ def make_card(geometry: Geometry, hints: Hints, *, said: Said, source: str) -> t
             labels=labels,
             source=source,
             trained=geometry.classes is not None,
+            padding=padding,
         )
     except ValueError as error:
         raise ValueError(f"describes a model that cannot be built: {error}") from error
@@ -192,6 +198,18 @@ def _statistics(hints: Hints, said: Said, *, classes: int, notes: list[str]) -> 
         "--mean and --std."
     )
     return chosen.mean, chosen.std
+
+
+def _padding(hints: Hints, said: Said, *, notes: list[str]) -> Padding:
+    """The log-mel that fills short clips: the caller's, else the configuration's, else 0, as the original authors'."""
+    chosen = hints.padding or said.padding
+    if chosen is None:
+        chosen = "zero"
+        notes.append(
+            "Short clips are padded with log-mel 0, as the original AST and AudioMAE do; the file does not tell. If it "
+            "comes from the token-pruning code, give --padding minimum."
+        )
+    return chosen
 
 
 def _activation(hints: Hints, said: Said, *, classes: int, notes: list[str]) -> Activation:

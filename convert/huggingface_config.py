@@ -105,6 +105,7 @@ class HuggingFaceConfig(Said):
             activation=_ACTIVATIONS.get(str(config.get("problem_type"))),
             mean=mean,
             std=std,
+            padding="zero",  # ASTFeatureExtractor knows no other
             notes=notes,
         )
 

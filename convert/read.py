@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jaxprune.config import LARGEST, Card, Family
+from jaxprune.config import LARGEST, Card, Family, Padding
 from jaxprune.data.labels import read_label_file
 
 from .complete_card import Hints, Said, make_card
@@ -69,6 +69,7 @@ def read_torch(
     std: float | None = None,
     labels: Path | str | None = None,
     classes: int | None = None,
+    padding: Padding | None = None,
 ) -> TorchCheckpoint:
     """Reads a PyTorch or safetensors file, or a Hugging Face directory (or a file in one).
 
@@ -76,7 +77,8 @@ def read_torch(
     configuration's. `source_frames` is the T the position table was made for; with `mels` and the strides it settles a
     number of patches that fits several. `dataset`, a name in `jaxprune.features.STATISTICS`, gives feature statistics
     and activation, which otherwise follow from the configuration, else from the number of classes; `mean` and `std` go
-    before. `labels` is a file for `read_label_file`. `classes` sizes the new head of a checkpoint without one and must
+    before. `padding` fills short clips; by default as the configuration says, else 0. `labels` is a file for
+    `read_label_file`. `classes` sizes the new head of a checkpoint without one and must
     agree with any other's. Raises `ValueError` for arguments out of range, and `CheckpointError`, which is one, for a
     checkpoint that cannot be used: its message names the file and every problem by the file's own keys.
     """
@@ -91,6 +93,7 @@ def read_torch(
         std=std,
         labels=() if labels is None else read_label_file(labels).names,
         classes=classes,
+        padding=padding,
     )
     return _understood(_Found.of(open_container(path, key=key)), hints, path=path)
 

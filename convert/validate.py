@@ -124,7 +124,7 @@ def validate(
     reference = torch_reference.build(card.model)
     reference.load_state_dict({key: torch.tensor(value) for key, value in checkpoint.state.items()})
     waveforms, lengths = pad_batch([wave[: sample_count(card.model.frames)] for wave in sounds.waveforms])
-    mel = model_input(waveforms, lengths, frames=card.model.frames, mean=card.mean, std=card.std)
+    mel = model_input(waveforms, lengths, frames=card.model.frames, mean=card.mean, std=card.std, padding=card.padding)
     forward = compiled(model)
 
     rungs = feature_rungs(sounds)

@@ -14,6 +14,9 @@ from jaxprune.json_files import fit
 
 Family = Literal["ast", "audiomae"]
 Activation = Literal["sigmoid", "softmax"]
+# The log-mel that fills a clip shorter than the model: the clip's own minimum, or 0 (before normalising).
+Padding = Literal["minimum", "zero"]
+PADDING_IN_WORDS: dict[Padding, str] = {"minimum": "the clip's minimum", "zero": "log-mel 0"}
 
 # (width, heads, depth). AST: Gong et al. 2021; AudioMAE: Huang et al. 2022; micro is ours, to train on a CPU.
 SIZES = {
@@ -130,7 +133,8 @@ class Card:
 
     `mean` and `std` normalise log-mel features as (x - mean) / (2 std). `labels` is empty when unknown, else one name
     per class in the head's order. `source` says in words where the weights came from. `trained` is false where weights,
-    or the head alone, are still random.
+    or the head alone, are still random. `padding` fills a short clip: with its minimum in the token-pruning work and in
+    what is trained here, which cards without the field mean; with 0 in Hugging Face, the original AST and AudioMAE.
     """
 
     model: ModelConfig
@@ -140,6 +144,7 @@ class Card:
     labels: tuple[str, ...] = ()
     source: str = ""
     trained: bool = True
+    padding: Padding = "minimum"
 
     def __post_init__(self):
         if self.labels and len(self.labels) != self.model.classes:
@@ -150,6 +155,8 @@ class Card:
             raise ValueError(
                 f"activation is {self.activation!r}; it must be 'sigmoid' (multi-label) or 'softmax' (single label)"
             )
+        if self.padding not in ("minimum", "zero"):
+            raise ValueError(f"padding is {self.padding!r}; it must be 'minimum' (the clip's own) or 'zero'")
         if not math.isfinite(self.mean) or not math.isfinite(self.std) or self.std <= 0:
             raise ValueError(f"feature mean {self.mean} and std {self.std} must be finite and std positive")
 

@@ -8,15 +8,15 @@ features come from `torchaudio.compliance.kaldi.fbank`; ours are the same quanti
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
-from jaxprune.config import Activation
+from jaxprune.config import Activation, Padding
 
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples in a frame: 25 ms
@@ -57,16 +57,21 @@ def model_input(
     frames: int,
     mean: float | Float[Array, ""],
     std: float | Float[Array, ""],
+    padding: Padding,
     mels: int = MELS,
 ) -> Float[Array, "b {frames} {mels}"]:
     """Normalised log-mel of a padded batch, ready for a model: each row is what its clip would give alone.
 
     `waveforms` is 16 kHz mono, `lengths` the samples of each row that are sound (at least 400, not checked under jit);
-    what lies beyond is ignored. Clips are cut or padded to `frames`, as `fit_frames` says. `frames` and `mels` are
-    static.
+    what lies beyond is ignored. Clips are cut or padded to `frames`, as `fit_frames` says; `padding` belongs to the
+    model, whose card tells it. `frames`, `padding` and `mels` are static (`STATIC`).
     """
     mel = log_mel(waveforms[:, : sample_count(frames)], mels=mels)
-    return normalize(fit_frames(mel, frames=frames, valid=frame_count(lengths)), mean=mean, std=std)
+    fitted = fit_frames(mel, frames=frames, valid=frame_count(lengths), padding=padding)
+    return normalize(fitted, mean=mean, std=std)
+
+
+STATIC = ("frames", "padding", "mels")  # arguments of `model_input` that decide the program
 
 
 def log_mel(waveform: Num[Array | np.ndarray, "*b samples"], *, mels: int = MELS) -> Float[Array, "*b t {mels}"]:
@@ -99,9 +104,13 @@ def log_mel(waveform: Num[Array | np.ndarray, "*b samples"], *, mels: int = MELS
 
 
 def fit_frames(
-    mel: Float[Array | np.ndarray, "*b t f"], *, frames: int, valid: Int[Array | np.ndarray, "*b"] | None = None
+    mel: Float[Array | np.ndarray, "*b t f"],
+    *,
+    frames: int,
+    valid: Int[Array | np.ndarray, "*b"] | None = None,
+    padding: Padding = "minimum",
 ) -> Float[Array, "*b {frames} f"]:
-    """Cuts each clip after `frames`, or pads it there with the smallest value among its own frames.
+    """Cuts each clip after `frames`, or pads it there: with the smallest value among its own frames, or with 0.
 
     `valid` counts the frames of each clip that are real, the first ones (default: all of t); the rest is replaced by
     padding and never read. Counts outside 1..t are moved to the nearest end. `frames` below 1 raises `ValueError`.
@@ -112,10 +121,26 @@ def fit_frames(
     valid = jnp.broadcast_to(t if valid is None else jnp.clip(valid, 1, t), mel.shape[:-2])
     frame = jax.lax.broadcasted_iota(jnp.int32, (*mel.shape[:-1], 1), mel.ndim - 2)
     real = frame < valid[..., None, None]  # (*b, t, 1)
-    lowest = jnp.min(mel, axis=(-2, -1), where=real, initial=jnp.inf, keepdims=True)
-    fitted = jnp.where(real, mel, lowest)[..., :frames, :]
-    missing = jnp.broadcast_to(lowest, (*mel.shape[:-2], frames - fitted.shape[-2], mel.shape[-1]))
+    fill = FILLS[padding](mel, real)
+    fitted = jnp.where(real, mel, fill)[..., :frames, :]
+    missing = jnp.broadcast_to(fill, (*mel.shape[:-2], frames - fitted.shape[-2], mel.shape[-1]))
     return jnp.concatenate([fitted, missing], axis=-2)
+
+
+def clip_minimum(mel: Float[Array | np.ndarray, "*b t f"], real: Bool[Array, "*b t 1"]) -> Float[Array, "*b 1 1"]:
+    """The smallest value in each clip's own frames."""
+    return jnp.min(mel, axis=(-2, -1), where=real, initial=jnp.inf, keepdims=True)
+
+
+def zero(mel: Float[Array | np.ndarray, "*b t f"], real: Bool[Array, "*b t 1"]) -> Float[Array, "*b 1 1"]:
+    """Log-mel 0 for every clip: a power of 1, above the mean of most sounds."""
+    return jnp.zeros((*mel.shape[:-2], 1, 1), mel.dtype)
+
+
+# The value that fills each clip's missing frames, before normalising.
+FILLS: Mapping[Padding, Callable[..., Float[Array, "*b 1 1"]]] = MappingProxyType(
+    {"minimum": clip_minimum, "zero": zero}
+)
 
 
 def normalize(

@@ -281,7 +281,15 @@ def _compile(model: Classifier, policy: Policy, *, card: Card, batch: int) -> Ca
     frames = model.config.frames
 
     def run(state: Any, waveforms: Float[Array, "b samples"], lengths: Int[Array, "b"]) -> _Output:
-        mel = model_input(waveforms, lengths, frames=frames, mean=card.mean, std=card.std, mels=model.config.mels)
+        mel = model_input(
+            waveforms,
+            lengths,
+            frames=frames,
+            mean=card.mean,
+            std=card.std,
+            padding=card.padding,
+            mels=model.config.mels,
+        )
         output = nnx.merge(graph, state)(mel, policy)
         kept = {block: output.trace[block].patch_ids for block in policy.stages}
         finite = jnp.isfinite(output.logits).all(axis=1)

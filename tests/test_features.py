@@ -13,7 +13,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from jaxprune import features
 from jaxprune.audio import load_audio, pad_batch
-from jaxprune.features import STATISTICS, fit_frames, frame_count, log_mel, model_input, normalize, sample_count
+from jaxprune.features import STATIC, STATISTICS, fit_frames, frame_count, log_mel, model_input, normalize, sample_count
 
 RECORDINGS = sorted(path for path in (TESTS / "recordings").iterdir() if path.suffix != ".md")
 FLOOR = -15.942385
@@ -108,7 +108,9 @@ def test_features_match_the_transformers_extractor(extractor, name):
     waveform = load_audio(TESTS / "recordings" / name).waveform
     audioset = STATISTICS["audioset"]
     theirs = extractor(waveform, sampling_rate=16000, return_tensors="np")["input_values"][0]
-    ours = model_input(*pad_batch([waveform]), frames=audioset.frames, mean=audioset.mean, std=audioset.std)[0]
+    ours = model_input(
+        *pad_batch([waveform]), frames=audioset.frames, mean=audioset.mean, std=audioset.std, padding="minimum"
+    )[0]
     assert theirs.shape == ours.shape
     real = frame_count(len(waveform))  # beyond it they pad with zeros before normalising, we with the clip's minimum
     np.testing.assert_allclose(ours[:real], theirs[:real], rtol=0, atol=2e-5)
@@ -135,7 +137,14 @@ def test_other_numbers_of_mel_bins_are_kaldis_as_transformers_computes_them(mels
     waveform = load_audio(TESTS / "recordings" / "crow.wav").waveform
     theirs = ASTFeatureExtractor(num_mel_bins=mels)(waveform, sampling_rate=16000, return_tensors="np")
     audioset, real = STATISTICS["audioset"], frame_count(len(waveform))
-    ours = model_input(*pad_batch([waveform]), frames=audioset.frames, mean=audioset.mean, std=audioset.std, mels=mels)
+    ours = model_input(
+        *pad_batch([waveform]),
+        frames=audioset.frames,
+        mean=audioset.mean,
+        std=audioset.std,
+        padding="minimum",
+        mels=mels,
+    )
     assert ours.shape == theirs["input_values"].shape
     np.testing.assert_allclose(ours[0, :real], theirs["input_values"][0, :real], rtol=0, atol=2e-5)
 
@@ -233,8 +242,8 @@ def test_a_batch_gives_what_each_clip_gives_alone():
     batch, lengths = pad_batch(clips)
     for row, length in zip(batch, lengths, strict=True):
         row[length:] = np.nan  # what lies beyond a clip must not matter
-    mapped = jax.jit(model_input, static_argnames="frames")(
-        batch, lengths, frames=esc50.frames, mean=esc50.mean, std=esc50.std
+    mapped = jax.jit(model_input, static_argnames=STATIC)(
+        batch, lengths, frames=esc50.frames, mean=esc50.mean, std=esc50.std, padding="minimum"
     )
     assert mapped.shape == (4, 512, 128)
     assert {frame_count(len(clip)) > 512 for clip in clips} == {True, False}  # some are cut, some padded
@@ -250,3 +259,23 @@ def test_normalisation_divides_by_twice_the_deviation():
 def test_audioset_statistics_are_those_of_the_transformers_extractor(extractor):
     ours = STATISTICS["audioset"]
     assert (ours.mean, ours.std, ours.frames) == (extractor.mean, extractor.std, extractor.max_length)
+
+
+def test_zero_padding_is_log_mel_0_and_leaves_the_clips_own_frames_alone():
+    mel = np.random.default_rng(0).normal(-5, 2, (2, 4, 3)).astype(np.float32)
+    fitted = np.asarray(fit_frames(mel, frames=6, valid=np.array([2, 4]), padding="zero"))
+    for row, valid in zip(range(2), (2, 4), strict=True):
+        np.testing.assert_array_equal(fitted[row, :valid], mel[row, :valid])
+        np.testing.assert_array_equal(fitted[row, valid:], np.zeros((6 - valid, 3)))
+
+
+@pytest.mark.parametrize("seconds", [0.025, 0.1, 1.0, 5.11])
+def test_zero_padding_is_that_of_the_hugging_face_extractor(seconds):
+    waveform = synthetic("noise")[: int(seconds * 16000)]
+    esc50 = STATISTICS["esc50"]
+    theirs = ASTFeatureExtractor(max_length=512, mean=esc50.mean, std=esc50.std)(
+        waveform, sampling_rate=16000, return_tensors="np"
+    )["input_values"]
+    batch = pad_batch([waveform])
+    ours = model_input(*batch, frames=512, mean=esc50.mean, std=esc50.std, padding="zero")
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)

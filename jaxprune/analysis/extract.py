@@ -50,7 +50,7 @@ from jaxprune.analysis.extraction import (
     read_manifest,
 )
 from jaxprune.analysis.identity import SHARD_CLIPS, MelType, check_same
-from jaxprune.config import Card
+from jaxprune.config import Card, Padding
 from jaxprune.data.batches import Batch, Batches
 from jaxprune.evaluation.forward_pass import Started, finite_rows, forward_pass
 from jaxprune.features import frame_count, model_input
@@ -111,7 +111,7 @@ def _run_through(
 ) -> None:
     """Runs the batches that are left; `collect` gets each one's rows, and where the loader stood after it."""
     graph, state = nnx.split(model)
-    program = _program(graph, _pruning_blocks(policy))
+    program = _program(graph, _pruning_blocks(policy), padding=card.padding)
 
     def start(batch: Batch, placed: _Placed) -> Started[_Findings]:
         findings, finite = program(state, *placed.sound, card.mean, card.std, policy)
@@ -156,14 +156,18 @@ class _Findings:
 
 
 @functools.lru_cache(maxsize=8)
-def _program(graph: nnx.GraphDef, stages: tuple[int, ...]) -> Callable[..., tuple[_Findings, Bool[Array, "b"]]]:
+def _program(
+    graph: nnx.GraphDef, stages: tuple[int, ...], *, padding: Padding
+) -> Callable[..., tuple[_Findings, Bool[Array, "b"]]]:
     """`(state, waveforms, lengths, mean, std, policy) -> _Findings, finite`: features, model and trace in one."""
 
     @jax.jit
     def run(state, waveforms, lengths, mean, std, policy):
         model = nnx.merge(graph, state)
         config = model.config
-        mel = model_input(waveforms, lengths, frames=config.frames, mean=mean, std=std, mels=config.mels)
+        mel = model_input(
+            waveforms, lengths, frames=config.frames, mean=mean, std=std, padding=padding, mels=config.mels
+        )
         output = model(mel, policy)
         pixels = cut_patches(mel, model.config).astype(jnp.float32)  # as the model's own, so XLA computes them once
         kept = {

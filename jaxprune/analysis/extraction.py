@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxprune.config import ModelConfig
+from jaxprune.config import ModelConfig, Padding
 from jaxprune.json_files import fit, read_json
 from jaxprune.positions import patch_corners
 
@@ -38,6 +38,7 @@ class _Weights:
 class _CardPart:
     labels: list[str] = dataclasses.field(default_factory=list)
     activation: str = "softmax"
+    padding: Padding = "minimum"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,11 @@ class Extraction:
         rates = [stage.get("rate", stage["kind"]) for stage in self.manifest["policy"]["stages"].values()]
         kept = "/".join(dict.fromkeys(f"{rate:g}" if isinstance(rate, float) else str(rate) for rate in rates)) or "1"
         return f"{self.config.family} {self.manifest['data']['name']} {self.manifest['data']['split']} keep {kept}"
+
+    @property
+    def padding(self) -> Padding:
+        """The log-mel that filled short clips; the minimum where an older manifest does not tell."""
+        return self.manifest["checkpoint"]["card"].get("padding", "minimum")
 
     @property
     def has_mel(self) -> bool:
@@ -235,7 +241,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def check_same_clips(first: Extraction, second: Extraction) -> None:
-    """Raises `ValueError` unless both are of the same clips, cut to the same length and patches.
+    """Raises `ValueError` unless both are of the same clips, cut or padded alike, in the same patches.
 
     The order of the patches may differ, as AST's and AudioMAE's does: compare on the grid (`on_grid`).
     """
@@ -246,6 +252,7 @@ def check_same_clips(first: Extraction, second: Extraction) -> None:
         ("split", first.manifest["data"]["split"], second.manifest["data"]["split"]),
         ("clips", first.manifest["data"]["sha256"][:12], second.manifest["data"]["sha256"][:12]),
         ("patch grid", a.grid, b.grid),
+        ("paddings", first.padding, second.padding),
     ):
         if mine != theirs:
             raise ValueError(

@@ -88,7 +88,15 @@ def input_of(card: Card, waveform: Float[np.ndarray, "samples"]) -> Float[np.nda
     """The input of a card's model for one waveform."""
     lengths = jnp.array([len(waveform)])
     config = card.model
-    mel = model_input(waveform[None], lengths, frames=config.frames, mean=card.mean, std=card.std, mels=config.mels)
+    mel = model_input(
+        waveform[None],
+        lengths,
+        frames=config.frames,
+        mean=card.mean,
+        std=card.std,
+        padding=card.padding,
+        mels=config.mels,
+    )
     return np.asarray(mel[0])
 
 

@@ -25,7 +25,7 @@ from jaxprune.cost import macs
 from jaxprune.data.batches import Batch, Batches
 from jaxprune.evaluation.forward_pass import Started, check_classes, finite_rows, forward_pass
 from jaxprune.evaluation.metrics import LOSS_OF, Accuracy, Scores
-from jaxprune.features import model_input
+from jaxprune.features import STATIC, model_input
 from jaxprune.models import Classifier, topk
 from jaxprune.parallel.devices import Layout, on_host
 from jaxprune.reduction.policy import DEFAULT_BLOCKS, Policy
@@ -182,7 +182,13 @@ class _Programs:
         self._model = _program(graph, card.activation, whole=layout.whole, rows=layout.rows)
         self._features = _features(layout.rows)
         config = model.config
-        self._sound = {"frames": config.frames, "mean": card.mean, "std": card.std, "mels": config.mels}
+        self._sound = {
+            "frames": config.frames,
+            "mean": card.mean,
+            "std": card.std,
+            "padding": card.padding,
+            "mels": config.mels,
+        }
         self._asked = {rate: jax.tree.flatten(policy) for rate, policy in policies.items()}
 
     def compile(self, shapes: tuple[Any, ...]) -> None:
@@ -209,7 +215,7 @@ class _Programs:
 @functools.lru_cache(maxsize=8)
 def _features(rows: NamedSharding) -> Callable[..., Float[Array, "b t f"]]:
     """`jaxprune.features.model_input`, its rows where the waveforms' are."""
-    return jax.jit(model_input, static_argnames=("frames", "mels"), out_shardings=rows)
+    return jax.jit(model_input, static_argnames=STATIC, out_shardings=rows)
 
 
 @functools.lru_cache(maxsize=8)

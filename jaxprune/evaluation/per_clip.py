@@ -19,7 +19,7 @@ from jaxprune.config import Card
 from jaxprune.data.batches import Batch, Batches
 from jaxprune.evaluation.forward_pass import Started, check_classes, finite_rows, forward_pass
 from jaxprune.evaluation.metrics import rank_of_class, ranking
-from jaxprune.features import model_input
+from jaxprune.features import STATIC, model_input
 from jaxprune.models import Classifier
 from jaxprune.reduction.policy import Policy
 
@@ -86,11 +86,17 @@ def answer(
     graph, state = nnx.split(model)
     program = _program(graph)
     rows: list[dict[str, Any]] = []
+    sound = {
+        "frames": model.config.frames,
+        "mean": card.mean,
+        "std": card.std,
+        "padding": card.padding,
+        "mels": model.config.mels,
+    }
 
     def start(batch: Batch, placed: tuple[Array, ...]) -> Started[dict[str, _Found]]:
         waveforms, lengths, targets, weights = placed
-        config = model.config
-        mel = _features(waveforms, lengths, frames=config.frames, mean=card.mean, std=card.std, mels=config.mels)
+        mel = _features(waveforms, lengths, **sound)
         indices, found, finite = jnp.asarray(batch.indices), {}, {}
         for name, policy_for in policies.items():
             kept = {before: one.kept for before, one in found.items()}
@@ -116,7 +122,7 @@ class _Found:
     kept: dict[int, Int[Array, "b"]]
 
 
-_features = jax.jit(model_input, static_argnames=("frames", "mels"))
+_features = jax.jit(model_input, static_argnames=STATIC)
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, Num
 
-from jaxprune.config import ModelConfig
+from jaxprune.config import ModelConfig, Padding
 from jaxprune.features import MELS, fit_frames, frame_count, log_mel, normalize, sample_count
 from jaxprune.training.settings import Augment
 
@@ -59,6 +59,7 @@ def training_input(
     frames: int,
     mean: Number,
     std: Number,
+    padding: Padding,
     mels: int = MELS,
 ) -> Batch:
     """`features.model_input` with every augmentation in the originals' order, and the labels that go with it.
@@ -72,7 +73,7 @@ def training_input(
     waveforms = roll_and_scale(keys[0], waveforms, lengths=lengths, probability=amounts.roll)
     waveforms, labels = mixup(keys[1], waveforms, lengths=lengths, labels=labels, probability=amounts.mixup)
     mel = log_mel(waveforms[:, : sample_count(frames)], mels=mels)
-    mel = fit_frames(mel, frames=frames, valid=frame_count(lengths))
+    mel = fit_frames(mel, frames=frames, valid=frame_count(lengths), padding=padding)
     mel = spec_augment(keys[2], mel, time_mask=amounts.time_mask, freq_mask=amounts.freq_mask)
     mel = normalize(mel, mean=mean, std=std)
     return Batch(noise_and_roll(keys[3], mel, probability=amounts.noise), labels)

@@ -37,9 +37,10 @@ from jaxprune.training.run_directory import (
     finished,
     finite,
     open_run,
+    padding_of,
 )
 from jaxprune.training.settings import Recipe
-from jaxprune.training.start import Sources, fitted, starting_model
+from jaxprune.training.start import Sources, fitted, padded, starting_model
 from jaxprune.training.step import Weights
 from jaxprune.training.tensorboard import EVENTS, EventLog
 
@@ -115,6 +116,8 @@ def finetune(
     """
     dataset = sources.of(recipe).read()
     recipe, notes = fitted(recipe, dataset)
+    recipe, more = padded(recipe, begun=padding_of(out))
+    notes += more
     run = _Run(recipe=recipe, dataset=dataset, out=Path(out), seed=seed, options=options)
     with ExitStack() as held:
         by_first(lambda: held.enter_context(locked(run.out)))

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxprune.config import Padding
 from jaxprune.files import write_text
 from jaxprune.training.events import Evaluation, Step
 from jaxprune.training.settings import Recipe
@@ -35,7 +36,7 @@ def finished(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> dict
     directory = Path(directory)
     try:
         result = json.loads((directory / RESULT).read_text(encoding="utf-8"))
-        saved = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+        saved = _saved(directory)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, json.JSONDecodeError) as error:
@@ -59,7 +60,7 @@ def open_run(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> bool
     if (directory / RESULT).exists():
         raise ValueError(f"{directory} holds a finished run; choose another output directory")
     try:
-        saved = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+        saved = _saved(directory)
     except (FileNotFoundError, NotADirectoryError):
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ValueError(f"{directory} exists and is no run; choose another output directory") from None
@@ -147,6 +148,22 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
+
+
+def padding_of(directory: str | os.PathLike) -> Padding | None:
+    """The padding of the run in a directory, or None where there is none that can be read."""
+    try:
+        return _saved(Path(directory))["data"]["padding"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # a damaged one is refused, in words, by `finished` and `open_run`
+
+
+def _saved(directory: Path) -> Any:
+    """The content of recipe.json. Runs older than the choice of padding padded with the minimum."""
+    saved = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+    if isinstance(saved, dict) and isinstance(saved.get("data"), dict):
+        saved["data"].setdefault("padding", "minimum")
+    return saved
 
 
 def _settings(recipe: Recipe, *, seed: int) -> dict[str, Any]:

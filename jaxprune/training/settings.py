@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from jaxprune.config import FAMILY_SIZES, Activation, Card, Family, ModelConfig
+from jaxprune.config import FAMILY_SIZES, Activation, Card, Family, ModelConfig, Padding
 from jaxprune.features import STATISTICS
 
 
@@ -47,6 +47,8 @@ class Data:
     mean: float = 0.0
     # Standard deviation of the log-mel features; they are divided by twice this.
     std: float = 0.5
+    # The log-mel that fills short clips: their minimum or 0; by default as the checkpoint, or from scratch the minimum.
+    padding: Padding | None = None
     # Number of classes.
     classes: int = 2
     # Cross-validation folds to hold out, one run each; empty where the data set has a fixed split.
@@ -58,6 +60,13 @@ class Data:
         if not math.isfinite(self.mean) or not math.isfinite(self.std) or self.std <= 0:
             raise ValueError(f"feature mean {self.mean} and std {self.std} must be finite and std positive")
         distinct("folds", self.folds)
+        if self.padding not in (None, "minimum", "zero"):
+            raise ValueError(f"padding is {self.padding!r}; it must be 'minimum' (the clip's own) or 'zero'")
+
+    @property
+    def fill(self) -> Padding:
+        """The padding; the minimum where none was chosen (`jaxprune.training.start.padded` asks the checkpoint)."""
+        return self.padding or "minimum"
 
     @classmethod
     def of(cls, dataset: str, **changes: Any) -> "Data":
@@ -353,6 +362,7 @@ class Recipe:
             activation=self.loop.activation,
             labels=labels,
             source=source,
+            padding=facts.fill,
         )
 
     @property
@@ -373,6 +383,7 @@ class Recipe:
         fields."""
         try:
             fields = dict(data)
+            fields["data"] = {"padding": "minimum"} | fields["data"]  # recipes older than the field
             for part, make in PARTS.items():
                 fields[part] = filled(make, fields[part])
             for part, makes in UNIONS.items():

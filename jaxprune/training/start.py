@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxprune import checkpoint
+from jaxprune.config import PADDING_IN_WORDS, Padding
 from jaxprune.data.published import ESC50, AudioSet, Folder, Manifest, Shards, Source, SpeechCommands, VoxCeleb1
 from jaxprune.data.records import Dataset, Missing
 from jaxprune.data.shard_files import is_shards
@@ -75,6 +76,26 @@ def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, tuple[str, ...]]:
     if recipe.loop.loss == "ce" and not dataset.single_label:
         raise ValueError(f"{dataset.name} has clips of several classes; the loss must be bce (--loop.loss bce)")
     return recipe, notes
+
+
+def padded(recipe: Recipe, *, begun: Padding | None = None) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with its padding chosen, and a note where the checkpoint or the published recipe has another.
+
+    As the recipe asks; else as in the run that was `begun`; else as the card of the checkpoint says; else the minimum.
+    """
+    asked, start = recipe.data.padding or begun, recipe.start.checkpoint
+    card = checkpoint.load_card(start) if start and (asked is None or begun is None) else None
+    chosen = asked or (card.padding if card else "minimum")
+    notes = ()
+    if card and card.padding != chosen:
+        here, there = PADDING_IN_WORDS[chosen], PADDING_IN_WORDS[card.padding]
+        notes = (f"short clips are padded with {here}, though those of {start} were with {there}",)
+    elif chosen != "minimum" and asked is None:
+        notes = (
+            f"short clips are padded with {PADDING_IN_WORDS[chosen]}, as {start} says; the published pruning recipes "
+            "pad with the minimum (--data.padding minimum)",
+        )
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, padding=chosen)), notes
 
 
 def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tuple[Classifier, tuple[str, ...]]:

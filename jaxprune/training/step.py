@@ -162,6 +162,7 @@ class Program:
             frames=facts.frames,
             mean=facts.mean,
             std=facts.std,
+            padding=facts.fill,
             mels=self.config.mels,
         )
         visible = None

@@ -24,7 +24,7 @@ from jaxprune.cli.options import DataSource, card_for
 from jaxprune.data.batches import eval_batches
 from jaxprune.data.records import Split
 from jaxprune.evaluation.metrics import rank_of_class
-from jaxprune.features import model_input
+from jaxprune.features import STATIC, model_input
 from jaxprune.models import topk
 from jaxprune.reduction.policy import DEFAULT_BLOCKS
 
@@ -56,7 +56,7 @@ def main(
     graphs, states = zip(
         *(nnx.split(checkpoints.load(checkpoint, dtype=getattr(jnp, name))) for name in TYPES), strict=True
     )
-    features = jax.jit(model_input, static_argnames="frames")
+    features = jax.jit(model_input, static_argnames=STATIC)
 
     @functools.partial(jax.jit, static_argnames="rate")
     def compared(states, mel, targets, *, rate):
@@ -71,7 +71,14 @@ def main(
     found = {rate: [] for rate in keep_rates}
     with eval_batches(dataset, split, frames=card.model.frames, batch_size=batch) as batches:
         for read in batches:
-            mel = features(read.waveforms, read.lengths, frames=card.model.frames, mean=card.mean, std=card.std)
+            mel = features(
+                read.waveforms,
+                read.lengths,
+                frames=card.model.frames,
+                mean=card.mean,
+                std=card.std,
+                padding=card.padding,
+            )
             for rate, rows in found.items():
                 rows.append(np.asarray(compared(states, mel, read.targets, rate=rate))[read.weights > 0])
     rows = {rate: np.concatenate(parts) for rate, parts in found.items()}

@@ -33,7 +33,7 @@ from jaxprune.cli.options import Subject, with_data
 from jaxprune.config import Card
 from jaxprune.data.batches import Batches
 from jaxprune.evaluation.metrics import rank_of_class
-from jaxprune.features import model_input
+from jaxprune.features import STATIC, model_input
 from jaxprune.models import Classifier, cut_patches, topk
 from jaxprune.reduction.policy import DEFAULT_BLOCKS
 from jaxprune.reduction.scores import PatchMean, PatchStd
@@ -121,7 +121,7 @@ def compare(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """The clips that the unpruned model answers right, and of every setting, a score's name and rates by block, the
     columns of `compared`."""
-    features = jax.jit(model_input, static_argnames=("frames", "mels"))
+    features = jax.jit(model_input, static_argnames=STATIC)
     graph, state = nnx.split(model)
     whole = jax.jit(lambda state, mel, targets: rank_of_class(nnx.merge(graph, state)(mel).logits, targets) < 1)
     programs = [jax.jit(functools.partial(compared, graph, name=name, rates=rates)) for name, rates in settings]
@@ -129,7 +129,7 @@ def compare(
     size = {"frames": model.config.frames, "mels": model.config.mels}
     for read in batches:
         real = read.weights > 0
-        mel = features(read.waveforms, read.lengths, mean=card.mean, std=card.std, **size)
+        mel = features(read.waveforms, read.lengths, mean=card.mean, std=card.std, padding=card.padding, **size)
         unpruned.append(np.asarray(whole(state, mel, read.targets))[real])
         for parts, program in zip(found, programs, strict=True):
             parts.append(np.asarray(program(state, mel, read.targets))[real])

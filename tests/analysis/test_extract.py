@@ -24,7 +24,7 @@ from jaxprune.audio import load_audio
 from jaxprune.config import Card
 from jaxprune.data import records
 from jaxprune.data.batches import eval_batches
-from jaxprune.features import frame_count, model_input, sample_count
+from jaxprune.features import STATIC, frame_count, model_input, sample_count
 from jaxprune.positions import patch_corners
 from jaxprune.reduction.policy import Policy
 from jaxprune.reduction.scores import PatchMean
@@ -57,7 +57,7 @@ def run_once(out, dataset, *, model=None, card=None, policy=None, split="test", 
         return extract(model, batches, out=out, description=description, **common | changes)
 
 
-features = jax.jit(model_input, static_argnames="frames")
+features = jax.jit(model_input, static_argnames=STATIC)
 
 
 def contents(folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -87,7 +87,9 @@ def test_every_array_is_what_the_clip_gives_alone(tmp_path, dataset, family):
     for i, record in enumerate(dataset.clips("test")):
         waveform = load_audio(record.path).waveform[: sample_count(FRAMES)]
         padded = np.pad(waveform, (0, sample_count(FRAMES) - len(waveform)))[None]
-        mel = features(padded, np.array([len(waveform)]), frames=FRAMES, mean=card.mean, std=card.std)
+        mel = features(
+            padded, np.array([len(waveform)]), frames=FRAMES, mean=card.mean, std=card.std, padding=card.padding
+        )
         logits, trace = forward(mel, jaxprune.topk(model, RATES))
         np.testing.assert_allclose(found.column("logits")[i], logits[0], atol=1e-5)
         np.testing.assert_allclose(found.column("mel")[i], mel[0], atol=1e-5)

@@ -291,7 +291,7 @@ def test_other_mel_bins_are_computed_as_transformers_computes_them(tmp_path, mel
     values = extractor(waveform, sampling_rate=16000, return_tensors="pt")
     with torch.inference_mode():
         expected = theirs(**values).logits
-    mel = model_input(*pad_batch([waveform]), frames=128, mean=card.mean, std=card.std, mels=mels)
+    mel = model_input(*pad_batch([waveform]), frames=128, mean=card.mean, std=card.std, padding=card.padding, mels=mels)
     np.testing.assert_allclose(model(mel).logits, expected, atol=1e-4)
 
 
@@ -305,7 +305,7 @@ def test_64_mel_bins_of_an_official_file_are_given_and_the_assumption_is_said(tm
     assert convert(tmp_path / "a.pth", tmp_path / "out", *options, monkeypatch=monkeypatch) == 0
     model = jaxprune.load(tmp_path / "out")
     assert model.config == config
-    mel = model_input(*pad_batch([load_audio(CROW).waveform]), frames=256, mean=-4.0, std=4.0, mels=64)
+    mel = model_input(*pad_batch([load_audio(CROW).waveform]), frames=256, mean=-4.0, std=4.0, padding="zero", mels=64)
     assert np.isfinite(model(mel).logits).all()
 
 

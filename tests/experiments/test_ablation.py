@@ -33,7 +33,7 @@ from jaxprune.experiments.ablation import (
     summarize,
     unpruned,
 )
-from jaxprune.features import model_input, sample_count
+from jaxprune.features import STATIC, model_input, sample_count
 from jaxprune.positions import patch_corners
 from jaxprune.reduction.policy import Policy
 from jaxprune.reduction.scores import Given
@@ -63,7 +63,7 @@ def run_once(dataset, settings, *, family="ast", batch_size=4, single_label=True
         return ablate(model, batches, card=card, settings=settings, single_label=single_label)
 
 
-features = jax.jit(model_input, static_argnames="frames")
+features = jax.jit(model_input, static_argnames=STATIC)
 
 
 def spectrograms(dataset, family) -> list[np.ndarray]:
@@ -72,7 +72,11 @@ def spectrograms(dataset, family) -> list[np.ndarray]:
     for record in dataset.clips("test"):
         waveform = load_audio(record.path).waveform[: sample_count(FRAMES)]
         padded = np.pad(waveform, (0, sample_count(FRAMES) - len(waveform)))[None]
-        found.append(features(padded, np.array([len(waveform)]), frames=FRAMES, mean=card.mean, std=card.std))
+        found.append(
+            features(
+                padded, np.array([len(waveform)]), frames=FRAMES, mean=card.mean, std=card.std, padding=card.padding
+            )
+        )
     return found
 
 

@@ -159,7 +159,9 @@ def test_masking_and_spec_augment_are_off_from_shrink_start_in_the_step_itself(s
     trained.put(trained.state.replace(step=jax.numpy.int32(step)))
     trusted, policy = trained.model(), topk(model(), dict.fromkeys(made.prune.blocks, 1.0))
     measured = trained.step(batch)
-    mel = model_input(batch.waveforms, batch.lengths, frames=FRAMES, mean=made.data.mean, std=made.data.std)
+    mel = model_input(
+        batch.waveforms, batch.lengths, frames=FRAMES, mean=made.data.mean, std=made.data.std, padding="minimum"
+    )
     plain = LOSSES["ce"](jaxprune.compiled(trusted)(mel, policy).logits, jax.numpy.asarray(batch.targets))
     differ = np.abs(np.asarray(measured.losses) - np.asarray(plain)) > 1e-5
     assert differ.all() if step < SHRINK * STEPS else not differ.any()
@@ -222,7 +224,9 @@ def test_evaluation_counts_every_clip_once_at_an_exact_rate(dataset, run):
     assert compiled.programs == 0  # the second time
     with eval_batches(dataset, frames=FRAMES, batch_size=5) as loader:
         (whole,) = list(loader)
-    mel = model_input(whole.waveforms, whole.lengths, frames=FRAMES, mean=made.data.mean, std=made.data.std)
+    mel = model_input(
+        whole.waveforms, whole.lengths, frames=FRAMES, mean=made.data.mean, std=made.data.std, padding="minimum"
+    )
     policy = topk(trusted, dict.fromkeys(made.prune.blocks, 0.5))
     logits = jaxprune.compiled(trusted)(mel, policy).logits
     right = (np.argmax(logits, axis=1) == np.argmax(whole.targets, axis=1)).mean()
