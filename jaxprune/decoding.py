@@ -49,7 +49,10 @@ class Sound:
 
 def shown(path: str | os.PathLike[str]) -> str:
     """A path that any console can print: bytes that are not UTF-8 become `\\xNN`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a code point, from JSON: no system has such a name
+        return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
 def sounds(path: Path) -> Iterator[Sound]:

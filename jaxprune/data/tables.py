@@ -154,6 +154,8 @@ def _dialect(text: str, columns: Sequence[str], path: Path) -> tuple[list[list[s
         rows = [[value.strip() for value in row] for row in split_rows(text, separator=separator)]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if not rows:
+        raise ValueError(f"{path}: has no rows")
     header = [name.lower() for name in rows[0]]
     if twice := [name for name in columns if header.count(name) > 1]:
         raise ValueError(f"{path}: its header has the column {twice[0]} twice")

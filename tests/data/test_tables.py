@@ -63,6 +63,7 @@ def test_dialects_of_csv_are_read(folder, text):
         ("a.wav,dog,train\nb.wav,dog\n", "row 2 has no split"),
         ("a.wav,dog,nosplit\n", "its columns are 'a.wav, dog, nosplit'; it must have"),
         ("  \n", "m.csv: has no rows"),
+        (";;\n", "m.csv: has no rows"),
     ],
 )
 def test_what_is_ambiguous_in_a_csv_is_refused(folder, text, sentence):
@@ -96,6 +97,7 @@ def test_json_and_json_lines_are_read(folder):
         ({"path": ["a.wav"]}, "paths must be text (1): ['a.wav']"),
         ({"path": "a\0.wav"}, "paths must be text (1): 'a\\x00.wav'"),
         ({"path": None}, "entries name no file (1): "),
+        ({"path": "\ud800.wav"}, "files are missing (1): "),
         ({"split": 3}, "splits must be train, validation or test (1): a.wav 3"),
     ],
 )
