@@ -21,6 +21,7 @@ from jaxprune.models import Classifier
 from jaxprune.positions import adapt_positions, released_audiomae_cut
 
 from . import export, mapping
+from .errors import shown
 from .read import TorchCheckpoint, read_torch
 
 
@@ -181,13 +182,15 @@ def report(read: TorchCheckpoint, *, card: Card, model: Classifier, out: Path) -
     numbers = sum(leaf.size for leaf in leaves.values())
     print(
         f"wrote {out}: {config.family}, width {config.width}, depth {config.depth}, {config.heads} heads, "
-        f"{config.frames} frames, stride {config.time_stride} x {config.freq_stride}, {config.patches} patches, "
+        f"{config.frames} frames x {config.mels} mel bins, "
+        f"stride {config.time_stride} x {config.freq_stride}, {config.patches} patches, "
         f"{config.classes} classes, {numbers:,} numbers; reloaded and compared, all equal"
     )
 
 
 def fold(name: str) -> str:
-    """A tensor's name with its block number left open."""
+    """A tensor's name, fit to print, with its block number left open."""
+    name = shown(name)
     return re.sub(r"\.\d+\.(?=.*\.)", ".*.", name) if "layer" in name or "blocks" in name else name
 
 

@@ -13,15 +13,21 @@ class CheckpointError(ValueError):
     def __init__(self, path: Path | str, sentence: str, problems: Sequence[str] = ()):
         self.problems = tuple(problems)
         more = len(self.problems) - LISTED
-        lines = [f"{path} {sentence}", *self.problems[:LISTED], *([f"... and {more} more"] if more > 0 else [])]
+        listed = [printable(problem) for problem in self.problems[:LISTED]]
+        lines = [f"{path} {sentence}", *listed, *([f"... and {more} more"] if more > 0 else [])]
         super().__init__("\n  ".join(lines))
 
 
 def shown(name: object) -> str:
     """A name from a foreign file for a message: one line, printable, not longer than a line."""
     text = name if isinstance(name, str) else f"a key of type {type(name).__name__}"
-    text = text if text.isprintable() else ascii(text)[1:-1]
+    text = printable(text)
     return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."
+
+
+def printable(text: str) -> str:
+    """Text that stays on its line and cannot steer a terminal."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def first_sentence(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import torch
 from helpers import random_mel, small
 from jaxprune.convert import load_torch
 from jaxprune.convert.command import convert as command
-from jaxprune.convert.mapping import pairs, to_flax, to_torch
+from jaxprune.convert.mapping import official_shapes, pairs, to_flax, to_torch
 from jaxprune.convert.random_checkpoint import (
     write_ast_official,
     write_audiomae_finetuned,
@@ -56,6 +56,16 @@ def test_the_table_uses_every_tensor_and_fills_every_leaf_once(config):
     from jaxprune.convert.torch_reference import build
 
     assert sorted(official) == sorted(build(config).state_dict())
+
+
+@pytest.mark.parametrize(
+    "config", [AST, MAE, small("ast", depth=2, frames=250, time_stride=10, freq_stride=10, mels=64)]
+)
+def test_the_shapes_that_follow_from_the_table_are_those_of_the_torch_model(config):
+    from jaxprune.convert.torch_reference import build
+
+    expected = {key: tuple(value.shape) for key, value in build(config).state_dict().items()}
+    assert official_shapes(config) == expected
 
 
 @pytest.mark.parametrize("config", [AST, MAE])
@@ -114,6 +124,15 @@ def test_a_pretrained_audiomae_gets_a_fresh_head_and_says_so(tmp_path, monkeypat
     assert (model.head_norm.scale[...] == 1).all()
     assert 0 < float(jnp.abs(model.head.kernel[...]).max()) <= 5e-5  # truncated normal of std 2e-5
     assert np.array_equal(model.positions[...], state["pos_embed"][0])
+
+
+def test_names_in_the_report_are_fit_to_print(tmp_path, monkeypatch, capsys):
+    write_audiomae_finetuned(tmp_path / "a.pth", MAE, seed=1)
+    content = torch.load(tmp_path / "a.pth", weights_only=False)
+    content["model"]["decoder_\x1b[31m\ud800"] = torch.ones(3)
+    torch.save(content, tmp_path / "a.pth")
+    assert convert(tmp_path / "a.pth", tmp_path / "out", "--num-heads", 3, monkeypatch=monkeypatch) == 0
+    assert r"decoder_\x1b[31m\ud800" in capsys.readouterr().out
 
 
 def test_labels_travel_with_the_model(official, tmp_path, monkeypatch):
