@@ -66,8 +66,11 @@ class Kendall:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What a pruned model kept. `places` is by pruning block, as the rows of `clusters` are; `attention` is of the
-    patches kept to the end against the others, with the scores of `attention_of`."""
+    """The patches that a pruned model kept.
+
+    `places` is by pruning block, as the rows of `clusters` are. `attention` is of the patches kept to the end against
+    the others, with the scores of `attention_of`.
+    """
 
     histograms: Histograms
     clusters: ClusterCounts

@@ -15,7 +15,7 @@ AT_A_TIME = 256  # resamples
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """How intervals are made: number of `resamples`, `confidence` from 0 to 1, and the `seed` of the draws."""
+    """Settings of the intervals: number of `resamples`, `confidence` from 0 to 1, and the `seed` of the draws."""
 
     resamples: int = 9999
     confidence: float = 0.95

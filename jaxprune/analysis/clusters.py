@@ -2,7 +2,8 @@
 
 The same clusters as scikit-learn's `KMeans(clusters, random_state=seed)` on the same float64 values (n_init 1): its
 seeding is repeated draw for draw, and Lloyd's steps, which on a line only move the bounds between neighbours, run on
-sorted values at the price of a few look-ups. The paper ranks patches so (5 clusters, seed 123).
+sorted values at the price of a few look-ups. The paper ranks patches so (5 clusters, seed 123). scikit-learn itself
+would be a dependency for this one function, and walks all values in every step; the tests hold ours against it.
 """
 
 import dataclasses
@@ -96,6 +97,6 @@ def _lloyd(
 
 
 def _ends(ordered: Float[np.ndarray, "_"], centres: Float[np.ndarray, "K"]) -> Int[np.ndarray, "_"]:
-    """Where each centre's values begin and end among the sorted ones: K + 1 places."""
+    """The places where each centre's values begin and end among the sorted ones: K + 1 of them."""
     inner = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2, side="right")
     return np.concatenate([[0], inner, [len(ordered)]])

@@ -1,4 +1,4 @@
-"""What pruning kept: which intensities, which attention, which places on the spectrogram, and how kept sets agree.
+"""Statistics of kept patches: their intensities, attention and places on the spectrogram; agreement of kept sets.
 
 Functions of plain arrays over all clips; `jaxprune.analysis.analyze` takes them from an extraction. Kept sets are masks
 `(clips, n)` by original position. Means are over clips, each clip counting alike, unless said otherwise.
@@ -55,9 +55,10 @@ class ClusterCounts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where patches are kept: the share of clips that keep each one, on the grid `(time, freq)`, low frequencies first;
-    the same per mel band `(freq,)` and per time step `(time,)`; and of the patches that hold sound or only padding (not
-    a number where there are none)."""
+    """The places that are kept: the share of clips that keep each patch, on the grid `(time, freq)`, low frequencies
+    first. The same per mel band `(freq,)` and per time step `(time,)`, and of the patches that hold `sound` or only
+    `padding` (not a number where there are none).
+    """
 
     grid: Float[np.ndarray, "time freq"]
     by_band: Estimate
@@ -82,7 +83,7 @@ class Contrast:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How two kept sets of a clip agree. `shared` is the share of the smaller one that lies in the other, `jaccard`
+    """Agreement of two kept sets of a clip. `shared` is the share of the smaller one that lies in the other, `jaccard`
     intersection over union, `chance` what `shared` would be for sets drawn at random."""
 
     shared: Estimate
@@ -190,8 +191,10 @@ def block_overlap(
     top: float,
     bootstrap: Bootstrap,
 ) -> Overlap:
-    """How far blocks agree on what is best: `Overlap` `(blocks, blocks)` of the `ceil(top * count)` patches that each
-    of two blocks scores highest, among the patches that enter both. Equal scores rank by lower position.
+    """Agreement of blocks on the best patches, as `Overlap` `(blocks, blocks)`.
+
+    The best are the `ceil(top * count)` patches that each of two blocks scores highest, among those that enter both.
+    Equal scores rank by lower position.
 
     `scores` and `ids` as in `attention_contrast`. Later blocks of a pruned model see only what earlier ones kept; an
     unpruned one compares all blocks on all `patches`.
@@ -232,7 +235,7 @@ def _best(values: Float[np.ndarray, "clips n"], count: Int[np.ndarray, "clips"])
 def _per_level(
     ranks: Int[np.ndarray, "clips n"], mask: Bool[np.ndarray, "clips n"], levels: int
 ) -> Int[np.ndarray, "clips K"]:
-    """How many of each clip's masked patches have each rank."""
+    """Counts of each clip's masked patches of each rank."""
     return np.stack([np.count_nonzero((ranks == level) & mask, axis=1) for level in range(levels)], axis=1)
 
 

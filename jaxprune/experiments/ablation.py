@@ -1,4 +1,4 @@
-"""Which patches matter: accuracy when they are chosen by attention, by their pixels, the other way round, or at random.
+"""Ablations of the score: accuracy when patches are chosen by attention, by pixels, the other way round, or at random.
 
 `score_settings` prunes by a score at keep rates, `range_settings` keeps the patches whose mean lies in a range, beside
 as many patches drawn at random. `ablate` measures all of them in one pass over the data. Extra tokens always stay, and
@@ -55,7 +55,7 @@ class Setting:
 
     @property
     def keep(self) -> str:
-        """What is kept: 0.7, or 0.83/0.61/0.47 by block, or (-0.58, 0.11) for a range."""
+        """The share or range that is kept: 0.7, or 0.83/0.61/0.47 by block, or (-0.58, 0.11) for a range."""
         if self.range is not None:
             return f"({self.range[0]:g}, {self.range[1]:g})"
         every = dict.fromkeys(self.rates) if len(set(self.rates)) == 1 else self.rates
@@ -70,7 +70,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one setting did to a model.
+    """The result of one setting on a model.
 
     `metrics` are of all clips (shares from 0 to 1), `accuracy` is top1 with its interval and `drop` what is lost of it
     against the unpruned model, clip by clip; both None where clips have several classes. `kept` is by pruning block the
@@ -94,7 +94,7 @@ class Row:
 
 
 def unpruned(model: Classifier) -> Setting:
-    """What all others are compared with."""
+    """The setting that all others are compared with."""
     policy = topk(model, {})
     return Setting(score=UNPRUNED, blocks=(), policy_for=lambda indices, kept: policy)
 

@@ -55,7 +55,7 @@ def shown(rows: Sequence[Row], *, base: Row) -> tuple[list[str], list[tuple[obje
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What the table alone does not say."""
+    """Remarks below the table."""
     metric = next(iter(rows[0].metrics))
     heading, factor = METRICS[metric]
     found = ["Patches left: mean ± std over clips [lowest, highest] after the last of the blocks."]

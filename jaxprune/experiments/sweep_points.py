@@ -1,4 +1,4 @@
-"""A sweep's measurements joined to points: what each setting loses, costs and takes, and which are worth having.
+"""A sweep's measurements joined to points: the loss, cost and time of each setting, and those worth having.
 
 `jaxprune.experiments.sweep` measures, `jaxprune.plots.pareto` draws.
 """
@@ -22,11 +22,11 @@ from jaxprune.experiments.sweep import Candidate, Store, quality_key, time_key, 
 class Point:
     """One candidate under one setting at one batch size.
 
-    `quality` is top1 or mean_average_precision, a share; `drop` is what is lost of it against the first candidate
+    `quality` is top1 or mean_average_precision, a share. `drop` is what is lost of it against the first candidate
     without pruning, with the ends of its interval (not numbers where clips have several classes). `speed_up` is the
-    median time of the forward pass, spectrogram to logits, against the unpruned model's, timed in turn; `milliseconds`
-    for a clip are the median over all of the unpruned model's calls divided by it, so that settings timed apart
-    compare. `gain` is the speed-up's share of the ratio of multiply-accumulates; `pays`, whether pruning pays in time.
+    median unpruned time of the forward pass, spectrogram to logits, divided by this setting's, timed in turn.
+    `milliseconds` for a clip are the median of all unpruned calls divided by the speed-up, so that settings timed apart
+    compare. `gain` is the speed-up's share of the ratio of multiply-accumulates. `pays` says that pruning pays in time.
     `unsteady` is the distance between the quartiles of the unpruned model's calls over their median: where it is large,
     the machine had other things to do. `best_by_macs` and `best_by_time` say that no point of this batch size is at
     least as good and cheaper.
@@ -72,59 +72,84 @@ def points(
     drops = _drops(store, candidates, settings, bootstrap=bootstrap)
     found = []
     for batch in batches:
-        here = []
-        keys = [
-            time_key(one, batch=batch, device=device)
+        keys = {
+            (candidate.name, one.name): time_key(one, batch=batch, device=device)
             for candidate in candidates
             for one in with_unpruned(candidate, settings[candidate.name])
-        ]
-        calls = [call for key in dict.fromkeys(keys) for call in store.seconds[key]["unpruned_seconds"]]
-        low, usual, high = np.quantile(calls, (0.25, 0.5, 0.75)).tolist()
-        unsteady = (high - low) / usual
+        }
+        usual, unsteady = _unpruned_call(store, keys.values())
+        here = []
         for candidate in candidates:
-            whole = _macs(candidate, unpruned(candidate.model))
             for setting in with_unpruned(candidate, settings[candidate.name]):
-                quality = store.quality[quality_key(candidate, setting)]
-                timed = store.seconds[time_key(setting, batch=batch, device=device)]
-                metric, value = next(iter(quality["metrics"].items()))
-                spent, before = (statistics.median(timed[name]) for name in ("seconds", "unpruned_seconds"))
-                cost, speed_up = _macs(candidate, setting), before / spent
-                ratio = whole / cost
-                drop, drop_low, drop_high = drops[quality_key(candidate, setting)]
-                here.append(
-                    Point(
-                        candidate=candidate.name,
-                        score=setting.score,
-                        keep=setting.keep,
-                        blocks=",".join(map(str, setting.blocks)),
-                        batch=batch,
-                        clips=quality["clips"],
-                        metric=metric,
-                        quality=value,
-                        drop=drop,
-                        drop_low=drop_low,
-                        drop_high=drop_high,
-                        gmacs=cost / 1e9,
-                        macs_ratio=ratio,
-                        milliseconds=1e3 * usual / speed_up / batch,
-                        clips_per_second=batch * speed_up / usual,
-                        speed_up=speed_up,
-                        gain=speed_up / ratio,
-                        pays=ratio == 1 or speed_up >= max(1.0, share * ratio),
-                        unsteady=unsteady,
-                        best_by_macs=False,
-                        best_by_time=False,
-                    )
-                )
-        quality = np.array([point.quality for point in here])
-        fronts = [pareto(np.array([getattr(p, name) for p in here]), quality) for name in ("gmacs", "milliseconds")]
-        for point, by_macs, by_time in zip(here, *fronts, strict=True):
-            found.append(dataclasses.replace(point, best_by_macs=bool(by_macs), best_by_time=bool(by_time)))
+                key = quality_key(candidate, setting)
+                timed = store.seconds[keys[candidate.name, setting.name]]
+                clock = {"batch": batch, "usual": usual, "unsteady": unsteady, "share": share}
+                here.append(_point(candidate, setting, store.quality[key], timed, drop=drops[key], **clock))
+        found += _with_fronts(here)
     return found
 
 
+def _unpruned_call(store: Store, keys: Iterable[str]) -> tuple[float, float]:
+    """The median of the unpruned model's calls, and the distance between their quartiles as a share of it."""
+    calls = [call for key in dict.fromkeys(keys) for call in store.seconds[key]["unpruned_seconds"]]
+    low, usual, high = np.quantile(calls, (0.25, 0.5, 0.75)).tolist()
+    return usual, (high - low) / usual
+
+
+def _point(
+    candidate: Candidate,
+    setting: Setting,
+    quality: Mapping[str, Any],
+    timed: Mapping[str, Sequence[float]],
+    *,
+    drop: tuple[float, float, float],
+    batch: int,
+    usual: float,
+    unsteady: float,
+    share: float,
+) -> Point:
+    """One setting's point, before it is known whether others beat it."""
+    metric, value = next(iter(quality["metrics"].items()))
+    spent, before = (statistics.median(timed[name]) for name in ("seconds", "unpruned_seconds"))
+    cost, speed_up = _macs(candidate, setting), before / spent
+    ratio = _macs(candidate, unpruned(candidate.model)) / cost
+    return Point(
+        candidate=candidate.name,
+        score=setting.score,
+        keep=setting.keep,
+        blocks=",".join(map(str, setting.blocks)),
+        batch=batch,
+        clips=quality["clips"],
+        metric=metric,
+        quality=value,
+        drop=drop[0],
+        drop_low=drop[1],
+        drop_high=drop[2],
+        gmacs=cost / 1e9,
+        macs_ratio=ratio,
+        milliseconds=1e3 * usual / speed_up / batch,
+        clips_per_second=batch * speed_up / usual,
+        speed_up=speed_up,
+        gain=speed_up / ratio,
+        pays=ratio == 1 or speed_up >= max(1.0, share * ratio),
+        unsteady=unsteady,
+        best_by_macs=False,
+        best_by_time=False,
+    )
+
+
+def _with_fronts(found: Sequence[Point]) -> list[Point]:
+    """The points of one batch size, those marked that no other beats."""
+    quality = np.array([point.quality for point in found])
+    fronts = [pareto(np.array([getattr(p, name) for p in found]), quality) for name in ("gmacs", "milliseconds")]
+    return [
+        dataclasses.replace(point, best_by_macs=bool(by_macs), best_by_time=bool(by_time))
+        for point, by_macs, by_time in zip(found, *fronts, strict=True)
+    ]
+
+
 def pareto(cost: Float[np.ndarray, "points"], quality: Float[np.ndarray, "points"]) -> Bool[np.ndarray, "points"]:
-    """Which points no other beats, by costing no more and being no worse, and better in one. Equal ones all stay."""
+    """True for points that no other beats: none costs no more, is no worse, and better in one. Equal ones all stay."""
     order = np.lexsort((-quality, cost))
     best, front = -np.inf, np.zeros(len(cost), bool)
     for i in order:

@@ -22,10 +22,9 @@ from jaxprune.analysis.bootstrap import Estimate
 from jaxprune.analysis.retained import Contrast, Histograms, Overlap, Places
 from jaxprune.config import ModelConfig
 from jaxprune.features import HOP, SAMPLE_RATE
-from jaxprune.plots.clips import BLANK, COLORS, TICKS_HZ, mel_heights, shortened
+from jaxprune.plots.clips import mel_heights, shortened
+from jaxprune.plots.style import BLANK, COLORS, MARKERS, SERIES, TICKS_HZ
 
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
 CROWDED = 20  # more points than this get a band instead of markers and bars
 SCORES = {"ClsAttention": "attention from CLS", "ReceivedAttention": "attention received"}
@@ -109,7 +108,7 @@ def clusters_figure(analysis: Analysis) -> Figure:
 
 
 def places_figure(places: Mapping[int, Places], config: ModelConfig) -> Figure:
-    """Where patches are kept: per pruning block the share of clips that keep each place; below, the same per mel band
+    """Places of kept patches: per pruning block the share of clips that keep each place; below, the same per mel band
     and per time step with intervals. All shares are of the patches that enter the model."""
     figure = Figure(figsize=(WIDE, 5.6), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.05, 1), hspace=0.03)
@@ -218,7 +217,7 @@ def attention_figure(analysis: Analysis) -> Figure:
 
 
 def block_overlap_figure(analysis: Analysis) -> Figure:
-    """How far every two blocks agree on the best patches: the share that both choose."""
+    """Agreement of every two blocks on the best patches: the share that both choose."""
     found: Overlap = analysis.block_overlap
     blocks = len(found.chance)
     side = max(2.6, min(5.0, 1.4 + 0.36 * blocks))

@@ -1,5 +1,4 @@
-"""Pictures of clips, and what all pictures share. Figures are built without pyplot, so nothing needs a display and no
-state outlives a call.
+"""Pictures of clips, and the writing of all pictures. Figures are built without pyplot: no display, no state.
 
 `retained_patches` shows what pruning keeps: for each window its spectrogram, then the same with the patches dropped
 after each stage left blank (the paper's pictures). Files appear under their name only when they are complete. Pictures
@@ -22,13 +21,11 @@ from jaxprune.config import ModelConfig
 from jaxprune.features import HOP, LOWEST_HZ, SAMPLE_RATE, hertz_to_mel
 from jaxprune.files import replace_file
 from jaxprune.inference import Result
+from jaxprune.plots.style import BLANK, COLORS, TICKS_HZ
 from jaxprune.positions import covered, in_padding, patch_corners
 
 SUFFIXES = (".png", ".svg", ".pdf")
 ROWS = 6  # windows on a page
-COLORS = "viridis"  # even in lightness, and read alike with any colour vision
-BLANK = "white"  # not in the colormap: a dropped patch cannot be taken for a quiet or a loud one
-TICKS_HZ = (250, 1000, 4000)
 
 
 def retained_patches(results: Sequence[Result], config: ModelConfig, *, path: str | os.PathLike[str]) -> list[Path]:
@@ -106,7 +103,11 @@ def _heading(result: Result) -> str:
 
 
 def _draw_mel(panel: Axes, mel: Float[np.ndarray, "t f"], *, result: Result, config: ModelConfig) -> AxesImage:
-    """A spectrogram up to the last patch that holds sound, blank where masked, the clip's end marked."""
+    """A spectrogram up to the last patch that holds sound, blank where masked, the clip's end marked.
+
+    The axes are those of `librosa.display.specshow`: seconds to the right, a mel scale upwards. It would draw one
+    rectangle a pixel, and has no place for the blank patches and the clip's own start.
+    """
     shown = frames_shown(config, frames=result.frames)
     low, high = color_range(result)
     right = result.start + shown * HOP / SAMPLE_RATE
@@ -134,7 +135,7 @@ def color_range(result: Result) -> tuple[float, float]:
 
 
 def frames_shown(config: ModelConfig, *, frames: int) -> int:
-    """Where the last patch that holds any of the first `frames` frames ends; all of a spectrogram without padding."""
+    """The end of the last patch that holds any of the first `frames` frames; the whole length without padding."""
     starts = patch_corners(config)[:, 0]
     sounding = starts[starts < frames]
     return config.frames if len(sounding) == len(starts) else int(sounding.max()) + config.patch

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxprune.features import HOP, LOWEST_HZ, SAMPLE_RATE
-from jaxprune.plots.clips import COLORS, picture_path, save
+from jaxprune.plots.clips import picture_path, save
+from jaxprune.plots.style import COLORS
 
 
 def draw_log_mel(mel: Float[np.ndarray, "t f"], *, title: str, label: str, path: str | os.PathLike[str]) -> None:

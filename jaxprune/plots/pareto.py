@@ -14,11 +14,9 @@ from matplotlib.lines import Line2D
 
 from jaxprune.experiments.sweep_points import Point
 from jaxprune.plots.clips import picture_path, save
+from jaxprune.plots.style import MARKERS, SERIES
 from jaxprune.training.settings import Published
 
-# Told apart with any colour vision (Okabe & Ito 2008), black kept for what is published and unpruned.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-MARKERS = "osv^P*Xhp<>"
 NAMES = {"top1": "top-1 accuracy (%)", "mean_average_precision": "mean average precision (%)"}
 
 
@@ -88,7 +86,7 @@ def pareto_front_figure(
 def looks(points: Sequence[Point]) -> tuple[dict[str, str], dict[tuple[str, str], str]]:
     """A colour for each score, black without pruning, and a marker for each (candidate, block set)."""
     scores = dict.fromkeys(point.score for point in points if point.blocks)
-    colors = {score: COLORS[i % len(COLORS)] for i, score in enumerate(scores)}
+    colors = {score: SERIES[i % len(SERIES)] for i, score in enumerate(scores)}
     colors |= {point.score: "black" for point in points if not point.blocks}
     places = dict.fromkeys((point.candidate, point.blocks) for point in points if point.blocks)
     markers = {place: MARKERS[i % len(MARKERS)] for i, place in enumerate(places)}
@@ -104,7 +102,7 @@ def legend(
     published: bool,
     chosen: bool,
 ) -> list[Line2D]:
-    """What colours, markers and lines mean."""
+    """The meaning of colours, markers and lines."""
     several = len({point.candidate for point in points}) > 1
     handles = [Line2D([], [], color=color, linewidth=4, label=score) for score, color in colors.items()]
     for (candidate, blocks), marker in markers.items():

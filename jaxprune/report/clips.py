@@ -19,7 +19,8 @@ from jaxprune.audio import load_audio
 from jaxprune.config import ModelConfig
 from jaxprune.features import HOP, SAMPLE_RATE, sample_count
 from jaxprune.inference import Result
-from jaxprune.plots.clips import COLORS, TICKS_HZ, color_range, frames_shown, mel_heights, shortened
+from jaxprune.plots.clips import color_range, frames_shown, mel_heights, shortened
+from jaxprune.plots.style import COLORS, TICKS_HZ
 from jaxprune.positions import covered, in_padding
 from jaxprune.report.html import Html, data_uri, tag
 
