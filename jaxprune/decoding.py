@@ -21,13 +21,14 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from jaxprune.sound_containers import Piece, pieces
+from jaxprune.sound_containers import Content, Piece, pieces
 
 FORMATS = "wav, flac, ogg or mp3"
 RATES = (1000, 1_000_000)  # Hz; ultrasound recorders reach 768 kHz
 CHANNELS = 256
 EXTRA = 'pip install "jaxprune[audio]"'
 _BLOCK = 2**20  # samples of all channels in a block
+_SMALL = 2**20  # bytes that are read sooner than mapped
 _MANY = 2**40  # frames that mean: unknown
 
 
@@ -66,7 +67,9 @@ def sounds(path: Path) -> Iterator[Sound]:
         file = path.open("rb")
     except OSError as error:
         raise _unopened(path, error.strerror) from error
-    with file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with file:
+        small = os.fstat(file.fileno()).st_size <= _SMALL
+        content = file.read() if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         found = pieces(content)
         for piece in found or (Piece(start=0, end=len(content)),):
             with contextlib.ExitStack() as stack:
@@ -150,7 +153,7 @@ def _native(path: Path) -> bytes | str:
 class _Range(io.RawIOBase):
     """The bytes of one piece as a file of its own."""
 
-    def __init__(self, content: mmap.mmap, piece: Piece):
+    def __init__(self, content: Content, piece: Piece):
         self._content, self._piece, self._at = content, piece, 0
         self._size = len(piece.prefix) + piece.end - piece.start
 

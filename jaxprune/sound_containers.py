@@ -11,8 +11,7 @@ import struct
 from collections.abc import Iterator
 
 Content = bytes | mmap.mmap
-UNKNOWN = (0, 2**31, 2**32)  # sizes near these stand in headers that were written before the length was known
-_SLACK = 8192
+UNKNOWN = (2**31, 2**32)  # sizes near these, and 0, stand in headers that were written before the length was known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,13 +47,10 @@ def pieces(content: Content) -> tuple[Piece, ...]:
         return (Piece(start=0, end=len(content), short=_is_known(size) and offset + size > len(content)),)
     if _mpeg(content, start):
         found = tuple(_mp3(content, start, len(content)))
-        return found if len(found) > 1 else (_whole(found[0], content),)
+        if len(found) == 1 and not found[0].prefix:  # with its tags: they change nothing
+            found = (dataclasses.replace(found[0], start=0, end=len(content)),)
+        return found
     return ()
-
-
-def _whole(piece: Piece, content: Content) -> Piece:
-    """The only sound of a file, tags and all, unless it needs a header of its own."""
-    return piece if piece.prefix else dataclasses.replace(piece, start=0, end=len(content))
 
 
 # Containers of chunks
@@ -140,7 +136,7 @@ def _wav_format(content: Content, found: dict[bytes, tuple[int, int | None]]) ->
 
 
 def _is_known(size: int) -> bool:
-    return size != 2**64 - 1 and not any(abs(size - unknown) <= (_SLACK if unknown else 0) for unknown in UNKNOWN)
+    return size not in (0, 2**64 - 1) and all(abs(size - unknown) > 8192 for unknown in UNKNOWN)
 
 
 # Ogg and FLAC
@@ -164,12 +160,25 @@ def _ogg(content: Content) -> Iterator[Piece]:
 
 
 def _flac(content: Content) -> Iterator[Piece]:
+    """A piece for each file of a chain. Each begins with its mark and the header of a block of 34 bytes."""
     start = 0
     while start < len(content):
-        following = (content.find(b"fLaC" + last + b"\0\0\x22", start + 8) for last in (b"\0", b"\x80"))
-        end = min((at for at in following if at >= 0), default=len(content))
+        end = start
+        while (end := _find(content, b"fLaC", end + 4)) >= 0:
+            if content[end + 4 : end + 8] in (b"\0\0\0\x22", b"\x80\0\0\x22"):
+                break
+        end = end if end >= 0 else len(content)
         yield Piece(start=start, end=end)
         start = end
+
+
+def _find(content: Content, mark: bytes, at: int) -> int:
+    """As `content.find`, by copies of a MiB: many times as fast in a memory map."""
+    for begin in range(at, len(content), 2**20):
+        found = content[begin : begin + 2**20 + len(mark) - 1].find(mark)
+        if found >= 0:
+            return begin + found
+    return -1
 
 
 # mp3
