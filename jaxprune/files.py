@@ -113,10 +113,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     replace_file(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
-def reason(error: Exception) -> str:
-    """The system's words for an error. TensorStore has its number at the end of a long text."""
-    if number := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(number[1]))
+def reason(error: BaseException) -> str:
+    """The system's words for an error.
+
+    TensorStore has its number at the end of a long text, perhaps under an error of clearing up after it.
+    """
+    under: BaseException | None = error
+    while under is not None:
+        if number := re.search(r"os_error_code='(\d+)'", str(under)):
+            return os.strerror(int(number[1]))
+        under = under.__cause__ or under.__context__
     return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).split("\n")[0]
 
 

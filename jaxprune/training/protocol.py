@@ -23,10 +23,11 @@ import numpy as np
 from jaxprune.data.published import ESC50, Shards
 from jaxprune.data.records import Split
 from jaxprune.files import locked, write_text
+from jaxprune.json_files import read_json
 from jaxprune.parallel.processes import by_first
 from jaxprune.training.events import Metric
 from jaxprune.training.finetune import Beginning, Event, Options, Outcome, finetune, tidy
-from jaxprune.training.run_directory import RESULT, differences
+from jaxprune.training.run_directory import RESULT, differences, read_result
 from jaxprune.training.settings import Recipe
 from jaxprune.training.start import Sources
 
@@ -160,7 +161,7 @@ def carry_out(
                 yield event
             if event.result is None:
                 return
-            results[run] = _read(place / RESULT)
+            results[run] = read_result(place / RESULT)
             gc.collect()  # weights and moments hang in reference cycles, and the next run needs the device's memory
         summary = summarize({run: results[run] for run in planned})
         content = {"recipe": recipe.to_json(), "where": _place(sources)} | summary.to_json()
@@ -234,7 +235,7 @@ def open_protocol(directory: Path, recipe: Recipe, sources: Sources) -> None:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ValueError(f"{directory} exists and holds no protocol; choose another output directory")
         write_text(directory / SHARED, json.dumps(shared, indent=1) + "\n")
-    elif others := differences(_read(directory / SHARED), shared):
+    elif others := differences(read_json(directory / SHARED), shared):
         raise ValueError(
             f"{directory} holds a protocol with other settings ({'; '.join(others[:3])}); give the same ones to go on "
             "with it, or choose another output directory"
@@ -301,11 +302,4 @@ def _place(sources: Sources) -> dict[str, Any]:
 def _finished(out: Path, planned: Sequence[Run]) -> dict[Run, dict[str, Any]]:
     """The results of the runs that are finished, as the first process sees them."""
     found = by_first(lambda: [run.directory for run in planned if (out / run.directory / RESULT).exists()])
-    return {run: _read(out / run.directory / RESULT) for run in planned if run.directory in found}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from error
+    return {run: read_result(out / run.directory / RESULT) for run in planned if run.directory in found}

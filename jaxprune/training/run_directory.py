@@ -16,36 +16,82 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from jaxprune.config import Padding
+from jaxprune.data.records import Split
 from jaxprune.files import write_text
-from jaxprune.training.events import Evaluation, Step
+from jaxprune.json_files import fit, read_json
+from jaxprune.training.events import Evaluation, Metric, Step
 from jaxprune.training.settings import Recipe
 
 RECIPE, CHECKPOINTS, METRICS, MODEL, RESULT = "recipe.json", "checkpoints", "metrics.jsonl", "model", "result.json"
-REMARKS = {
-    "source",
-    "published",
-    "expected",
-}  # of a recipe; they decide nothing, and a later version may word them anew
+# Of a recipe: they decide nothing, and a later version may word them anew.
+REMARKS = {"source", "published", "expected"}
+
+
+class Score(TypedDict):
+    """A split's scores in result.json, as far as they are read again."""
+
+    clips: int
+    metric: Metric
+    score: float | None
+    loss: float | None
+    top1: float | None
+    top5: float | None
+    mean_average_precision: float | None
+
+
+class Result(TypedDict):
+    """The fields of result.json that are read again, beside its recipe."""
+
+    data_set: str
+    steps: int
+    saved_step: int
+    saved: str
+    best_score: float | None
+    scores: dict[Split, Score]
+    macs: int
+    unpruned_macs: int
+    compilations: int
+    device: str
+    model: str
+
+
+class Line(TypedDict):
+    """The fields that every line of a metrics log has."""
+
+    kind: Literal["step", "evaluation"]
+    step: int
 
 
 def finished(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> dict[str, Any] | None:
     """The result of a finished run, or None where there is none. Raises `ValueError` where it had other settings."""
     directory = Path(directory)
     try:
-        result = json.loads((directory / RESULT).read_text(encoding="utf-8"))
-        saved = _saved(directory)
+        result, saved = read_result(directory / RESULT), _saved(directory)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{directory} holds a finished run that cannot be read ({error})") from error
     if others := differences(saved, _settings(recipe, seed=seed)):
         raise ValueError(
             f"{directory} holds a finished run with other settings ({'; '.join(others[:3])}); choose another output "
             "directory"
         )
+    return result
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a result.json. Raises `OSError` and `ValueError`."""
+    result = read_json(path)
+    try:
+        fit(result, Result)
+        Recipe.from_json(result.get("recipe"))
+        if not result["scores"]:
+            raise ValueError("it has no scores")
+    except ValueError as error:
+        raise ValueError(f"{path} is no result of a run: {error}") from error
     return result
 
 
@@ -66,7 +112,7 @@ def open_run(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> bool
             raise ValueError(f"{directory} exists and is no run; choose another output directory") from None
         write_text(directory / RECIPE, json.dumps(settings, indent=1) + "\n")
         return False
-    except (OSError, json.JSONDecodeError) as error:
+    except OSError as error:
         raise ValueError(f"{directory / RECIPE} cannot be read ({error})") from error
     if others := differences(saved, settings):
         raise ValueError(
@@ -126,9 +172,11 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             found.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            fit(found[-1], Line)
+        except ValueError as error:
             if number < len(lines):
-                raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
+                raise ValueError(f"{path}: line {number} is none of a metrics log ({error})") from error
+            del found[number - 1 :]
     return found
 
 
@@ -160,7 +208,7 @@ def padding_of(directory: str | os.PathLike) -> Padding | None:
 
 def _saved(directory: Path) -> Any:
     """The content of recipe.json. Runs older than the choice of padding padded with the minimum."""
-    saved = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+    saved = read_json(directory / RECIPE)
     if isinstance(saved, dict) and isinstance(saved.get("data"), dict):
         saved["data"].setdefault("padding", "minimum")
     return saved

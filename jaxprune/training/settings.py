@@ -1,4 +1,4 @@
-"""What can be set in a fine-tuning run: nested frozen dataclasses, checked when built, to and from JSON.
+"""The settings of a fine-tuning run: nested frozen dataclasses, checked when built, to and from JSON.
 
 A `Recipe` is everything that decides a run. Variants are made with `dataclasses.replace`, or by tyro from command-line
 options (it shows the comment above a field); the resolved recipe is saved as JSON with every checkpoint and result. The
@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 from jaxprune.config import FAMILY_SIZES, Activation, Card, Family, ModelConfig, Padding
 from jaxprune.features import STATISTICS
+from jaxprune.json_files import fit
+from jaxprune.training.checks import distinct, share, whole_number
+from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,8 @@ class Data:
     folds: tuple[int, ...] = ()
 
     def __post_init__(self):
-        whole("frames", self.frames, least=16)
-        whole("classes", self.classes, least=1)
+        whole_number("frames", self.frames, least=16)
+        whole_number("classes", self.classes, least=1)
         if not math.isfinite(self.mean) or not math.isfinite(self.std) or self.std <= 0:
             raise ValueError(f"feature mean {self.mean} and std {self.std} must be finite and std positive")
         distinct("folds", self.folds)
@@ -80,7 +83,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How training clips are varied; 0 switches a part off."""
+    """Variation of training clips; 0 switches a part off."""
 
     # Probability that a clip is mixed with another.
     mixup: float = 0.0
@@ -104,109 +107,19 @@ class Augment:
             value = share(name, getattr(self, name), most=1.0)
             if value == 1:
                 raise ValueError(f"{name} is 1, which would leave nothing; it must be below 1")
-        whole("time_mask", self.time_mask, least=0)
-        whole("freq_mask", self.freq_mask, least=0)
+        whole_number("time_mask", self.time_mask, least=0)
+        whole_number("freq_mask", self.freq_mask, least=0)
 
     def while_shrinking(self) -> "Augment":
-        """What is left from shrink start on, when the base rate is below 1: SpecAugment and patch masking stop."""
+        """The rest from shrink start on, when the target is below 1: SpecAugment and patch masking stop."""
         return dataclasses.replace(self, time_mask=0, freq_mask=0, patch_mask=0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """AudioMAE's optimiser: decoupled weight decay, and learning rates that fall from the head to the embeddings."""
-
-    # Learning rate for a batch of 256; the rate used is this times batch / 256.
-    base_lr: float = 1e-3
-    # Decay of the gradient's running mean.
-    b1: float = 0.9
-    # Decay of the squared gradient's running mean.
-    b2: float = 0.95
-    # Decoupled weight decay; none on 1-d parameters, extra tokens and position tables.
-    weight_decay: float = 1e-4
-    # Factor on the learning rate per layer, from the head down; 1 for one rate everywhere.
-    layer_decay: float = 0.75
-    # Largest global gradient norm; 0 for no clipping.
-    clip: float = 0.0
-
-    def __post_init__(self):
-        check_optimizer(self)
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}; it must be greater than 0 and at most 1")
-
-    def peak_lr(self, batch: int) -> float:
-        """Learning rate after warm-up, for `batch` clips an update."""
-        return self.base_lr * batch / 256
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamL2:
-    """AST's optimiser: Adam with the L2 penalty's gradient added before the moments, as torch's `weight_decay` does."""
-
-    # Learning rate after warm-up, whatever the batch.
-    base_lr: float = 1e-4
-    # Decay of the gradient's running mean.
-    b1: float = 0.95
-    # Decay of the squared gradient's running mean.
-    b2: float = 0.999
-    # L2 penalty on every parameter.
-    weight_decay: float = 5e-7
-    # Largest global gradient norm; 0 for no clipping.
-    clip: float = 0.0
-
-    def __post_init__(self):
-        check_optimizer(self)
-
-    def peak_lr(self, batch: int) -> float:
-        """Learning rate after warm-up; the same for every batch."""
-        return self.base_lr
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cosine:
-    """AudioMAE's learning rate: linear warm-up, then half a cosine, both by the position within the epoch."""
-
-    # Epochs of warm-up from 0; may be a fraction.
-    warmup_epochs: float = 4.0
-    # Learning rate at the very end.
-    floor: float = 1e-5
-
-    def __post_init__(self):
-        if not self.warmup_epochs >= 0:
-            raise ValueError(f"warmup_epochs is {self.warmup_epochs}; it must be 0 or more")
-        if not self.floor >= 0:
-            raise ValueError(f"floor is {self.floor}; it must be 0 or more")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepDecay:
-    """AST's learning rate: an optional warm-up by steps, then a factor after every few epochs."""
-
-    # Steps of warm-up from 0; 0 for none.
-    warmup_steps: int = 0
-    # Steps between changes of the rate during warm-up; 50 as released, so the first 50 steps learn nothing.
-    warmup_every: int = 50
-    # Completed epochs after which the factor first applies.
-    first: int = 5
-    # Epochs between one use of the factor and the next.
-    every: int = 1
-    # Factor on the learning rate.
-    factor: float = 0.85
-
-    def __post_init__(self):
-        whole("warmup_steps", self.warmup_steps, least=0)
-        whole("warmup_every", self.warmup_every, least=1)
-        whole("first", self.first, least=0)
-        whole("every", self.every, least=1)
-        if not 0 < self.factor <= 1:
-            raise ValueError(f"factor is {self.factor}; it must be greater than 0 and at most 1")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune:
-    """How many patches are kept, and how the model is led there."""
+    """The share of patches kept, and the way there."""
 
-    # Keep rate of each pruning block after the shrinking; 1 trains without pruning.
+    # Target: the keep rate of each pruning block after the shrinking; 1 trains without pruning.
     keep_rate: float = 0.7
     # Blocks that prune, counted from 0.
     blocks: tuple[int, ...] = (3, 6, 9)
@@ -225,19 +138,19 @@ class Prune:
         if not 0 < self.keep_rate <= 1:
             raise ValueError(f"keep_rate is {self.keep_rate}; it must be greater than 0 and at most 1")
         for block in self.blocks:
-            whole("blocks", block, least=0)
+            whole_number("blocks", block, least=0)
         distinct("blocks", self.blocks)
-        whole("first_epoch", self.first_epoch, least=0)
-        whole("shrink_start", self.shrink_start, least=self.first_epoch)
-        whole("shrink_epochs", self.shrink_epochs, least=0)
-        whole("buckets", self.buckets, least=1)
+        whole_number("first_epoch", self.first_epoch, least=0)
+        whole_number("shrink_start", self.shrink_start, least=self.first_epoch)
+        whole_number("shrink_epochs", self.shrink_epochs, least=0)
+        whole_number("buckets", self.buckets, least=1)
         if self.update not in ("epoch", "step"):
             raise ValueError(f"update is {self.update!r}; it must be 'epoch' or 'step'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loop:
-    """How long and how much at a time."""
+    """The length of a run, and its batches."""
 
     # Passes over the training clips.
     epochs: int
@@ -252,7 +165,7 @@ class Loop:
 
     def __post_init__(self):
         for name in ("epochs", "batch", "accumulate"):
-            whole(name, getattr(self, name), least=1)
+            whole_number(name, getattr(self, name), least=1)
         if self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} cannot be split into {self.accumulate} equal parts")
         if self.loss not in ("bce", "ce"):
@@ -263,7 +176,7 @@ class Loop:
 
     @property
     def activation(self) -> Activation:
-        """How logits trained with this loss become probabilities."""
+        """The function that makes probabilities of logits trained with this loss."""
         return {"bce": "sigmoid", "ce": "softmax"}[self.loss]
 
 
@@ -327,7 +240,7 @@ class Recipe:
         completed = prune.shrink_start - prune.first_epoch + prune.shrink_epochs
         if prune.keep_rate < 1 and completed > loop.epochs:
             raise ValueError(
-                f"the keep rate reaches its base after {completed} epochs, but the run has {loop.epochs}; "
+                f"the keep rate reaches its target after {completed} epochs, but the run has {loop.epochs}; "
                 "start earlier, shrink faster or train longer"
             )
         if isinstance(self.schedule, Cosine):
@@ -353,7 +266,7 @@ class Recipe:
         )
 
     def card(self, model: ModelConfig, *, labels: tuple[str, ...] = (), source: str = "") -> Card:
-        """What a model that the recipe trains needs to be used, beside its weights."""
+        """The card of a model that the recipe trains, which is needed to use it."""
         facts = self.data
         return Card(
             model=model,
@@ -385,13 +298,15 @@ class Recipe:
             fields = dict(data)
             fields["data"] = {"padding": "minimum"} | fields["data"]  # recipes older than the field
             for part, make in PARTS.items():
-                fields[part] = filled(make, fields[part])
+                fields[part] = _filled(make, fields[part])
             for part, makes in UNIONS.items():
                 values = dict(fields[part])
-                fields[part] = filled(makes[values.pop("kind")], values)
-            fields["expected"] = tuple(filled(Published, score) for score in fields["expected"])
+                fields[part] = _filled(makes[values.pop("kind")], values)
+            for remark in ("name", "source"):
+                fit(fields[remark], str)
+            fields["expected"] = tuple(_filled(Published, score) for score in fields["expected"])
             return cls(**fields)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a jaxprune recipe: {error}") from error
 
 
@@ -402,37 +317,9 @@ UNIONS = {
 }
 
 
-def whole(name: str, value: int, *, least: int) -> int:
-    """The value, if it is a whole number of at least `least`; else `ValueError`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-    return value
-
-
-def share(name: str, value: float, *, most: float) -> float:
-    """The value, if it lies in [0, most]; else `ValueError`."""
-    if not 0 <= value <= most:
-        raise ValueError(f"{name} is {value!r}; it must be between 0 and {most:g}")
-    return value
-
-
-def distinct(name: str, values: tuple[int, ...]) -> None:
-    if len(set(values)) < len(values):
-        raise ValueError(f"{name} {values} names one twice; each may occur once")
-
-
-def check_optimizer(settings: AdamW | AdamL2) -> None:
-    """Raises `ValueError` for a setting outside its range."""
-    if not 0 < settings.base_lr < math.inf:
-        raise ValueError(f"base_lr is {settings.base_lr}; it must be positive")
-    for name in ("b1", "b2"):
-        if not 0 <= getattr(settings, name) < 1:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least 0 and below 1")
-    for name in ("weight_decay", "clip"):
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be 0 or more")
-
-
-def filled(make: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass from JSON's values, whose lists are tuples here."""
-    return make(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+def _filled(make: type, values: Any) -> Any:
+    """A dataclass from JSON's values, their types checked. Raises `ValueError` and `TypeError`."""
+    names = {field.name for field in dataclasses.fields(make)}
+    if isinstance(values, Mapping) and (unknown := sorted(values.keys() - names)):
+        raise TypeError(f"{make.__name__} has no field {unknown[0]!r}")
+    return fit(values, make)

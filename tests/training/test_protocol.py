@@ -197,8 +197,11 @@ def test_what_was_cut_off_goes_on_and_the_summary_is_numpys(esc50, start, tmp_pa
 
 def result(score: float, *, clips: int, metric: str = "accuracy", splits=("test",)) -> dict:
     found = {"metric": metric, "score": score, "clips": clips, "loss": 0.5}
+    found |= dict.fromkeys(("top1", "top5", "mean_average_precision"))
     rest = {"saved_step": 6, "saved": "last", "best_score": score + 0.1, "macs": 2, "unpruned_macs": 4}
-    return rest | {"scores": dict.fromkeys(splits, found), "recipe": {"prune": {"keep_rate": 0.5}}}
+    rest |= {"steps": 6, "compilations": 1} | dict.fromkeys(("data_set", "device", "model"), "x")
+    recipe = dataclasses.replace(RECIPES["audiomae-esc50"], prune=Prune(keep_rate=0.5))
+    return rest | {"scores": dict.fromkeys(splits, found), "recipe": recipe.to_json()}
 
 
 def test_folds_are_averaged_before_seeds_and_clips_are_pooled():

@@ -1,0 +1,20 @@
+"""Checks of single settings, each a `ValueError` with the value and what was allowed."""
+
+
+def whole_number(name: str, value: int, *, least: int) -> int:
+    """The value, if it is a whole number of at least `least`; else `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+    return value
+
+
+def share(name: str, value: float, *, most: float) -> float:
+    """The value, if it lies in [0, most]; else `ValueError`."""
+    if not 0 <= value <= most:
+        raise ValueError(f"{name} is {value!r}; it must be between 0 and {most:g}")
+    return value
+
+
+def distinct(name: str, values: tuple[int, ...]) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} {values} names one twice; each may occur once")
