@@ -291,6 +291,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_error_and_leaves_the_o
             until_full()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    time.sleep(1)  # threads of this process, which would have ended, may still be writing
     state, losses = run(dataset, tmp_path / "c")
     assert min(losses) == 1
     same(state, whole[0])
