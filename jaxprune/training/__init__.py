@@ -1,1 +1,28 @@
-""""""
+"""Fine-tuning: from a recipe and a data set to a model, while the keep rate falls.
+
+`settings` (with `learning`) are a recipe's dataclasses, `recipes` the table of them, and `start` fits one to the data
+at hand. `schedules`, `optim` and `augment` turn settings into functions. `step` is one update on the device, `loop` the
+updates of a run, and `events` their reports. `run_directory` and `checkpoints` are a run on disk, `tensorboard` its
+curves. `finetune` puts all of it together, `protocol` does it for every fold and seed.
+
+Reading clips is `jaxprune.data`'s matter, scores are `jaxprune.evaluation`'s, and devices and processes
+`jaxprune.parallel`'s.
+"""
+
+__all__ = [
+    "augment",
+    "checkpoints",
+    "events",
+    "finetune",
+    "learning",
+    "loop",
+    "optim",
+    "protocol",
+    "recipes",
+    "run_directory",
+    "schedules",
+    "settings",
+    "start",
+    "step",
+    "tensorboard",
+]
