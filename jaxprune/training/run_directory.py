@@ -43,8 +43,9 @@ class Score(TypedDict):
 
 
 class Result(TypedDict):
-    """The fields of result.json that are read again, beside its recipe."""
+    """The fields of result.json that are read again."""
 
+    recipe: dict[str, Any]
     data_set: str
     steps: int
     saved_step: int
@@ -87,7 +88,7 @@ def read_result(path: Path) -> dict[str, Any]:
     result = read_json(path)
     try:
         fit(result, Result)
-        Recipe.from_json(result.get("recipe"))
+        Recipe.from_json(result["recipe"])
         if not result["scores"]:
             raise ValueError("it has no scores")
     except ValueError as error:
