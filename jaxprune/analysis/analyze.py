@@ -65,7 +65,7 @@ class Kendall:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kept:
+class KeptPatches:
     """The patches that a pruned model kept.
 
     `places` is by pruning block, as the rows of `clusters` are. `attention` is of the patches kept to the end against
@@ -98,7 +98,7 @@ class Analysis:
     bootstrap: Bootstrap
     values: Mapping[str, Values]
     kendall: Mapping[str, Kendall]
-    kept: Kept | None
+    kept: KeptPatches | None
     top: float
     block_overlap: Overlap
     overlaps: Mapping[str, Mapping[int, Overlap]]
@@ -243,7 +243,7 @@ def _kept(
     ids: Sequence[np.ndarray],
     levels: int,
     bootstrap: Bootstrap,
-) -> Kept:
+) -> KeptPatches:
     """The part that needs kept patches."""
     masks = {block: extraction.kept_mask(block) for block in extraction.stages}
     last, frames = masks[extraction.stages[-1]], extraction.column("frames")
@@ -251,7 +251,7 @@ def _kept(
     if unpruned is not None:
         seen, attention_of = unpruned, "the unpruned model"
         scores, ids = zip(*((seen.score(block), seen.scored(block)) for block in range(seen.config.depth)), strict=True)
-    return Kept(
+    return KeptPatches(
         histograms=histograms(signals["mean"], signals["std"], last),
         clusters=kept_per_cluster(ranks["mean"], list(masks.values()), levels=levels, bootstrap=bootstrap),
         places={
