@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 
-def log_mel(waveform: Tensor) -> Tensor:
-    """Kaldi's log-mel filterbank of a 16 kHz mono clip `(samples,)`, `(t, 128)` float64.
+def model_input(waveform: Tensor, *, frames: int, mean: float, std: float, padding: str, mels: int = 128) -> Tensor:
+    """A clip's normalised log-mel `(frames, mels)`: cut, or filled with its minimum or with 0, as `padding` says."""
+    mel = log_mel(waveform, mels=mels)[:frames]
+    fill = {"minimum": mel.min(), "zero": torch.zeros((), dtype=mel.dtype)}[padding]
+    missing = fill.expand(frames - len(mel), mels)
+    return (torch.cat([mel, missing]) - mean) / (2 * std)
+
+
+def log_mel(waveform: Tensor, *, mels: int = 128) -> Tensor:
+    """Kaldi's log-mel filterbank of a 16 kHz mono clip `(samples,)`, `(t, mels)` float64.
 
     The clip's mean is subtracted; then per 25 ms frame, 10 ms apart: mean removal, pre-emphasis 0.97 with the first
     sample as its own predecessor, symmetric Hann window, 512-point power spectrum, 128 triangles from 20 Hz to 8 kHz.
@@ -22,16 +30,16 @@ def log_mel(waveform: Tensor) -> Tensor:
     window = torch.hann_window(400, periodic=False, dtype=torch.float64)
     power = torch.fft.rfft((frames - 0.97 * before) * window, n=512).abs() ** 2
     floor = torch.finfo(torch.float32).eps
-    return (power @ mel_triangles()).clamp_min(floor).log()
+    return (power @ mel_triangles(mels)).clamp_min(floor).log()
 
 
-def mel_triangles() -> Tensor:
-    """Weight of each of the 257 FFT bins in each of 128 mel bins, `(257, 128)` float64."""
+def mel_triangles(mels: int = 128) -> Tensor:
+    """Weight of each of the 257 FFT bins in each mel bin, `(257, mels)` float64."""
     low, high = (1127 * math.log(1 + hertz / 700) for hertz in (20, 8000))
-    step = (high - low) / 129
+    step = (high - low) / (mels + 1)
     mel = 1127 * torch.log1p(torch.arange(257, dtype=torch.float64) * (16000 / 512) / 700)
     columns = []
-    for i in range(128):
+    for i in range(mels):
         left, centre, right = (low + (i + j) * step for j in range(3))
         up, down = (mel - left) / (centre - left), (right - mel) / (right - centre)
         columns.append(torch.minimum(up, down).clamp_min(0))

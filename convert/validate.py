@@ -1,6 +1,7 @@
-"""`python -m convert.validate SOURCE [audio...]`: proof on your own checkpoint that JAX computes what PyTorch does.
+"""`jaxprune validate SOURCE [audio...]`: proof on your own checkpoint that JAX computes what PyTorch does.
 
-It climbs from features to logits and compares at every rung: log-mel, patch embedding, block 0, the unpruned
+It climbs from the sound to logits and compares at every rung: log-mel, the input and the logits that each side makes
+of the sound with its own features and padding, patch embedding, block 0, the unpruned
 encoder; then at each keep rate every pruning stage, first with the reference's kept patches forced on the JAX model,
 so that a tie cannot hide or fake an error, then running free. The reference is `convert.torch_reference`, and for a
 Hugging Face checkpoint `transformers` as well.
@@ -124,12 +125,23 @@ def validate(
     reference = torch_reference.build(card.model)
     reference.load_state_dict({key: torch.tensor(value) for key, value in checkpoint.state.items()})
     waveforms, lengths = pad_batch([wave[: sample_count(card.model.frames)] for wave in sounds.waveforms])
-    mel = model_input(waveforms, lengths, frames=card.model.frames, mean=card.mean, std=card.std, padding=card.padding)
+    mel = model_input(
+        waveforms,
+        lengths,
+        frames=card.model.frames,
+        mean=card.mean,
+        std=card.std,
+        padding=card.padding,
+        mels=card.model.mels,
+    )
     forward = compiled(model)
 
-    rungs = feature_rungs(sounds)
+    rungs = feature_rungs(sounds, mels=card.model.mels)
     theirs = run_reference(reference, mel, {})
     ours = forward(mel, topk(model, {}))
+    rungs += sound_rungs(
+        checkpoint, sounds, source=source, reference=reference, mel=mel, logits=ours.logits, tolerance=tolerance
+    )
     pairs = {
         "patch embedding": (theirs.embedded, ours.embedded),
         "block 0": (theirs.blocks[0], ours.trace[0].tokens),
@@ -152,10 +164,61 @@ def validate(
     return rungs
 
 
-def feature_rungs(sounds: Sounds) -> list[Rung]:
+def sound_rungs(
+    checkpoint: TorchCheckpoint,
+    sounds: Sounds,
+    *,
+    source: Path,
+    reference: torch.nn.Module,
+    mel: jax.Array,
+    logits: jax.Array,
+    tolerance: float,
+) -> list[Rung]:
+    """Input and logits from the sound, each side with its own features and padding.
+
+    The features err by at most 6e-4 where they are not near the floor, which moves logits by more than `tolerance`.
+    """
+    card = checkpoint.card
+    if checkpoint.huggingface:
+        theirs = extractor_input(source, sounds)
+    else:
+        facts = {"frames": card.model.frames, "mean": card.mean, "std": card.std, "mels": card.model.mels}
+        theirs = np.stack(
+            [
+                torch_features.model_input(torch.tensor(wave), padding=card.padding, **facts).float().numpy()
+                for wave in sounds.waveforms
+            ]
+        )
+    heard = run_reference(reference, theirs, {}).logits
+    return [
+        compare("input, from the sound", theirs, mel, keep_rate=1.0, tolerance=2e-3 / (2 * card.std), relative=False),
+        compare_logits("logits, from the sound", heard, logits, keep_rate=1.0, tolerance=max(tolerance, 1e-3)),
+    ]
+
+
+def extractor_input(source: Path, sounds: Sounds) -> np.ndarray:
+    """The input that a Hugging Face directory's own `ASTFeatureExtractor` makes; published settings where it has none.
+
+    Raises `ValueError` where `transformers` is not installed.
+    """
+    try:
+        from transformers import ASTFeatureExtractor
+    except ImportError as error:
+        raise ValueError("comparing a Hugging Face checkpoint needs transformers: pip install transformers") from error
+    folder = source if source.is_dir() else source.parent
+    found = any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json"))
+    extract = ASTFeatureExtractor.from_pretrained(folder, local_files_only=True) if found else ASTFeatureExtractor()
+    waveforms = list(sounds.waveforms)
+    return extract(waveforms, sampling_rate=SAMPLE_RATE, return_tensors="np")["input_values"]
+
+
+def feature_rungs(sounds: Sounds, *, mels: int) -> list[Rung]:
     """log-mel of every clip against float64, everywhere and where it is not near the floor."""
     pairs = [
-        (torch_features.log_mel(torch.tensor(wave)).numpy(), np.asarray(log_mel(jnp.asarray(wave))))
+        (
+            torch_features.log_mel(torch.tensor(wave), mels=mels).numpy(),
+            np.asarray(log_mel(jnp.asarray(wave), mels=mels)),
+        )
         for wave in sounds.waveforms
     ]
     theirs, ours = (np.concatenate(values) for values in zip(*pairs, strict=True))
@@ -268,7 +331,9 @@ def share(a: np.ndarray, b: np.ndarray) -> float:
     return len(np.intersect1d(a, b)) / len(a)
 
 
-def run_reference(model: torch.nn.Module, mel: jax.Array, keep: dict[int, float]) -> torch_reference.Reference:
+def run_reference(
+    model: torch.nn.Module, mel: jax.Array | np.ndarray, keep: dict[int, float]
+) -> torch_reference.Reference:
     with torch.inference_mode():
         return model(torch.tensor(np.asarray(mel)), keep)
 
@@ -298,13 +363,15 @@ def recordings(paths: Sequence[Path]) -> Sounds:
 
 
 def synthetic(frames: int) -> Sounds:
-    """Two seeded sounds of a model's length: noise that swells, and a chirp that ends early."""
+    """Three seeded sounds: noise that swells over a model's length, a chirp that ends early, and its first tenth."""
     samples = sample_count(frames)
     rng, time = np.random.default_rng(0), np.arange(samples) / SAMPLE_RATE
     swell = rng.standard_normal(samples) * np.linspace(0.001, 0.3, samples)
     chirp = np.sin(2 * np.pi * (100 + 150 * time) * time)[: max(400, samples * 2 // 3)]
-    waves = (swell, 0.5 * chirp + 0.001 * rng.standard_normal(len(chirp)))
-    return Sounds(("synthetic: swelling noise", "synthetic: chirp"), tuple(wave.astype(np.float32) for wave in waves))
+    chirp = 0.5 * chirp + 0.001 * rng.standard_normal(len(chirp))
+    waves = (swell, chirp, chirp[: max(400, samples // 10)])
+    names = ("synthetic: swelling noise", "synthetic: chirp", "synthetic: short chirp")
+    return Sounds(names, tuple(wave.astype(np.float32) for wave in waves))
 
 
 def show(rungs: Sequence[Rung], checkpoint: TorchCheckpoint, sounds: Sounds) -> None:

@@ -60,7 +60,8 @@ def test_a_converted_model_agrees_on_recordings(tmp_path, monkeypatch, capsys, w
     proof = json.loads((tmp_path / "proof.json").read_text())
     assert proof["passed"]
     stages = [rung["stage"] for rung in proof["rungs"]]
-    assert stages[:5] == ["log-mel", "log-mel where above -10", "patch embedding", "block 0", "encoder, unpruned"]
+    assert stages[:4] == ["log-mel", "log-mel where above -10", "input, from the sound", "logits, from the sound"]
+    assert stages[4:7] == ["patch embedding", "block 0", "encoder, unpruned"]
     free = [rung for rung in proof["rungs"] if "choice" in rung["stage"]]
     assert len(free) == 2
     assert all(rung["overlap"] == 1 for rung in free)
@@ -137,3 +138,15 @@ def test_a_pretrained_checkpoint_has_nothing_to_compare(tmp_path, monkeypatch, c
     assert read_torch(tmp_path / "mae.pth", num_heads=3).missing
     assert command(tmp_path / "mae.pth", "--num-heads", 3, monkeypatch=monkeypatch) == 2
     assert "no classifier" in capsys.readouterr().err
+
+
+def test_another_padding_than_the_reference_fails_from_the_sound_alone(tmp_path, monkeypatch, capsys):
+    write_huggingface(tmp_path / "hf", dataclasses.replace(AST, norm_eps=1e-12, head_norm_eps=1e-12), seed=1)
+    read = read_torch(tmp_path / "hf", padding="minimum")
+    monkeypatch.setattr(validate, "read_torch", lambda *_, **__: read)
+    assert command(tmp_path / "hf", *OPTIONS, monkeypatch=monkeypatch) == 1
+    out = capsys.readouterr().out
+    passed = {line.split("│")[1].strip(): "FAILED" not in line for line in out.splitlines() if line.count("│") > 5}
+    assert not passed["input, from the sound"]
+    assert not passed["logits, from the sound"]
+    assert passed["logits, unpruned"]
