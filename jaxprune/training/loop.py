@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -154,10 +153,6 @@ class Training:
     def put(self, state: State) -> None:
         """Takes a restored state as the present one."""
         self.state = self.layout.put(state)
-
-    def lowered(self, sound: Sound, plan: Plan) -> jax.stages.Lowered:
-        """The step's program for a batch of this kind, before XLA has it. `sound` may be shapes."""
-        return self._program.lowered(self.state, self._key, sound, plan)
 
     def _run(self, batch: Batch, plan: Plan) -> Measured:
         sound = Sound(*self.layout.share((batch.waveforms, batch.lengths, batch.targets, batch.weights)))
