@@ -70,13 +70,14 @@ def adapt_audiomae(patches: Float[np.ndarray, "n d"], old: ModelConfig, new: Mod
     """AudioMAE's patch positions, time-major, on a shorter or longer time axis."""
     if new.patches <= old.patches:
         return patches[: new.patches]
-    formula = sincos_positions(new)[new.extra_tokens :].astype(patches.dtype)
-    if not np.allclose(formula[: old.patches], patches, atol=1e-4):
-        raise ValueError(
-            f"the position table is not AudioMAE's sin-cos table for {old.frames} frames, so it cannot be continued "
-            f"to {new.frames}; ask for at most {old.frames} frames"
-        )
-    return formula
+    for formula in (swapped_positions, sincos_positions):
+        if np.allclose(formula(old)[old.extra_tokens :], patches, rtol=0, atol=1e-5):
+            continued = formula(new)[new.extra_tokens :].astype(patches.dtype)
+            return np.concatenate([patches, continued[old.patches :]])
+    raise ValueError(
+        f"the position table is not AudioMAE's sin-cos table for {old.frames} frames, so it cannot be continued "
+        f"to {new.frames}; ask for at most {old.frames} frames"
+    )
 
 
 def released_audiomae_cut(table: Float[np.ndarray, "s d"], config: ModelConfig, *, frames: int) -> np.ndarray:
@@ -97,6 +98,23 @@ def sincos_positions(config: ModelConfig) -> Float[np.ndarray, "s d"]:
     The first half of the channels encodes frequency, the second time, each as all sines, then all cosines, of
     position / 10000^(i / (d / 4)). Raises `ValueError` unless the width is a multiple of 4.
     """
+    time, freq = (axis.ravel() for axis in np.indices(config.grid))
+    return _sincos(freq, time, config=config)
+
+
+def swapped_positions(config: ModelConfig) -> Float[np.ndarray, "s d"]:
+    """AudioMAE's table as published: its grid has 64 columns, though the patches run over 8 in frequency.
+
+    The first half of the channels encodes patch r's column r % 64, the second its row r // 64. Weights were trained so.
+    """
+    row, column = np.divmod(np.arange(config.patches), 64)
+    return _sincos(column, row, config=config)
+
+
+def _sincos(
+    first: Int[np.ndarray, "n"], second: Int[np.ndarray, "n"], *, config: ModelConfig
+) -> Float[np.ndarray, "s d"]:
+    """A table whose halves encode the patches' two coordinates, after zeros for the extra tokens."""
     if config.width % 4:
         raise ValueError(f"width {config.width} cannot hold a 2-d sin-cos table; it must be a multiple of 4")
     omega = 10000.0 ** -(np.arange(config.width // 4) / (config.width / 4))
@@ -105,7 +123,5 @@ def sincos_positions(config: ModelConfig) -> Float[np.ndarray, "s d"]:
         angles = positions[:, None] * omega
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
-    time, freq = (axis.ravel() for axis in np.indices(config.grid))
-    return np.concatenate(
-        [np.zeros((config.extra_tokens, config.width)), np.concatenate([encode(freq), encode(time)], 1)]
-    )
+    patches = np.concatenate([encode(first), encode(second)], axis=1)
+    return np.concatenate([np.zeros((config.extra_tokens, config.width)), patches])

@@ -76,3 +76,20 @@ def test_the_same_length_changes_nothing():
     config = small("ast")
     table = table_of(config)
     assert (adapt_positions(table, config, frames=128) == table).all()
+
+
+def test_a_longer_audiomae_continues_the_published_table_with_swapped_sides():
+    width, old = 8, small("audiomae", width=8, heads=2, frames=1024)
+    table = np.zeros((1 + 1024, width))
+    for r in range(1024):
+        for i in range(width // 4):
+            angle = 10000.0 ** (-4 * i / width)
+            for half, place in enumerate((r % 64, r // 64)):
+                table[1 + r, half * 4 + i] = np.sin(place * angle)
+                table[1 + r, half * 4 + 2 + i] = np.cos(place * angle)
+    published = table[: 1 + 512].astype(np.float32)
+    found = adapt_positions(published, old, frames=2048)
+    np.testing.assert_array_equal(found[:513], published)
+    np.testing.assert_allclose(found, table, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="cannot be continued"):
+        adapt_positions(published + np.float32(1e-4), old, frames=2048)
