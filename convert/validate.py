@@ -143,7 +143,7 @@ def validate(
         checkpoint, sounds, source=source, reference=reference, mel=mel, logits=ours.logits, tolerance=tolerance
     )
     pairs = {
-        "patch embedding": (theirs.embedded, ours.embedded),
+        "patch embedding": (theirs.embedded, ours.tokens_in),
         "block 0": (theirs.blocks[0], ours.trace[0].tokens),
         "encoder, unpruned": (theirs.blocks[-1], ours.trace[-1].tokens),
     }

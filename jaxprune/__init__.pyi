@@ -4,11 +4,11 @@ from .config import Card, ModelConfig
 from .cost import macs
 from .features import log_mel, model_input
 from .inference import classify
-from .models import AST, AudioMAE, Output, build, compiled, masked_topk, topk
+from .models import AST, AudioMAE, Output, build, compiled, jit_forward, masked_topk, topk
 from .reduction.policy import Policy
 from .reduction.scores import (
+    BlockSignals,
     ClsAttention,
-    Evidence,
     Given,
     Opposite,
     PatchMean,
@@ -24,9 +24,9 @@ __all__ = [
     "AST",
     "SHIPPED",
     "AudioMAE",
+    "BlockSignals",
     "Card",
     "ClsAttention",
-    "Evidence",
     "Given",
     "MaskedTopK",
     "ModelConfig",
@@ -46,6 +46,7 @@ __all__ = [
     "build",
     "classify",
     "compiled",
+    "jit_forward",
     "load",
     "load_audio",
     "load_card",

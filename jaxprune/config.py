@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from jaxprune.families import FAMILIES, Family
 from jaxprune.json_files import fit
 
-Family = Literal["ast", "audiomae"]
 Activation = Literal["sigmoid", "softmax"]
 # The log-mel that fills a clip shorter than the model: the clip's own minimum, or 0 (before normalising).
 Padding = Literal["minimum", "zero"]
@@ -26,7 +26,7 @@ SIZES = {
     "base": (768, 12, 12),
     "large": (1024, 16, 24),
 }
-FAMILY_SIZES = {"ast": ("micro", "tiny", "small", "base"), "audiomae": ("micro", "small", "base", "large")}
+FAMILY_SIZES = {family: facts.sizes for family, facts in FAMILIES.items()}
 
 # Far above any model in use; sizes beyond them are a damaged or hostile file, seen before anything is computed.
 LARGEST = {
@@ -100,7 +100,7 @@ class ModelConfig:
         if size not in FAMILY_SIZES.get(family, ()):
             raise ValueError(f"there is no {family} of size {size!r}; the sizes are {FAMILY_SIZES}")
         width, heads, depth = SIZES[size]
-        head_norm_eps = {"ast": 1e-5, "audiomae": 1e-6}[family]
+        head_norm_eps = FAMILIES[family].head_norm_eps
         return cls(
             **{"family": family, "width": width, "heads": heads, "depth": depth, "head_norm_eps": head_norm_eps}
             | changes
@@ -120,7 +120,7 @@ class ModelConfig:
     @property
     def extra_tokens(self) -> int:
         """Prefix tokens p that are never pruned: CLS and distillation for AST, CLS for AudioMAE."""
-        return {"ast": 2, "audiomae": 1}[self.family]
+        return FAMILIES[self.family].extra_tokens
 
     @property
     def mlp_width(self) -> int:

@@ -1,6 +1,6 @@
-"""What a forward pass costs: multiply-accumulates of the matrix products and the patch embedding, by formula.
+"""The cost of a forward pass: multiply-accumulates of the matrix products and the patch embedding, by formula.
 
-Norms, softmax, GELU and selection are left out, as is usual; measured time is `scripts/benchmark.py`'s matter.
+Norms, softmax, GELU and selection are left out, as is usual; `jaxprune benchmark` measures time.
 """
 
 from collections.abc import Mapping

@@ -31,7 +31,7 @@ FLOOR = float(np.finfo(np.float32).eps)  # of the power in a mel bin; its logari
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureStats:
-    """What a data set's models expect: `frames` (t), log-mel `mean` and `std` of its training clips, and the task."""
+    """Facts that a data set's models expect: `frames` (t), log-mel `mean` and `std` of its training clips, the task."""
 
     frames: int
     mean: float

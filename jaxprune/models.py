@@ -1,8 +1,8 @@
 """AST and AudioMAE, side by side: how a spectrogram becomes tokens and how tokens become logits.
 
-The blocks between are `jaxprune.vit`'s, the pruning `jaxprune.reduction.policy`'s. What separates the two models is
-here (extra tokens, position table, what is pooled, the score of the family's published pruning), but for the order of
-the patches, which `jaxprune.positions` knows.
+The blocks between are `jaxprune.vit`'s, the pruning `jaxprune.reduction.policy`'s. The two classes hold what
+separates the models in code: how tokens are embedded and pooled, and the score of the published pruning. The facts that
+differ are in `jaxprune.families`.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -27,12 +27,15 @@ from jaxprune.vit import BlockTrace, DropPath, Encoder, select
 
 @struct.dataclass
 class Output:
-    """`logits` `(b, y)` float32; `features` `(b, d)`, the pooled tokens the head's norm reads; `embedded` `(b, s, d)`,
-    the tokens entering block 0; `trace`, one `BlockTrace` a block. Under jit, what nobody reads costs nothing."""
+    """A forward pass. Under jit, what nobody reads costs nothing.
+
+    `logits` `(b, y)` are float32. `features` `(b, d)` are the pooled tokens that the head's norm reads. `tokens_in`
+    `(b, s, d)` enter block 0. `trace` has one `BlockTrace` a block.
+    """
 
     logits: Float[Array, "b y"]
     features: Float[Array, "b d"]
-    embedded: Float[Array, "b s d"]
+    tokens_in: Float[Array, "b s d"]
     trace: tuple[BlockTrace, ...]
 
 
@@ -41,7 +44,7 @@ class Table(nnx.Variable):
 
 
 class Classifier(nnx.Module):
-    """What AST and AudioMAE have in common. `config` and the compute dtype are fixed at construction."""
+    """The parts that AST and AudioMAE share. `config` and the compute dtype are fixed at construction."""
 
     score: ClassVar[Score]
     head_std: ClassVar[float] = 0.02
@@ -79,14 +82,15 @@ class Classifier(nnx.Module):
             )
         policy = topk(self, {}) if policy is None else policy
         patches = cut_patches(mel, self.config)  # b n pixels
-        embedded = self.embed(self.patch_embed(patches))
+        tokens_in = self.embed(self.patch_embed(patches))
         patch_ids = jnp.broadcast_to(jnp.arange(patches.shape[1], dtype=jnp.int32), patches.shape[:2])
         if visible is not None:
             extra_tokens = self.config.extra_tokens
-            embedded, patch_ids, _ = select(embedded, patch_ids, Selection(visible, None), extra_tokens=extra_tokens)
+            chosen = Selection(visible, None)
+            tokens_in, patch_ids, _ = select(tokens_in, patch_ids, chosen, extra_tokens=extra_tokens)
         pixels = patches.astype(jnp.float32)
         tokens, alive, trace = self.encoder(
-            embedded,
+            tokens_in,
             policy,
             patch_ids=patch_ids,
             patch_mean=pixels.mean(axis=-1),
@@ -94,7 +98,7 @@ class Classifier(nnx.Module):
             drop_path=drop_path,
         )
         features = self.pool(tokens, alive)
-        return Output(self.head(self.head_norm(features)), features, embedded, trace)
+        return Output(self.head(self.head_norm(features)), features, tokens_in, trace)
 
     def embed(self, patches: Float[Array, "b n d"]) -> Float[Array, "b s d"]:
         """Projected patches with position table and extra tokens, float32 whatever the compute dtype."""
@@ -120,7 +124,7 @@ class AST(Classifier):
         self.norm = LayerNorm(config.width, eps=config.norm_eps, dtype=jnp.float32, rngs=rngs)
 
     def embed(self, patches):
-        extra = repeat(self.extra_tokens[...], "p d -> b p d", b=len(patches))
+        extra = jnp.broadcast_to(self.extra_tokens[...], (patches.shape[0], *self.extra_tokens[...].shape))
         return jnp.concatenate([extra, patches], axis=1) + self.positions[...][None]
 
     def pool(self, tokens, alive):
@@ -141,7 +145,7 @@ class AudioMAE(Classifier):
 
     def embed(self, patches):
         p, positions = self.config.extra_tokens, self.positions[...]
-        extra = repeat(self.extra_tokens[...] + positions[:p], "p d -> b p d", b=len(patches))
+        extra = jnp.broadcast_to(self.extra_tokens[...] + positions[:p], (patches.shape[0], *positions[:p].shape))
         return jnp.concatenate([extra, patches + positions[None, p:]], axis=1)
 
     def pool(self, tokens, alive):
@@ -153,12 +157,12 @@ class AudioMAE(Classifier):
         return total / jnp.maximum(alive.sum(axis=1, keepdims=True), 1)
 
 
-FAMILIES = {"ast": AST, "audiomae": AudioMAE}
+CLASSES = {"ast": AST, "audiomae": AudioMAE}
 
 
 def build(config: ModelConfig, *, dtype: Any = jnp.float32, seed: int = 0) -> Classifier:
     """A freshly initialised model of the configuration's family."""
-    return FAMILIES[config.family](config, dtype=dtype, rngs=nnx.Rngs(seed))
+    return CLASSES[config.family](config, dtype=dtype, rngs=nnx.Rngs(seed))
 
 
 def abstract(config: ModelConfig, *, dtype: Any = jnp.float32) -> Classifier:
@@ -219,7 +223,7 @@ def masked_topk(
     return Policy(model.score if score is None else score, stages)
 
 
-def compiled(model: Classifier, read: Callable[[Output], Any] = lambda output: output) -> Callable[..., Any]:
+def jit_forward(model: Classifier, read: Callable[[Output], Any] = lambda output: output) -> Callable[..., Any]:
     """A jitted `(mel, policy) -> read(output)` over the model's present weights.
 
     `read` picks what is computed and returned; the rest of the forward pass is dropped. Splitting the model once makes
@@ -232,6 +236,9 @@ def compiled(model: Classifier, read: Callable[[Output], Any] = lambda output: o
         return read(nnx.merge(graph, state)(mel, policy))
 
     return lambda mel, policy: run(state, mel, policy)
+
+
+compiled = jit_forward  # its name until version 0.2
 
 
 def cut_patches(mel: Float[Array, "b t f"], config: ModelConfig) -> Float[Array, "b n pixels"]:

@@ -1,7 +1,6 @@
-"""Where a model's patches lie on its spectrogram, and the position tables that tell the model.
+"""The places of a model's patches on its spectrogram, and the position tables that tell the model.
 
-The one place that knows each family's patch order: models cut their patches by it, pictures and statistics place them
-by it.
+Models cut their patches in the order that `patch_corners` gives; pictures and statistics place them by it.
 
 Tables are `(p + n, d)`, extra tokens first, patches in the model's own order. Everything here is numpy, done once.
 """
@@ -15,18 +14,19 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 
 from jaxprune.config import ModelConfig
+from jaxprune.families import FAMILIES
 
 
 def patch_corners(config: ModelConfig) -> Int[np.ndarray, "n 2"]:
     """Each patch's first (frame, mel bin): frequency-major for AST, time-major for AudioMAE."""
     time, freq = config.grid
-    order = {"ast": "F", "audiomae": "C"}[config.family]  # Fortran order: the first index, time, runs fastest
+    order = {"time": "F", "frequency": "C"}[FAMILIES[config.family].fastest]  # Fortran: the first index runs fastest
     steps = np.stack(np.unravel_index(np.arange(config.patches), (time, freq), order=order), axis=1)
     return steps * np.array([config.time_stride, config.freq_stride])
 
 
 def covered(config: ModelConfig, patch_ids: Int[np.ndarray, "k"]) -> Bool[np.ndarray, "t f"]:
-    """Which pixels of the spectrogram lie under at least one of the patches; they overlap where strides are short."""
+    """True for pixels under at least one of the patches. Patches overlap where strides are short."""
     first = patch_corners(config)[patch_ids]
     frames, bins = (first[:, axis, None] + np.arange(config.patch) for axis in (0, 1))  # each k patch
     pixels = np.zeros((config.frames, config.mels), bool)
@@ -35,7 +35,7 @@ def covered(config: ModelConfig, patch_ids: Int[np.ndarray, "k"]) -> Bool[np.nda
 
 
 def in_padding(config: ModelConfig, patch_ids: Int[np.ndarray, "k"], *, frames: int) -> Bool[np.ndarray, "k"]:
-    """Which of the patches lie wholly beyond the first `frames` frames, where a clip has ended and padding begun."""
+    """True for patches wholly beyond the first `frames` frames, where a clip has ended and padding begun."""
     return patch_corners(config)[patch_ids, 0] >= frames
 
 
@@ -81,7 +81,7 @@ def adapt_audiomae(patches: Float[np.ndarray, "n d"], old: ModelConfig, new: Mod
 
 
 def released_audiomae_cut(table: Float[np.ndarray, "s d"], config: ModelConfig, *, frames: int) -> np.ndarray:
-    """What AudioMAE's released fine-tuning code makes of its table for shorter clips; not what it should be.
+    """The table that AudioMAE's released fine-tuning code makes for shorter clips; not what it should be.
 
     It reads the time-major table as (frequency, time) and cuts the last axis, which scrambles the rows. Only for
     reproducing runs that trained that way; `adapt_positions` is right.

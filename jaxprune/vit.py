@@ -18,13 +18,13 @@ from jaxprune.ops.attention import attend
 from jaxprune.ops.layers import GeluLinear, LayerNorm, Linear
 from jaxprune.ops.xla_cpu import stored
 from jaxprune.reduction.policy import Policy
-from jaxprune.reduction.scores import Evidence
+from jaxprune.reduction.scores import BlockSignals
 from jaxprune.reduction.selection import Selection
 
 
 @struct.dataclass
 class BlockTrace:
-    """What one block saw and kept.
+    """The patches that one block scored and kept.
 
     `score` `(b, n)` float32 is for the patches entering the block, `scored_ids` `(b, n)` says which original patches
     those are; `patch_ids` `(b, k)` are the original positions kept, in token order, and `alive` `(b, k)` which of them
@@ -51,7 +51,7 @@ class DropPath:
     rate: Float[Array, ""] | float
 
     def shares(self, block: int, *, depth: int, clips: int) -> Float[Array, "2 {clips}"]:
-        """What a block's attention and MLP updates are multiplied by: 0, or 1 / (probability of staying)."""
+        """Factors of a block's attention and MLP updates: 0, or 1 / (probability of staying)."""
         stay = 1 - self.rate * (block / max(depth - 1, 1))
         drawn = jax.random.bernoulli(jax.random.fold_in(self.key, block), stay, (2, clips))
         return drawn / jnp.float32(stay)
@@ -87,13 +87,13 @@ class Encoder(nnx.Module):
         p = self.extra_tokens
         alive, trace = None, []
         for i, block in enumerate(self.blocks):
-            attention_share, mlp_share = (
-                (None, None) if drop_path is None else drop_path.shares(i, depth=len(self.blocks), clips=len(tokens))
-            )
+            attention_share = mlp_share = None
+            if drop_path is not None:
+                attention_share, mlp_share = drop_path.shares(i, depth=len(self.blocks), clips=tokens.shape[0])
             queries = policy.score.queries(p)
             tokens, received = block.attend(tokens, queries=queries, mask=token_mask(alive, p), share=attention_share)
             scored_ids = patch_ids
-            score = policy.score(Evidence(received[:, p:], patch_ids, patch_mean, patch_std, i))
+            score = policy.score(BlockSignals(received[:, p:], patch_ids, patch_mean, patch_std, i))
             selection = policy.stages[i](score, alive) if i in policy.stages else None
             if selection is not None:
                 tokens, patch_ids, alive = select(tokens, patch_ids, selection, extra_tokens=p)

@@ -64,8 +64,8 @@ def test_an_older_card_says_in_words_that_its_weights_are_random(source, trained
 def test_it_loads_for_another_dtype_and_length(saved):
     model = jaxprune.load(saved, dtype=jnp.bfloat16, frames=256)
     output = model(jnp.asarray(random_mel(dataclasses.replace(CONFIG, frames=256))))
-    assert model.encoder.blocks[0].mlp(output.embedded).dtype == jnp.bfloat16
-    assert output.embedded.shape == (2, 2 + 16 * 8, 48)
+    assert model.encoder.blocks[0].mlp(output.tokens_in).dtype == jnp.bfloat16
+    assert output.tokens_in.shape == (2, 2 + 16 * 8, 48)
 
 
 def test_an_existing_directory_is_not_overwritten_unasked(saved):

@@ -1,4 +1,5 @@
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -186,7 +187,7 @@ def test_bfloat16_products_come_near_float32_with_float32_parameters_tokens_scor
     half = jaxprune.build(model.config, dtype=jnp.bfloat16)
     nnx.update(half, nnx.state(model))
     output, full = half(MEL), run(model, jaxprune.topk(model, {}))
-    assert half.encoder.blocks[0].mlp(output.embedded).dtype == jnp.bfloat16
+    assert half.encoder.blocks[0].mlp(output.tokens_in).dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
     first = output.trace[0]
     assert output.logits.dtype == first.tokens.dtype == first.score.dtype == jnp.float32
@@ -220,7 +221,11 @@ def test_a_policy_for_a_deeper_model_is_refused(model):
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"heads": 5}, "cannot be split"), ({"frames": 8}, "smaller than one patch"), ({"depth": 0}, "at least 1")],
+    [
+        ({"heads": 5}, "cannot be split"),
+        ({"frames": 8}, "smaller than one patch"),
+        ({"depth": 0}, "from 1 to|at least 1"),
+    ],
 )
 def test_a_geometry_that_does_not_fit_is_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -242,3 +247,28 @@ def test_a_deepened_model_computes_the_same_and_its_fresh_blocks_can_learn(own, 
 def test_a_model_is_not_deepened_to_fewer_blocks(model):
     with pytest.raises(ValueError, match="more than 4; blocks can only be added"):
         deepened(model, 4)
+
+
+@pytest.mark.parametrize("family", ["ast", "audiomae"])
+def test_a_program_is_exported_for_any_number_of_clips(family):
+    config = small(family, depth=4)
+    model = jaxprune.build(config)
+    graph, state = nnx.split(model)
+    run = jax.jit(lambda mel: nnx.merge(graph, state)(mel, jaxprune.topk(model, 0.7)).logits)
+    (clips,) = jax.export.symbolic_shape("clips")
+    exported = jax.export.export(run)(jax.ShapeDtypeStruct((clips, config.frames, config.mels), jnp.float32))
+    for count in (1, 3):
+        mel = random_mel(config, clips=count)
+        np.testing.assert_allclose(exported.call(mel), run(mel), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [2, 4, 6, 12])
+def test_a_shallow_model_prunes_at_those_of_the_published_blocks_that_it_has(depth):
+    model = jaxprune.build(small("ast", depth=depth))
+    blocks = [block for block in (3, 6, 9) if block < depth]
+    assert list(jaxprune.topk(model, 1.0).stages) == blocks
+    if blocks:
+        assert list(jaxprune.topk(model, 0.5).stages) == blocks
+    else:
+        with pytest.raises(ValueError, match=r"a model of 2 blocks has none of \(3, 6, 9\); name its blocks"):
+            jaxprune.topk(model, 0.5)

@@ -75,7 +75,7 @@ class Accuracy:
 
 
 def rank_of_class(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> Int[Array, "b"]:
-    """How many classes stand before the clip's own, 0 for the best."""
+    """The number of classes that stand before the clip's own, 0 for the best."""
     own = labels.argmax(axis=1, keepdims=True)
     score = jnp.take_along_axis(logits, own, axis=1)
     behind = (logits < score) | ((logits == score) & (jnp.arange(logits.shape[1])[None] > own))
@@ -84,7 +84,7 @@ def rank_of_class(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> I
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """How well scores order the clips of each class, averaged over classes.
+    """The order that scores give the clips of each class, measured and averaged over classes.
 
     `mean_average_precision` is over the classes with a positive clip, `auc` over those with a negative one too;
     `without_positives` and `without_negatives` count the others. `d_prime` is sqrt(2) times the normal quantile of

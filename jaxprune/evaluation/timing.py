@@ -1,4 +1,4 @@
-"""What pruning is worth in time, on the device at hand: interleaved calls of the compiled forward pass."""
+"""The time of pruned forward passes on the device at hand, by interleaved calls."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ from typing import TypeVar
 import jax
 
 from jaxprune.evaluation.evaluate import keep_policies
-from jaxprune.models import Classifier, compiled
+from jaxprune.models import Classifier, jit_forward
 from jaxprune.reduction.policy import Policy
 
 Name = TypeVar("Name", bound=Hashable)
@@ -35,7 +35,7 @@ def interleaved(
     """
     if batch < 1 or rounds < 1:
         raise ValueError(f"batch is {batch} and rounds {rounds}; they must be at least 1")
-    forward = compiled(model, lambda output: output.logits)
+    forward = jit_forward(model, lambda output: output.logits)
     mel = jax.random.normal(jax.random.key(seed), (batch, model.config.frames, model.config.mels))
     for policy in policies.values():
         forward(mel, policy).block_until_ready()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
+from jax.core import is_constant_dim
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Shaped
 
@@ -35,14 +36,15 @@ def attend(
     if mask is not None:
         asked = asked * mask
     share = asked / (h * jnp.maximum(asked.sum(axis=1, keepdims=True), 1))
-    if 4 * b * h * s * s > WHOLE_BYTES:
+    # A program exported for any number of clips is not taken apart: its sizes are unknown.
+    if is_constant_dim(b) and 4 * b * h * s * s > WHOLE_BYTES:
         return in_parts(qkv, mask, share)
     found = part(*by_role(qkv), mask, share)
     return rearrange(found.mixed, "(b h) s c -> b s h c", b=b), found.received
 
 
 class Part(NamedTuple):
-    """What attention of some heads or queries gives: the `mixed` values, what tokens `received`, and `log_sum`, the
+    """Attention of some heads or queries: the `mixed` values, the attention that tokens `received`, and `log_sum`, the
     log-sum-exp of each query's logits. `g` counts the heads of all clips, clip by clip."""
 
     mixed: Float[Array, "g q c"]
@@ -51,8 +53,7 @@ class Part(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What the gradient of a part starts from. `d_received` is None where what tokens received is not read, or only
-    chosen by."""
+    """Cotangents of a part's results. `d_received` is None when the received attention needs no gradient."""
 
     mixed: Float[Array, "g q c"]
     log_sum: Float[Array, "g q"]
@@ -78,7 +79,7 @@ def part(
     received = jnp.einsum("gqk,gq->gk", weights, for_heads(share, like=q) / total)
     return Part(
         (mixed / total[..., None]).astype(v.dtype),
-        reduce(received, "(b h) k -> b k", "sum", b=len(share)),
+        reduce(received, "(b h) k -> b k", "sum", b=share.shape[0]),
         top[..., 0] + jnp.log(total),
     )
 
@@ -119,7 +120,7 @@ def masked_logits(
 
 def for_heads(of_clips: Shaped[Array, "b s"], *, like: Float[Array, "g q c"]) -> Shaped[Array, "g s"]:
     """A clip's row for each of its heads."""
-    return repeat(of_clips, "b s -> (b h) s", h=len(like) // len(of_clips))
+    return repeat(of_clips, "b s -> (b h) s", h=like.shape[0] // of_clips.shape[0])
 
 
 @jax.custom_vjp

@@ -29,14 +29,14 @@ APART = 0.03  # share of the largest number by which results may differ
 
 
 def suits(dtype: Any, *, channels: int) -> bool:
-    """Whether attention in this dtype, with heads of so many channels, goes through cuDNN on this machine."""
+    """True if attention in this dtype, with heads of so many channels, goes through cuDNN on this machine."""
     possible = dtype == jnp.bfloat16 and channels % 8 == 0 and channels <= CHANNELS
     return possible and jax.default_backend() == "gpu" and works(channels)
 
 
 @functools.cache
 def works(channels: int) -> bool:
-    """Whether the library gives what the plain formula does, results and gradients, on the first device.
+    """True if cuDNN gives the plain formula's results and gradients on the first device.
 
     Tried once a process, on a few tokens. Where it raises or differs there is a `RuntimeWarning`, and False.
     """
@@ -68,7 +68,7 @@ def works(channels: int) -> bool:
 
 
 def plain(q, k, v, mask, asked, real):
-    """What `mixed_and_sums` gives, from all weights at once, float32."""
+    """The results of `mixed_and_sums`, from all weights at once, float32."""
     weights = all_weights(q, k, real_keys(mask, k, real))
     return jnp.einsum("bhqk,bkhc->bqhc", weights, v), jnp.einsum("bhqk,bq->bk", weights, asked)
 
@@ -186,7 +186,7 @@ def all_weights(
 
 
 def real_keys(mask: Bool[Array, "b s"] | None, k: Float[Array, "b s h c"], real: int) -> Bool[Array, "b s"] | None:
-    """Which keys count: the unmasked, or the first `real` ones; None: all."""
+    """The keys that count: the unmasked, or the first `real` ones; None: all."""
     if mask is not None or real == k.shape[1]:
         return mask
     return jnp.broadcast_to(jnp.arange(k.shape[1]) < real, k.shape[:2])

@@ -1,4 +1,4 @@
-"""What XLA's CPU compiler has to be told about a program: values to compute once, and not before others are known.
+"""Hints to XLA's CPU compiler: values to compute once, and not before others are known.
 
 It takes optimisation barriers away before it decides what to compute where, and it starts whatever depends on nothing
 as early as it can, with a buffer for each. What it cannot see through is a division by a number that happens to be 1.

@@ -47,12 +47,13 @@ def _types(value: Any) -> Any:
 
 
 def stage_rates(keep_rate: float | Mapping[int, float], *, depth: int) -> dict[int, float]:
-    """One rate for the published blocks 3, 6 and 9, or a mapping from 0-based block to rate, checked and sorted by
-    block.
+    """A rate for each pruning block, checked and sorted by block.
 
-    Raises `ValueError` for a rate outside (0, 1] or a block the model does not have.
+    `keep_rate` is a mapping from 0-based block to rate, or one rate for those of the published blocks 3, 6 and 9 that
+    the model has. Raises `ValueError` for a rate outside (0, 1], a block the model does not have, and one rate below 1
+    for a model with none of the published blocks.
     """
-    rates = dict(keep_rate) if isinstance(keep_rate, Mapping) else dict.fromkeys(DEFAULT_BLOCKS, keep_rate)
+    rates = dict(keep_rate) if isinstance(keep_rate, Mapping) else _default_rates(keep_rate, depth=depth)
     for block, rate in rates.items():
         if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth:
             raise ValueError(
@@ -60,6 +61,16 @@ def stage_rates(keep_rate: float | Mapping[int, float], *, depth: int) -> dict[i
             )
         keep_count(rate, 1)
     return {block: float(rates[block]) for block in sorted(rates)}
+
+
+def _default_rates(rate: float, *, depth: int) -> dict[int, float]:
+    keep_count(rate, 1)
+    blocks = [block for block in DEFAULT_BLOCKS if block < depth]
+    if not blocks and rate < 1:
+        raise ValueError(
+            f"a model of {depth} blocks has none of {DEFAULT_BLOCKS}; name its blocks, such as {{1: {rate}}}"
+        )
+    return dict.fromkeys(blocks, rate)
 
 
 def stage_counts(rates: Mapping[int, float], *, patches: int) -> dict[int, int]:

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int, Key
 
 
 @struct.dataclass
-class Evidence:
-    """What a score may look at in one block. Unread fields cost nothing under jit.
+class BlockSignals:
+    """The measurements of one block that a score may read. Unread ones cost nothing under jit.
 
     `received` is the attention each patch received in this block, averaged over heads and over the queries the score
     asked for. `patch_mean` and `patch_std` are of the input's pixels (ddof = 1), in original positions; `patch_ids`
@@ -32,14 +32,14 @@ class Evidence:
 
 
 class Score(abc.ABC):
-    """What a patch is worth in a block: higher stays longer."""
+    """The worth of a patch in a block: higher stays longer."""
 
     def queries(self, extra_tokens: int) -> slice:
-        """Rows of the attention matrix that `Evidence.received` averages over. Masked tokens in it are left out."""
+        """Rows of the attention matrix that `BlockSignals.received` averages over. Masked tokens in it are left out."""
         return slice(extra_tokens, None)
 
     @abc.abstractmethod
-    def __call__(self, evidence: Evidence) -> Float[Array, "b n"]:
+    def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
         """One number for each patch, float32."""
 
 
@@ -50,32 +50,32 @@ class ClsAttention(Score):
     def queries(self, extra_tokens: int) -> slice:
         return slice(0, 1)
 
-    def __call__(self, evidence: Evidence) -> Float[Array, "b n"]:
-        return evidence.received
+    def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
+        return signals.received
 
 
 @struct.dataclass
 class ReceivedAttention(Score):
     """Attention received from the patch queries, mean over heads: the pruned AudioMAE's score (Lee & Lee 2025)."""
 
-    def __call__(self, evidence: Evidence) -> Float[Array, "b n"]:
-        return evidence.received
+    def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
+        return signals.received
 
 
 @struct.dataclass
 class PatchMean(Score):
     """Mean of the normalised spectrogram over the patch: rank by intensity (the paper's ablation)."""
 
-    def __call__(self, evidence: Evidence) -> Float[Array, "b n"]:
-        return evidence.of_patches(evidence.patch_mean)
+    def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
+        return signals.of_patches(signals.patch_mean)
 
 
 @struct.dataclass
 class PatchStd(Score):
     """Standard deviation (ddof = 1) of the patch's pixels: rank by variation (the paper's ablation)."""
 
-    def __call__(self, evidence: Evidence) -> Float[Array, "b n"]:
-        return evidence.of_patches(evidence.patch_std)
+    def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
+        return signals.of_patches(signals.patch_std)
 
 
 @struct.dataclass
@@ -84,9 +84,9 @@ class Random(Score):
 
     key: Key[Array, ""] | Int[Array, "2"]
 
-    def __call__(self, evidence: Evidence) -> Float[Array, "b n"]:
-        key = jax.random.fold_in(self.key, evidence.block)
-        return evidence.of_patches(jax.random.uniform(key, evidence.patch_mean.shape))
+    def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
+        key = jax.random.fold_in(self.key, signals.block)
+        return signals.of_patches(jax.random.uniform(key, signals.patch_mean.shape))
 
 
 @struct.dataclass
@@ -95,24 +95,23 @@ class RandomByClip(Score):
 
     keys: Key[Array, "b"]
 
-    def __call__(self, evidence: Evidence) -> Float[Array, "b n"]:
-        patches = evidence.patch_mean.shape[1]
-        drawn = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, evidence.block), (patches,)))
-        return evidence.of_patches(drawn(self.keys))
+    def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
+        patches = signals.patch_mean.shape[1]
+        drawn = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, signals.block), (patches,)))
+        return signals.of_patches(drawn(self.keys))
 
 
 @struct.dataclass
 class Opposite(Score):
-    """Another score upside down: what it values least stays longest. Of equal scores the lower index still comes
-    first."""
+    """Another score upside down. Of equal scores the lower index still comes first."""
 
     score: Score
 
     def queries(self, extra_tokens: int) -> slice:
         return self.score.queries(extra_tokens)
 
-    def __call__(self, evidence: Evidence) -> Float[Array, "b n"]:
-        return -self.score(evidence)
+    def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
+        return -self.score(signals)
 
 
 @struct.dataclass
@@ -124,6 +123,6 @@ class Given(Score):
 
     values: Float[Array, "b n0"] | Float[Array, "blocks b n0"]
 
-    def __call__(self, evidence: Evidence) -> Float[Array, "b n"]:
+    def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
         values = jnp.asarray(self.values, jnp.float32)
-        return evidence.of_patches(values if values.ndim == 2 else values[evidence.block])
+        return signals.of_patches(values if values.ndim == 2 else values[signals.block])

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 @struct.dataclass
 class Selection:
-    """What a stage decided: `index` of the block's patches to go on, in their new order, and which of them are alive.
+    """A stage's decision: `index` of the block's patches that go on, in their new order, and `alive`, the real ones.
 
     `alive` is None where every patch is real, which is a fact of the trace, not of the data.
     """
@@ -25,7 +25,7 @@ class Selection:
 
 
 class Stage(abc.ABC):
-    """How one block chooses among its patches, given their scores."""
+    """A block's choice among its patches, given their scores."""
 
     @abc.abstractmethod
     def __call__(self, score: Float[Array, "b n"], alive: Bool[Array, "b n"] | None) -> Selection | None:

@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxprune.config import ModelConfig, Padding
+from jaxprune.families import FAMILIES
 from jaxprune.features import MELS, fit_frames, frame_count, log_mel, normalize, sample_count
 from jaxprune.training.settings import Augment
 
@@ -181,7 +182,7 @@ def visible_patches(key: Key[Array, ""], *, clips: int, config: ModelConfig, hid
     (nt, nf), (in_time, in_freq) = config.grid, jax.random.split(key)
     time = subset(in_time, clips=clips, size=nt, keep=columns)
     freq = subset(in_freq, clips=clips, size=nf, keep=rows)
-    if config.family == "ast":  # frequency-major
+    if FAMILIES[config.family].fastest == "time":
         grid = freq[:, :, None] * nt + time[:, None, :]
     else:
         grid = time[:, :, None] * nf + freq[:, None, :]

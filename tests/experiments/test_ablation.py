@@ -352,7 +352,7 @@ feed_forward = nnx.jit(lambda block, tokens: block.feed_forward(tokens))
 def embed(family):
     """A compiled function from one spectrogram to its embedded tokens."""
     model, _ = make(family)
-    forward = jaxprune.compiled(model, lambda output: output.embedded[0])
+    forward = jaxprune.compiled(model, lambda output: output.tokens_in[0])
     return lambda mel: forward(mel, jaxprune.topk(model, {}))
 
 

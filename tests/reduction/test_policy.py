@@ -5,8 +5,8 @@ import pytest
 
 from jaxprune.reduction.policy import Policy, masked_stages, stage_counts, stage_rates
 from jaxprune.reduction.scores import (
+    BlockSignals,
     ClsAttention,
-    Evidence,
     Given,
     Opposite,
     PatchMean,
@@ -24,7 +24,7 @@ def evidence(block=3, n0=12, n=5, seed=0):
     rng = np.random.default_rng(seed)
     ids = np.stack([rng.permutation(n0)[:n] for _ in range(2)]).astype(np.int32)
     mean, std = rng.standard_normal((2, 2, n0)).astype(np.float32)
-    return Evidence(jnp.zeros((2, n)), jnp.asarray(ids), jnp.asarray(mean), jnp.asarray(std), block)
+    return BlockSignals(jnp.zeros((2, n)), jnp.asarray(ids), jnp.asarray(mean), jnp.asarray(std), block)
 
 
 @pytest.mark.parametrize(

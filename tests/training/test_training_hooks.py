@@ -78,7 +78,7 @@ def test_a_dropped_branch_is_skipped_and_the_others_are_divided(model):
     output = run(EVERYTHING, drop_path=drop_path)
     attend = nnx.jit(lambda block, tokens: block.attend(tokens, queries=slice(0, 1), mask=None)[0])
     feed_forward = nnx.jit(lambda block, tokens: block.feed_forward(tokens))
-    tokens = output.embedded
+    tokens = output.tokens_in
     skipped = 0
     for i, block in enumerate(model.encoder.blocks):
         shares = np.asarray(drop_path.shares(i, depth=DEPTH, clips=3))
@@ -133,7 +133,7 @@ def test_masking_patches_out_equals_a_model_of_the_smaller_picture(family, short
     picture = MEL[:, : half.config.frames, : half.config.mels]
     small_picture = jaxprune.compiled(half)(picture, jaxprune.topk(half, KEEP))
     np.testing.assert_allclose(masked.logits, small_picture.logits, atol=1e-6)
-    assert masked.embedded.shape == small_picture.embedded.shape
+    assert masked.tokens_in.shape == small_picture.tokens_in.shape
     assert (masked.trace[-1].patch_ids == small_picture.trace[-1].patch_ids).all()
 
 
