@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
-from jax.core import is_constant_dim
 from jax.custom_derivatives import SymbolicZero
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxprune.ops.xla_cpu import stored
@@ -37,7 +37,7 @@ def attend(
         asked = asked * mask
     share = asked / (h * jnp.maximum(asked.sum(axis=1, keepdims=True), 1))
     # A program exported for any number of clips is not taken apart: its sizes are unknown.
-    if is_constant_dim(b) and 4 * b * h * s * s > WHOLE_BYTES:
+    if not is_symbolic_dim(b) and 4 * b * h * s * s > WHOLE_BYTES:
         return in_parts(qkv, mask, share)
     found = part(*by_role(qkv), mask, share)
     return rearrange(found.mixed, "(b h) s c -> b s h c", b=b), found.received
