@@ -462,7 +462,7 @@ def test_statistics_follow_the_class_count(tmp_path, audiomae_state, classes, na
 def test_statistics_of_a_named_data_set_need_no_note(tmp_path, audiomae_state):
     path = save(tmp_path / "a.pth", audiomae_state)
     assert any("no known data set has 7 classes" in note for note in read_torch(path, num_heads=3).notes)
-    read = read_torch(path, num_heads=3, dataset="speechcommands", source_frames=128, mels=128)
+    read = read_torch(path, num_heads=3, padding="zero", dataset="speechcommands", source_frames=128, mels=128)
     assert (read.card.mean, read.notes) == (STATISTICS["speechcommands"].mean, ())
 
 
