@@ -132,9 +132,10 @@ class Card:
     """A model's configuration with what is needed to use it.
 
     `mean` and `std` normalise log-mel features as (x - mean) / (2 std). `labels` is empty when unknown, else one name
-    per class in the head's order. `source` says in words where the weights came from. `trained` is false where weights,
-    or the head alone, are still random. `padding` fills a short clip: with its minimum in the token-pruning work and in
-    what is trained here, which cards without the field mean; with 0 in Hugging Face, the original AST and AudioMAE.
+    per class in the head's order. The activation of a head of one class is always the sigmoid. `source` says in words
+    where the weights came from. `trained` is false where weights, or the head alone, are still random. `padding` fills
+    a short clip: with its minimum in the token-pruning work and in what is trained here, which cards without the field
+    mean; with 0 in Hugging Face, the original AST and AudioMAE.
     """
 
     model: ModelConfig
@@ -155,6 +156,9 @@ class Card:
             raise ValueError(
                 f"activation is {self.activation!r}; it must be 'sigmoid' (multi-label) or 'softmax' (single label)"
             )
+        if self.model.classes == 1:
+            # The softmax of one score is 1 whatever the score.
+            object.__setattr__(self, "activation", "sigmoid")
         if self.padding not in ("minimum", "zero"):
             raise ValueError(f"padding is {self.padding!r}; it must be 'minimum' (the clip's own) or 'zero'")
         if not math.isfinite(self.mean) or not math.isfinite(self.std) or self.std <= 0:

@@ -275,9 +275,7 @@ class _Output:
 def _compile(model: Classifier, policy: Policy, *, card: Card, batch: int) -> Callable[..., _Output]:
     """The one program, `(waveforms, lengths) -> _Output` for batches of this size, ready to run."""
     graph, state = nnx.split(model)
-    # The softmax of one class is 1 whatever the score.
-    is_softmax = card.activation == "softmax" and model.config.classes > 1
-    activation = jax.nn.softmax if is_softmax else jax.nn.sigmoid
+    activation = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}[card.activation]
     frames = model.config.frames
 
     def run(state: Any, waveforms: Float[Array, "b samples"], lengths: Int[Array, "b"]) -> _Output:

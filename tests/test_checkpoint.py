@@ -287,3 +287,9 @@ def test_half_precision_is_read_back_as_float32(tmp_path):
     for name, leaf in checkpoint.leaves(model).items():
         assert found[name][...].dtype == jnp.float32
         assert np.array_equal(found[name][...], np.asarray(leaf[...]).astype(np.float16).astype(np.float32))
+
+
+def test_a_head_of_one_class_has_the_sigmoid_whatever_its_card_says():
+    card = jaxprune.Card(model=small("ast", classes=1), mean=-4.0, std=4.0, activation="softmax")
+    assert card.activation == "sigmoid"
+    assert jaxprune.Card.from_json(card.to_json() | {"activation": "softmax"}).activation == "sigmoid"

@@ -298,6 +298,16 @@ def test_a_bad_file_is_one_sentence(run, checkpoint, tmp_path, name, why):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("rate", "saved"), [("1", False), ("0.5", True)])
+def test_a_shallow_model_prunes_at_those_of_the_default_blocks_that_it_has(run, tmp_path, rate, saved):
+    model, card = make("ast", depth=4)
+    jaxprune.save(tmp_path / "shallow", model, card=card)
+    code, out, err = run(tmp_path / "shallow", FOLDER / "crow.wav", "--keep-rate", rate, "--json")
+    facts = json.loads(out)
+    assert (code, "error" in err) == (0, False)
+    assert (list(facts["keep_rates"]), facts["saving"] > 0) == (["3"], saved)
+
+
 def test_good_files_are_classified_and_bad_ones_named_with_exit_code_1(run, checkpoint, tmp_path):
     bad = bad_files(tmp_path)
     code, out, err = run(checkpoint, bad["text"], FOLDER / "crow.wav", bad["empty"], "--json")
@@ -316,7 +326,7 @@ def test_good_files_are_classified_and_bad_ones_named_with_exit_code_1(run, chec
         (["--keep-rate", "1.2"], "keep rate 1.2 is not allowed; it must be greater than 0 and at most 1"),
         (["--blocks", "3", "10"], "block 10 cannot prune: the model's blocks are 0 to 9"),
         (["--blocks", "-1"], "block -1 cannot prune"),
-        (["--blocks", "3", "3"], "name at least one block, and each once"),
+        (["--blocks", "3", "3"], "name each once"),
         (["--rates", "0.5"], "1 --rates were given for 3 --blocks"),
         (["--rates", "0.5", "0.5", "0.5", "--keep-rate", "0.5"], "choose one of them"),
         (["--picture", "kept.bmp"], "kept.bmp: pictures are written as .png, .svg, .pdf, not as .bmp"),

@@ -44,7 +44,7 @@ from jaxprune.experiments.ablation import (
     summarize,
 )
 from jaxprune.models import Classifier
-from jaxprune.reduction.policy import DEFAULT_BLOCKS
+from jaxprune.reduction.policy import default_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class Asked:
     """what chooses the patches; "lowest-" keeps those of lowest score."""
     keep_rates: tuple[float, ...] = (0.9, 0.7, 0.5)
     """shares of the patches kept at each of the blocks."""
-    blocks: tuple[int, ...] = DEFAULT_BLOCKS
-    """the blocks that prune by a score, counted from 0."""
+    blocks: tuple[int, ...] = ()
+    """the blocks that prune by a score, counted from 0; those of 3, 6 and 9 that the model has unless given."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """of the random scores; the first also draws the ranges' controls."""
     bounds: tuple[float, ...] = ()
@@ -81,10 +81,11 @@ class Asked:
 
     def settings(self, model: Classifier, *, bounds: Sequence[float]) -> list[Setting]:
         """Every setting. Raises `ValueError` where there is none."""
-        rates = [dict.fromkeys(self.blocks, rate) for rate in self.keep_rates]
+        blocks = self.blocks or default_blocks(model.config.depth)
+        rates = [dict.fromkeys(blocks, rate) for rate in self.keep_rates]
         settings = score_settings(model, scores=self.scores, rates=rates, seeds=self.seeds)
         if bounds:
-            settings += range_settings(model, bounds, blocks=self.range_blocks or self.blocks, seed=self.seeds[0])
+            settings += range_settings(model, bounds, blocks=self.range_blocks or blocks, seed=self.seeds[0])
         if not settings:
             raise ValueError("there is nothing to measure; give scores and keep rates below 1, or bounds")
         return settings

@@ -17,7 +17,7 @@ from jaxprune import checkpoint as checkpoints
 from jaxprune.cli import console as cli
 from jaxprune.inference import BATCH, Report, classify
 from jaxprune.plots import clips as plots
-from jaxprune.reduction.policy import DEFAULT_BLOCKS, stage_rates
+from jaxprune.reduction.policy import DEFAULT_BLOCKS, at_blocks, stage_rates
 
 RANDOM = "random weights: the labels mean nothing"
 
@@ -28,7 +28,7 @@ def main(
     /,
     *,
     keep_rate: float = 1.0,
-    blocks: tuple[int, ...] = DEFAULT_BLOCKS,
+    blocks: tuple[int, ...] = (),
     rates: tuple[float, ...] = (),
     top: int = 5,
     batch: int = BATCH,
@@ -43,7 +43,7 @@ def main(
         checkpoint: a directory of jaxprune convert or jaxprune finetune, or the name of a shipped model.
         audio: wav, flac, ogg or mp3 files of any sample rate, channel count and length.
         keep_rate: share of the patches kept at each pruning block, above 0 and at most 1; 1 prunes nothing.
-        blocks: the blocks that prune, counted from 0.
+        blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
         rates: one keep rate for each of the blocks, in place of --keep-rate.
         top: how many labels to show.
         batch: windows computed together.
@@ -80,14 +80,14 @@ def main(
     return 1 if report.refused else 0
 
 
-def keep_rates(keep_rate: float, *, blocks: tuple[int, ...], rates: tuple[float, ...]) -> dict[int, float]:
-    """The options as a mapping block -> rate. Raises `ValueError` where they contradict each other."""
-    if not blocks or len(set(blocks)) < len(blocks):
-        raise ValueError(f"--blocks are {blocks}; name at least one block, and each once")
+def keep_rates(keep_rate: float, *, blocks: tuple[int, ...], rates: tuple[float, ...]) -> float | dict[int, float]:
+    """The options as `stage_rates` reads them. Raises `ValueError` where they contradict each other."""
+    everywhere = at_blocks(blocks, keep_rate)
     if not rates:
-        return dict.fromkeys(blocks, keep_rate)
+        return everywhere
     if keep_rate != 1:
         raise ValueError("--keep-rate and --rates were both given; choose one of them")
+    blocks = blocks or DEFAULT_BLOCKS
     if len(rates) != len(blocks):
         raise ValueError(f"{len(rates)} --rates were given for {len(blocks)} --blocks {blocks}; give one for each")
     return dict(zip(blocks, rates, strict=True))

@@ -15,7 +15,6 @@ from jaxprune import files
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import Subject, check_file, left_out, with_data
 from jaxprune.evaluation.evaluate import Evaluation, evaluate, keep_policies
-from jaxprune.reduction.policy import DEFAULT_BLOCKS
 
 COLUMNS = {  # heading and factor of each metric
     "top1": ("top-1 %", 100),
@@ -31,7 +30,7 @@ def main(
     on: Subject,
     *,
     keep_rates: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
-    blocks: tuple[int, ...] = DEFAULT_BLOCKS,
+    blocks: tuple[int, ...] = (),
     batch: int = 32,
     out: Path | None = None,
 ) -> None:
@@ -40,7 +39,7 @@ def main(
     Args:
         on: the checkpoint and the clips.
         keep_rates: shares of the patches kept at each pruning block; 1 prunes nothing.
-        blocks: the blocks that prune, counted from 0.
+        blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
         batch: clips computed together.
         out: where to save everything as JSON.
     """
@@ -68,7 +67,7 @@ def main(
             "source": card.source,
             "data": on.source,
             "split": on.split,
-            "blocks": blocks,
+            "blocks": sorted(next(iter(policies.values())).stages),
             "batch": batch,
             "dtype": on.dtype,
             "device": device,

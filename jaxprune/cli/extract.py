@@ -25,7 +25,7 @@ from jaxprune.config import Card
 from jaxprune.data.records import Dataset
 from jaxprune.evaluation.evaluate import evaluate
 from jaxprune.models import Classifier, topk
-from jaxprune.reduction.policy import DEFAULT_BLOCKS, Policy
+from jaxprune.reduction.policy import Policy, at_blocks
 
 
 @with_data
@@ -34,7 +34,7 @@ def main(
     *,
     out: Path,
     keep_rate: float = 0.7,
-    blocks: tuple[int, ...] = DEFAULT_BLOCKS,
+    blocks: tuple[int, ...] = (),
     batch: int = 32,
     shard: int = SHARD_CLIPS,
     mel: MelType | None = None,
@@ -46,7 +46,7 @@ def main(
         on: the checkpoint and the clips.
         out: the folder to write to, or to go on with.
         keep_rate: share of the patches kept at each pruning block; 1 prunes nothing.
-        blocks: the blocks that prune, counted from 0.
+        blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
         batch: clips computed together.
         shard: clips in a file, about: whole batches.
         mel: the type in which to keep the spectrograms too; they are most of the bytes.
@@ -57,7 +57,7 @@ def main(
             raise ValueError(f"{name} is {value}; it must be at least {lowest}")
     dataset = on.read()
     card, model = on.card(dataset), on.model()
-    policy = topk(model, dict.fromkeys(blocks, keep_rate))
+    policy = topk(model, at_blocks(blocks, keep_rate))
     batch = min(batch, len(dataset.clips(on.split)))
     shard_batches = max(1, shard // batch)
     job = Job(

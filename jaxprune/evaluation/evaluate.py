@@ -28,7 +28,7 @@ from jaxprune.evaluation.metrics import LOSS_OF, Accuracy, Scores
 from jaxprune.features import STATIC, model_input
 from jaxprune.models import Classifier, topk
 from jaxprune.parallel.devices import Layout, on_host
-from jaxprune.reduction.policy import DEFAULT_BLOCKS, Policy
+from jaxprune.reduction.policy import Policy, at_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,18 +144,16 @@ def evaluate(
     )
 
 
-def keep_policies(
-    model: Classifier, keep_rates: Iterable[float], *, blocks: Iterable[int] = DEFAULT_BLOCKS
-) -> dict[float, Policy]:
+def keep_policies(model: Classifier, keep_rates: Iterable[float], *, blocks: Iterable[int] = ()) -> dict[float, Policy]:
     """The published pruning at each keep rate, the same in all `blocks`, for `evaluate`.
 
-    Raises `ValueError` for no rate or block, one given twice, a rate outside (0, 1] and a block the model lacks.
+    Without `blocks`, those of 3, 6 and 9 that the model has prune. Raises `ValueError` for no rate, a rate or block
+    given twice, a rate outside (0, 1] and a block the model lacks.
     """
     keep_rates, blocks = tuple(keep_rates), tuple(blocks)
-    for name, values in (("keep rates", keep_rates), ("blocks", blocks)):
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"the {name} are {list(values)}; name at least one, and each once")
-    return {rate: topk(model, dict.fromkeys(blocks, rate)) for rate in keep_rates}
+    if not keep_rates or len(set(keep_rates)) < len(keep_rates):
+        raise ValueError(f"the keep rates are {list(keep_rates)}; name at least one, and each once")
+    return {rate: topk(model, at_blocks(blocks, rate)) for rate in keep_rates}
 
 
 @struct.dataclass

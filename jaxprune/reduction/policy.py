@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,9 +63,24 @@ def stage_rates(keep_rate: float | Mapping[int, float], *, depth: int) -> dict[i
     return {block: float(rates[block]) for block in sorted(rates)}
 
 
+def at_blocks(blocks: Sequence[int], rate: float) -> float | dict[int, float]:
+    """One rate at the blocks that a caller named, or at the default ones where there are none, for `stage_rates`.
+
+    Raises `ValueError` for a block named twice.
+    """
+    if len(set(blocks)) < len(blocks):
+        raise ValueError(f"the blocks are {list(blocks)}; name each once")
+    return dict.fromkeys(blocks, rate) if blocks else rate
+
+
+def default_blocks(depth: int) -> tuple[int, ...]:
+    """Those of the published blocks 3, 6 and 9 that a model of `depth` blocks has."""
+    return tuple(block for block in DEFAULT_BLOCKS if block < depth)
+
+
 def _default_rates(rate: float, *, depth: int) -> dict[int, float]:
     keep_count(rate, 1)
-    blocks = [block for block in DEFAULT_BLOCKS if block < depth]
+    blocks = default_blocks(depth)
     if not blocks and rate < 1:
         raise ValueError(
             f"a model of {depth} blocks has none of {DEFAULT_BLOCKS}; name its blocks, such as {{1: {rate}}}"

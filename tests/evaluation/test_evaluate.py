@@ -247,7 +247,7 @@ def test_bad_settings_are_refused(folder):
     for rates, blocks, why in [
         ((), BLOCKS, "keep rates are \\[\\]"),
         ((0.5, 0.5), BLOCKS, "each once"),
-        ((0.5,), (), "blocks are \\[\\]"),
+        ((0.5,), (1, 1), "blocks are \\[1, 1\\]"),
         ((0.0,), BLOCKS, "keep rate 0.0 is not allowed"),
         ((0.5,), (2,), "block 2 cannot prune"),
     ]:
