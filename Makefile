@@ -39,7 +39,7 @@ docs: .venv/docs-installed
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-# The site needs neither torch nor the tests' packages; a .venv made for the tests has what it needs.
+# docs/conf.py stands in for torch, so the site needs neither it nor the tests' packages.
 .venv/docs-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable ".[docs]"

@@ -1,6 +1,12 @@
-"""Settings of the documentation site. `make docs` builds it; every warning is an error."""
+"""Settings of the documentation site. `make docs` builds it; every warning is an error, so is a missing docstring."""
 
+import importlib
 import inspect
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+from sphinx.ext.autodoc.mock import mock
 
 import jaxprune
 
@@ -14,17 +20,56 @@ html_theme = "furo"
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 suppress_warnings = ["myst.strikethrough"]
-autodoc_typehints = "none"
+autodoc_mock_imports = ["torch", "safetensors"]  # large, and needed by jaxprune.convert only
+autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 default_role = "code"
-# Docstrings name types of other projects, whose pages are not fetched while building.
-nitpick_ignore_regex = [("py:.*", r".*")]
+# Signatures name types of other projects, whose pages are not fetched while building. Ours must resolve.
+nitpick_ignore_regex = [("py:class", r"(jax|jaxlib|jaxtyping|numpy|os|pathlib|collections\.abc)\..+|ndarray")]
 
 
-def _without_docstring() -> list[str]:
-    public = {name: getattr(jaxprune, name) for name in jaxprune.__all__}
-    return [name for name, value in public.items() if callable(value) and not inspect.getdoc(value)]
+def _ours(value: Any) -> bool:
+    """Classes and functions, compiled ones too; no constants."""
+    named = callable(value) and hasattr(value, "__name__")
+    return named and (getattr(value, "__module__", None) or "").startswith("jaxprune")
 
 
-if missing := _without_docstring():
+def _public_modules() -> Iterator[Any]:
+    """Each package, and each module that its `__all__` names."""
+    inside = [info.name for info in pkgutil.iter_modules(jaxprune.__path__, "jaxprune.") if info.ispkg]
+    for name in dict.fromkeys([*inside, "jaxprune.convert"]):  # a checkout has `convert` beside the others
+        package = importlib.import_module(name)
+        yield package
+        modules = {info.name for info in pkgutil.iter_modules(package.__path__)}
+        yield from (importlib.import_module(f"{name}.{module}") for module in package.__all__ if module in modules)
+
+
+def _without_docstring(value: Any, name: str) -> Iterator[str]:
+    """The value and its public methods and properties; a method may inherit its docstring, a class may not."""
+    own = value.__doc__ or ""
+    if not own or own.startswith(f"{value.__name__}("):  # a dataclass without one gets its signature
+        yield name
+    for member, raw in vars(value).items() if inspect.isclass(value) else ():
+        is_method = inspect.isfunction(raw) or isinstance(raw, property | classmethod | staticmethod)
+        if is_method and not member.startswith("_") and not inspect.getdoc(getattr(value, member)):
+            yield f"{name}.{member}"
+
+
+def _missing() -> Iterator[str]:
+    for name in jaxprune.__all__:
+        if _ours(value := getattr(jaxprune, name)):
+            yield from _without_docstring(value, f"jaxprune.{name}")
+    for module in _public_modules():
+        if not module.__doc__:
+            yield module.__name__
+        exported = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
+        for name in exported:
+            value = getattr(module, name, None)
+            if _ours(value) and (value.__module__ == module.__name__ or hasattr(module, "__path__")):
+                yield from _without_docstring(value, f"{module.__name__}.{name}")
+
+
+with mock(autodoc_mock_imports):
+    missing = sorted(set(_missing()))
+if missing:
     raise RuntimeError(f"public names without docstring: {', '.join(missing)}")

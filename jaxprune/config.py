@@ -124,6 +124,7 @@ class ModelConfig:
 
     @property
     def mlp_width(self) -> int:
+        """Width of the hidden layer in each block's MLP."""
         return int(self.width * self.mlp_ratio)
 
 
@@ -165,6 +166,7 @@ class Card:
             raise ValueError(f"feature mean {self.mean} and std {self.std} must be finite and std positive")
 
     def to_json(self) -> dict[str, Any]:
+        """The card as plain values; `from_json` reads them back."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -105,6 +105,7 @@ class Extraction:
 
     @property
     def clips(self) -> int:
+        """Number of clips."""
         return len(self.index)
 
     @property

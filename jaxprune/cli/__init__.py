@@ -5,3 +5,5 @@ A command reads its options, calls the library, and prints or saves the result. 
 `compile_cache` keeps compiled programs for the next command. Nothing here is needed to use the library from Python.
 `convert`, `validate` and `benchmark` need PyTorch and live in `jaxprune.convert`.
 """
+
+__all__ = ["compile_cache", "console", "main", "options", "progress"]

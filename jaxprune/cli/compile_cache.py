@@ -54,6 +54,7 @@ def kept(*, tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def configure(changes: Mapping[str, Any]) -> None:
+    """Sets JAX's options; the cache opens again with them."""
     for name, value in changes.items():
         jax.config.update(name, value)
     if changes:
@@ -91,6 +92,7 @@ class Compilations:
     seconds: float = 0.0
 
     def in_words(self) -> str:
+        """The line that ends a command."""
         programs = "1 program" if self.programs == 1 else f"{self.programs} programs"
         return f"compiled {programs} in {self.seconds:.1f} s ({self.found} from the cache)"
 

@@ -48,12 +48,14 @@ def show(events: Iterator[Event], out: Path, *, title: str = "training") -> Outc
 
 
 def in_words(step: Step, speeds: deque[float]) -> str:
+    """A training step as one line of progress."""
     speed = f"{sorted(speeds)[len(speeds) // 2]:.0f} clips/s" if speeds else "compiling"
     waiting = f", {100 * step.waiting:.0f} % waiting for data" if step.waiting > 0.05 else ""
     return f"loss {step.loss:.4f}  lr {step.lr:.2e}  keep {step.keep_rate:.3f}  {speed}{waiting}"
 
 
 def print_beginning(event: Beginning, out: Path) -> None:
+    """Says what is trained on what, where, and what was assumed."""
     recipe, sizes = event.recipe, event.dataset.sizes()
     clips = ", ".join(f"{count} {split}" for split, count in sizes.items())
     cli.notice(f"{recipe.name} ({recipe.source}) on {event.dataset.name}: {clips} clips; run in {out}")
@@ -66,6 +68,7 @@ def print_beginning(event: Beginning, out: Path) -> None:
 
 
 def print_result(result: dict[str, Any], out: Path, *, seconds: float) -> None:
+    """Prints the table of a finished run."""
     rate = result["recipe"]["prune"]["keep_rate"]
     rows = [
         (
@@ -93,4 +96,5 @@ def print_result(result: dict[str, Any], out: Path, *, seconds: float) -> None:
 
 
 def percent(share: float | None) -> str:
+    """A share as text; a dash for none."""
     return "-" if share is None else f"{100 * share:.2f} %"

@@ -199,6 +199,7 @@ class Batches:
         return [self._clips[i].path for i in indices if i != PAD]
 
     def close(self) -> None:
+        """Ends the threads and processes that decode."""
         self._iterator.close()
 
     def __enter__(self) -> "Batches":

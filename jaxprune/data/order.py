@@ -28,6 +28,7 @@ ALONE = ProcessRows()
 
 
 def local_rows(batch_size: int, process: ProcessRows) -> int:
+    """Rows of each batch that one process decodes. Raises `ValueError` where the processes cannot share it evenly."""
     if batch_size < 1 or batch_size % process.count:
         raise ValueError(f"batch_size is {batch_size}; it must be a positive multiple of the {process.count} processes")
     return batch_size // process.count

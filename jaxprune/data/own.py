@@ -46,6 +46,7 @@ class Folder:
     seed: int = 0
 
     def read(self) -> Dataset:
+        """Finds the sounds below the root and gives each its class and split."""
         if min(self.validation, self.test) < 0 or self.validation + self.test > 1:
             raise ValueError(f"validation {self.validation} and test {self.test} must be shares of at most 1 in all")
         sounds = folders.find(self.root)
@@ -127,6 +128,7 @@ class Manifest:
     missing: Missing = "refuse"
 
     def read(self) -> Dataset:
+        """Reads the table and holds its rows against the disk."""
         if self.path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
             entries = json_entries(self.path)
         else:

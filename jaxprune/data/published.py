@@ -118,6 +118,7 @@ class AudioSet:
     missing: Missing = "refuse"
 
     def read(self) -> Dataset:
+        """Reads the JSON lists, with AudioSet's table of classes."""
         given: dict[Split, Path | None] = {"train": self.train, "test": self.test}
         listed = {split: path for split, path in given.items() if path}
         if not listed:
@@ -151,6 +152,7 @@ class VoxCeleb1:
     missing: Missing = "refuse"
 
     def read(self) -> Dataset:
+        """Reads the split table; a speaker is a class."""
         table = self.splits or self.root / "iden_split.txt"
         entries: list[tuple[Split, str]] = []
         for number, line in enumerate(read_text(table).splitlines(), start=1):

@@ -55,6 +55,7 @@ class Shards:
 
     @property
     def has_folds(self) -> bool:
+        """True where the data set that was decoded is divided into folds."""
         return bool(read_index(self.root)["folds"])
 
     def _records(self, shards: Sequence[ShardFile], ids: Sequence[int]) -> Iterator["Stored"]:
@@ -88,6 +89,7 @@ class Stored(Record):
 
     @property
     def file(self) -> str:
+        """The shard that holds the clip."""
         return self.shard
 
     def load(self) -> Float[np.ndarray, "samples"]:
@@ -107,6 +109,7 @@ class Stored(Record):
         return waveform(clip.samples)
 
     def header(self) -> SoundHeader | None:
+        """Length and rate of the stored sound; None for a clip that could not be used."""
         return SoundHeader(frames=self.samples, samplerate=SAMPLE_RATE, channels=1) if self.samples else None
 
 

@@ -81,6 +81,7 @@ class DatasetStats:
         )
 
     def to_json(self) -> str:
+        """The statistics as JSON text, with the lines for a recipe."""
         return json.dumps(dataclasses.asdict(self) | {"recipe": self.recipe_lines}, indent=2, ensure_ascii=False)
 
 

@@ -52,6 +52,7 @@ class Accuracy:
 
     @classmethod
     def empty(cls) -> "Accuracy":
+        """The counts before the first batch."""
         return cls(jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
     def add(self, logits: Float[Array, "b y"], labels: Float[Array, "b y"], *, weights: Num[Array, "b"]) -> "Accuracy":

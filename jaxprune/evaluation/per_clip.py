@@ -47,6 +47,7 @@ class Answers:
 
     @property
     def clips(self) -> int:
+        """Number of clips."""
         return len(self.index)
 
     def metrics(self, name: str, *, among: Bool[np.ndarray, "clips"] | None = None) -> dict[str, float]:

@@ -102,13 +102,16 @@ class Store:
 
     @property
     def quality(self) -> dict[str, dict[str, Any]]:
+        """Metrics by the key of what they depend on."""
         return self._content["quality"]
 
     @property
     def seconds(self) -> dict[str, dict[str, list[float]]]:
+        """Measured times by the key of what they depend on."""
         return self._content["seconds"]
 
     def save(self) -> None:
+        """Writes the file whole."""
         write_text(self.path, json.dumps(self._content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 

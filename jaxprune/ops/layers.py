@@ -59,6 +59,7 @@ def gelu_product(
 
 
 def gelu_product_gradient(kept, d_y):
+    """Gradients of `gelu_product`; GELU and its slope are computed again from the kept input."""
     x, kernel = kept
     x = later(x, than=d_y)
     d_x = (d_y @ kernel.T).astype(jnp.float32) * gelu_slope(x)
@@ -82,6 +83,7 @@ def gelu_slope(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
 
 
 def normal_cdf(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """The standard normal distribution function, through erf."""
     return 0.5 * (1 + jax.lax.erf(x * 2**-0.5))
 
 
@@ -106,12 +108,14 @@ def normalised(
 
 
 def with_statistics(x, scale, bias, eps):
+    """The normalised rows, and what the gradient needs of them."""
     mean = x.mean(axis=1, keepdims=True, dtype=jnp.float32)
     inverse = jax.lax.rsqrt(jnp.square(x - mean).mean(axis=1, keepdims=True) + eps)
     return (x - mean) * inverse * scale[None] + bias[None], (x, mean, inverse, scale)
 
 
 def normalised_gradient(_eps, kept, d_y):
+    """Gradients of LayerNorm from the kept input and its statistics."""
     x, mean, inverse, scale = kept
     unit = (later(x, than=d_y) - mean) * inverse
     d_unit = d_y * scale[None]

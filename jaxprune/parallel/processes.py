@@ -72,6 +72,7 @@ def joined(launch: Launch) -> Iterator[None]:
 
 
 def is_first() -> bool:
+    """True in the process that writes and prints for all."""
     return jax.process_index() == 0
 
 

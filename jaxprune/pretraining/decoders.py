@@ -60,6 +60,7 @@ class PlainDecoder:
         _check_sizes(self)
 
     def build(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs) -> "PlainBlocks":
+        """The decoder's blocks with fresh weights."""
         return PlainBlocks(self, config, dtype=dtype, rngs=rngs)
 
 
@@ -81,6 +82,7 @@ class WindowDecoder:
         _check_sizes(self)
 
     def build(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs) -> "WindowBlocks":
+        """The decoder's blocks with fresh weights. Raises `ValueError` for a grid that windows do not divide."""
         time, freq = config.grid
         if time % self.window or freq % self.window:
             raise ValueError(

@@ -102,6 +102,7 @@ class Pretraining(nnx.Module):
     def read(
         self, patches: Float[Array, "b n pixels"], visible: Int[Array, "b k"], *, dropout: BiasDropout | None
     ) -> Pretrained:
+        """Encodes the visible patches and predicts the pixels of all."""
         latent = self.encode(patches, visible)
         return Pretrained(latent, self.decode(latent, visible, dropout=dropout))
 

@@ -27,11 +27,13 @@ class Policy:
     stages: dict[int, Stage]
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """The arrays of score and stages for JAX, with the types that tell policies apart."""
         children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in ("score", "stages")]
         return children, (_types(self.score), tuple(map(_types, self.stages.values())))
 
     @classmethod
     def tree_unflatten(cls, types: Any, children: Any) -> "Policy":
+        """The policy back from its parts."""
         return cls(*children)
 
 

@@ -38,6 +38,7 @@ class Facts:
     place: dict[str, Any]
 
     def to_json(self, step: int) -> dict[str, Any]:
+        """The facts as plain values, with the step they are of."""
         plain = {"seed": self.seed, "recipe": self.recipe.to_json(), "labels": list(self.labels), "place": self.place}
         return {"step": step} | plain
 
@@ -83,6 +84,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
+        """The last step on disk; None before the first."""
         return max(self.steps, default=None)
 
     @property
@@ -93,6 +95,7 @@ class Checkpoints:
         return max(sorted(known), key=known.__getitem__, default=None)
 
     def score(self, step: int) -> float | None:
+        """The validation score saved with a step; None without one."""
         metrics = self._manager.metrics(step)
         return metrics["score"] if metrics else None
 
@@ -136,6 +139,7 @@ class Checkpoints:
         return self.restore(step, like)[0].params
 
     def close(self) -> None:
+        """Waits for what is being written, then lets go of the folder."""
         self.wait()
         self._manager.close()
 

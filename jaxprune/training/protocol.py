@@ -47,6 +47,7 @@ class Run:
 
     @property
     def directory(self) -> str:
+        """Name of the run's folder."""
         return str(self).replace(", ", "-").replace(" ", "-")
 
 
@@ -111,6 +112,7 @@ class Summary:
     unpruned_macs: int
 
     def to_json(self) -> dict[str, Any]:
+        """The summary as plain values, with the degrees of freedom of its deviations."""
         return dataclasses.asdict(self) | {"ddof": DDOF}
 
 
@@ -207,6 +209,7 @@ def alone(recipe: Recipe, run: Run) -> Recipe:
 
 
 def at_fold(sources: Sources, fold: int | None) -> Sources:
+    """The sources with another test fold; unchanged for data without folds."""
     return sources if fold is None else dataclasses.replace(sources, fold=fold)
 
 

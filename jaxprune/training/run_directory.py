@@ -149,11 +149,13 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: Step | Evaluation) -> None:
+        """Adds one line, on disk at once."""
         values = {"kind": type(event).__name__.lower()} | dataclasses.asdict(event)
         self._file.write(json.dumps(finite(values), allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def __enter__(self) -> "MetricsLog":

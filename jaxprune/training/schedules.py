@@ -152,6 +152,7 @@ def warmup_step_decay(peak: float, decay: StepDecay, *, steps_per_epoch: int) ->
 
 
 def check_steps(steps_per_epoch: int) -> None:
+    """Refuses an epoch without a step."""
     if steps_per_epoch < 1:
         raise ValueError(
             f"an epoch has {steps_per_epoch} steps; it needs at least 1 (is the batch larger than the data set?)"

@@ -41,11 +41,13 @@ class EventLog:
         }
 
     def write(self, event: Step | Evaluation) -> None:
+        """Adds a point to the curve of each number of the event."""
         for name, value in dataclasses.asdict(event).items():
             if name != "step" and is_scalar(value):
                 self._writers[type(event)].add_scalar(name, value, event.step)
 
     def close(self) -> None:
+        """Writes what is left and closes the files."""
         for writer in self._writers.values():
             writer.close()
 
