@@ -22,7 +22,7 @@ class Clusters:
     the clustered values each holds in `counts` (K,), and the `lowest` and `highest` value."""
 
     centres: Float[np.ndarray, "K"]
-    bounds: Float[np.ndarray, "K-1"]
+    bounds: Float[np.ndarray, "gaps"]  # no "K-1": fields of a file are checked one by one
     counts: Int[np.ndarray, "K"]
     lowest: float
     highest: float

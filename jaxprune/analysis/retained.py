@@ -29,8 +29,8 @@ class Histograms:
 
     before: Int[np.ndarray, "bins bins"]
     after: Int[np.ndarray, "bins bins"]
-    mean_edges: Float[np.ndarray, "bins+1"]
-    std_edges: Float[np.ndarray, "bins+1"]
+    mean_edges: Float[np.ndarray, "edges"]
+    std_edges: Float[np.ndarray, "edges"]
 
     def log_density(self, counts: Int[np.ndarray, "bins bins"]) -> Float[np.ndarray, "bins bins"]:
         """log(1 + density), as the paper draws `before` and `after`; the density's integral is 1."""
