@@ -1,13 +1,13 @@
-"""Batches of waveforms from records, decoded in the background.
+"""Makes batches of waveforms from records, decoded in the background.
 
-Only sound is prepared here. Log-mel, mixing, masking and normalisation run on the device (`jaxprune.features`,
-`jaxprune.training.augment`). The records, the settings and its number decide a batch. Threads, processes that decode
-and interruptions do not. Grain decodes ahead of time and remembers the place; the order is ours
+This module prepares only sound. Log-mel, mixing, masking and normalisation run on the device (`jaxprune.features`,
+`jaxprune.training.augment`). The records, the settings and a batch's number decide what is in it. Threads, decoding
+processes and interruptions do not. Grain decodes ahead and remembers the place. The order is ours
 (`jaxprune.data.order`), so another version of Grain changes no run.
 
-Clips that `Record.load` refuses (damaged, silent, under 25 ms) are named and counted in `Batches.unusable`. More than a
-stated share of them is an error; several processes find it when they compare (`count_bad`). In training another clip
-takes the place of a bad one, in evaluation a row of weight 0.
+`Record.load` refuses clips that are damaged, silent or under 25 ms. `Batches.unusable` names them. More than a given
+share of them is an error. Several processes find it when they compare (`count_bad`). In training another clip takes
+the place of a bad one, in evaluation a row of weight 0.
 """
 
 import dataclasses
@@ -29,8 +29,9 @@ Crop = Callable[[int, np.random.Generator], int]
 class Batch(NamedTuple):
     """Clips of one padded length. Rows of weight 0 hold silence and no targets: count and train only the others.
 
-    `waveforms` is 16 kHz mono, full scale at 1, zeros beyond the first `lengths` samples (at least 400). `targets` has
-    a one at each class of a clip. `indices` are places in the split's records, -1 in a row that only fills the batch.
+    `waveforms` is 16 kHz mono with full scale at 1. Beyond the first `lengths` samples (at least 400) it is zero.
+    `targets` has a one at each class of a clip. `indices` are places in the split's records. A row that only fills the
+    batch has index -1.
     """
 
     waveforms: Float32[np.ndarray, "b samples"]
@@ -44,9 +45,9 @@ class Batch(NamedTuple):
 class Workers:
     """Threads and processes that decode.
 
-    `threads` in this process are enough for wav and flac; `processes` are added for slower formats. Processes start in
-    seconds, import the program anew (it needs an `if __name__ == "__main__"` guard) and have `threads` each. `ahead` is
-    the number of batches kept ready, in each.
+    For wav and flac, `threads` in this process are enough. Slower formats gain from `processes`. A process takes
+    seconds to start and has `threads` of its own. It imports the program anew, so the program needs an
+    `if __name__ == "__main__"` guard. Each process keeps `ahead` batches ready.
     """
 
     threads: int = 2
@@ -59,12 +60,12 @@ class Workers:
 
 
 def from_start(spare: int, rng: np.random.Generator) -> int:
-    """Keeps the head of a long clip, as the published code does everywhere: it cuts its spectrogram at T frames."""
+    """Keeps the head of a long clip. The published code does so everywhere: it cuts its spectrogram at T frames."""
     return 0
 
 
 def anywhere(spare: int, rng: np.random.Generator) -> int:
-    """Keeps a random stretch of a long clip: ours, for training. Clips within T frames stay as they are."""
+    """Keeps a random stretch of a long clip, for training. Clips within T frames stay whole. Not in the paper."""
     return int(rng.integers(spare + 1))
 
 
@@ -81,12 +82,12 @@ def train_batches(
     workers: Workers = Workers(),
     unusable: float = 0.01,
 ) -> "Batches":
-    """Full batches of a split for so many epochs, each in an order of its own drawn from (seed, epoch).
+    """Full batches of a split for `epochs` epochs. Each epoch has its own order, drawn from (seed, epoch).
 
-    `batch_size` counts clips over all processes; the batches hold this process's share. The clips that do not fill a
-    batch at the end of an epoch are left out of it, others each time. Each row has weight 1: for an unusable clip the
-    next usable one in the data set stands in. `frames` and `crop` decide what of a long clip is kept, by (seed, place).
-    Raises `ValueError` for too few clips and, while running, for more than the share `unusable` of bad ones.
+    `batch_size` counts clips over all processes; the batches hold this process's share. Clips that do not fill the last
+    batch of an epoch are left out, different ones each time. Every row has weight 1. The next usable clip of the data
+    set stands in for an unusable one. `frames` and `crop` decide which part of a long clip stays, by (seed, place).
+    Raises `ValueError` for too few clips. While running, raises it for more than the share `unusable` of bad ones.
     """
     clips = dataset.clips(split)
     rows = local_rows(batch_size, process)
@@ -114,9 +115,10 @@ def eval_batches(
     workers: Workers = Workers(),
     unusable: float = 0.01,
 ) -> "Batches":
-    """Every clip of a split once, in order, the last batch filled with rows of weight 0; these also replace bad clips.
+    """Batches with every clip of a split once, in order.
 
-    All processes get the same number of batches. `frames`, `batch_size` and errors are as in `train_batches`.
+    Rows of weight 0 fill the last batch and replace bad clips. All processes get the same number of batches. `frames`,
+    `batch_size` and errors are as in `train_batches`.
     """
     clips = dataset.clips(split)
     rows = local_rows(batch_size, process)
@@ -128,10 +130,10 @@ def eval_batches(
 
 
 class Batches:
-    """An iterator over batches whose place can be saved. `len` is the number of batches in all, `steps` in an epoch.
+    """Iterates over batches and can save its place. `len` counts all batches, `steps` those of an epoch.
 
-    `unusable` maps the file of each bad clip met so far to the reason. `waited` is the time in seconds that `next` has
-    taken: what the caller lost by waiting for data. A context manager: leaving it stops the threads.
+    `unusable` maps the file of each bad clip met so far to the reason. `waited` is the seconds that the caller spent
+    waiting for data in `next`. As a context manager it stops the threads on leaving.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class Batches:
         options = grain.ReadOptions(
             num_threads=workers.threads, prefetch_buffer_size=max(workers.ahead, workers.threads)
         )
-        # The batch is made before the reading ahead: its rows then do not depend on the workers.
+        # Rows are batched before they are read ahead. So they do not depend on the workers.
         rows_of_batches = grain.MapDataset.source(order).map(load).batch(rows, drop_remainder=True, batch_fn=_stack)
         ready = rows_of_batches.to_iter_dataset(options)
         if workers.processes:
@@ -182,15 +184,15 @@ class Batches:
 
     @property
     def blank(self) -> Batch:
-        """Rows without clips, in the shape of every batch. Not to be written to."""
+        """A batch without clips, in the shape of every batch. Read-only."""
         return self._blank
 
     def get_state(self) -> dict[str, Any]:
-        """The place of the next batch and the bad clips so far: plain JSON values, whose place is every process's."""
+        """The place of the next batch and the bad clips so far, in JSON's types. All processes share the place."""
         return {"place": self._iterator.get_state(), "unusable": dict(self.unusable)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on after the batch that `get_state` followed, with the same data set, settings and workers."""
+        """Goes on at the place that `get_state` gave. Needs the same data set, settings and workers."""
         self._iterator.set_state(state["place"])
         self.unusable = dict(state["unusable"])
 
@@ -216,9 +218,9 @@ class Batches:
             self.count_bad([self.unusable])
 
     def count_bad(self, found: Iterable[Mapping[str, str]]) -> None:
-        """Takes in what the processes have in `unusable`. Raises `ValueError` where that is too much.
+        """Adds the bad clips that processes found. Raises `ValueError` if there are too many.
 
-        One process alone counts after every batch. Several must stop together, so they count when all are asked.
+        A single process counts after every batch. Several must stop together, so they count when all are asked.
         """
         for unusable in found:
             self.unusable |= unusable
@@ -226,8 +228,8 @@ class Batches:
         if bad > allowed:
             first = "; ".join(list(self.unusable.values())[:5])
             raise ValueError(
-                f"{self._name}: {bad} of {len(self._clips)} clips cannot be used, more than the {allowed} that "
-                f"{self._limit:.2%} allow: {first}"
+                f"{self._name}: {bad} of {len(self._clips)} clips cannot be used; at most {allowed} "
+                f"({self._limit:.2%}) may be: {first}"
             )
 
 
@@ -235,7 +237,7 @@ _TRIES = 16  # clips tried in place of an unusable one
 
 
 class _Row(NamedTuple):
-    """One row of a `Batch`, and the index of the clip that was refused here (-1: none)."""
+    """One row of a `Batch`. `refused` is the index of the clip that could not be used here, or -1."""
 
     waveform: Any
     length: Any
@@ -280,7 +282,9 @@ class _Load:
                 continue
             return self._row(waveform, candidate, place, refused)
         if self._substitutes:
-            raise ValueError(f"{self.clips[index].path}: cannot be used, nor the {self._substitutes} clips after it")
+            raise ValueError(
+                f"{self.clips[index].path}: neither this clip nor the {self._substitutes} after it can be used"
+            )
         return self.blank(index, refused)
 
     def blank(self, index: int = PAD, refused: int = PAD) -> _Row:
@@ -309,7 +313,7 @@ def _reason(clip: Record) -> str:
 
 
 def _parse_no_flags() -> None:
-    """Grain's processes read absl's flags, which refuse until somebody has parsed a command line."""
+    """Marks absl's flags as parsed. Grain's processes read them, and unparsed flags refuse."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

@@ -1,7 +1,7 @@
-"""The names of a classifier's outputs, in the head's order, from the kinds of file they are published in.
+"""Reads the names of a classifier's outputs, in the head's order, from the published kinds of label file.
 
-Data sets need them (`jaxprune.data.published`), and so do converted checkpoints (`jaxprune.convert`). Their number is
-held against a head where a head is known.
+Data sets (`jaxprune.data.published`) and converted checkpoints (`jaxprune.convert`) use them. A caller that knows the
+head compares its size with their number.
 """
 
 import dataclasses
@@ -16,18 +16,23 @@ from jaxprune.data.tables import read_text, split_rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelFile:
-    """Class names in index order, and `ids`: the index of each name and, where there are any, of each machine id."""
+    """Class names in index order. `ids` maps each name, and each machine id if the file has any, to its index."""
 
     names: tuple[str, ...]
     ids: dict[str, int]
 
 
 def read_label_file(path: Path | str) -> LabelFile:
-    """Reads a CSV with columns index, display_name and perhaps mid (AudioSet's, AST's), ESC-50's meta CSV (target,
-    category), a JSON list, a JSON object from index to name (or holding one as id2label), or one name a line.
+    """Reads a label file in one of these forms.
 
-    Raises `ValueError` naming the file when it cannot be read, when an index is missing, repeated or not a whole
-    number, or when two classes share a name or mid.
+    - a CSV with columns index, display_name and perhaps mid (AudioSet's, AST's)
+    - ESC-50's meta CSV (target, category)
+    - a JSON list of names
+    - a JSON object from index to name, or one that holds such an object as id2label
+    - one name a line
+
+    Raises `ValueError` with the file's name if the file cannot be read. The same goes for an index that is missing,
+    repeated or not a whole number, and for a name or mid that two classes share.
     """
     path = Path(path).expanduser()
     text = read_text(path)
@@ -38,9 +43,9 @@ def read_label_file(path: Path | str) -> LabelFile:
 
 
 def named_labels(path: Path | None, names: Iterable[str], *, name: str) -> LabelFile:
-    """The label file at `path`, or without one the data set's own class names in alphabetical order.
+    """The label file at `path`; without one, the data set's own class names in alphabetical order.
 
-    Raises `ValueError` if the data set `name` uses class names that the file does not have.
+    Raises `ValueError` if the data set `name` uses a class name that the file lacks.
     """
     names = sorted(set(names))
     if path is None:
@@ -83,7 +88,7 @@ def _from_rows(rows: list[list[str]], *, header: list[str], columns: tuple[str, 
     if short := next((row for row in rows if len(row) <= max(at, name_at)), None):
         raise ValueError(f"the row {','.join(short)!r} has fewer columns than the header")
     pairs = [(row[at], row[name_at]) for row in rows]
-    # ESC-50 lists clips, so a class comes back once per clip: the same pair is no repetition there.
+    # ESC-50 lists clips, so each class comes once per clip. There the same pair may repeat.
     names = _ordered(dict.fromkeys(pairs) if columns[0] == "target" else pairs)
     if "mid" not in header:
         return _label_file(names)
@@ -102,7 +107,7 @@ def _from_json(content: Any) -> tuple[str, ...]:
 
 
 def _ordered(pairs: Iterable[tuple[Any, Any]]) -> tuple[str, ...]:
-    """Sorts (index, name) pairs by index and requires 0, 1, 2 ... exactly once each, and a name for each."""
+    """Sorts (index, name) pairs by index. Requires each of 0, 1, 2 ... exactly once, with a name."""
     names: dict[int, str] = {}
     for index, name in pairs:
         try:
@@ -124,7 +129,7 @@ def _ordered(pairs: Iterable[tuple[Any, Any]]) -> tuple[str, ...]:
 
 
 def _label_file(names: tuple[str, ...], *, mids: Iterable[tuple[str, int]] = ()) -> LabelFile:
-    """Refuses names and mids that do not say which class is meant."""
+    """A label file. Refuses a name or mid that stands for two classes."""
     ids: dict[str, int] = {}
     for key, index in (*mids, *((name, index) for index, name in enumerate(names))):
         if key and ids.setdefault(key, index) != index:

@@ -1,10 +1,12 @@
-"""The published data sets exactly as they lie on disk: where each keeps its clips, labels, folds and splits.
+"""Reads the published data sets as they lie on disk: their clips, labels, folds and splits.
 
-A source is a small frozen value, so that it can be an option of a command line and part of a saved recipe;
-`source.read()` looks at the disk, refuses what is missing, contradictory or leaks between splits, and gives a
-`jaxprune.data.records.Dataset`. Sound is not opened here. Layouts: Piczak 2015 (ESC-50), Warden 2018 (Speech Commands
-v0.02), Gemmeke et al. 2017 in the JSON form of Gong et al. 2021 (AudioSet), Nagrani et al. 2017 (VoxCeleb-1). Own
-sounds are sources, too (`jaxprune.data.own`), and what was decoded beforehand (`jaxprune.data.shards`).
+A source is a small frozen value. It can be an option of a command line and part of a saved recipe. `source.read()`
+looks at the disk and gives a `jaxprune.data.records.Dataset`. It refuses data that is missing, contradictory or shared
+between splits. It opens no sound.
+
+Layouts: Piczak 2015 (ESC-50), Warden 2018 (Speech Commands v0.02), Gemmeke et al. 2017 in the JSON form of Gong et al.
+2021 (AudioSet), Nagrani et al. 2017 (VoxCeleb-1). Other sources are your own sounds (`jaxprune.data.own`) and decoded
+shards (`jaxprune.data.shards`).
 """
 
 import dataclasses
@@ -22,14 +24,14 @@ from jaxprune.data.tables import json_entries, read_rows, read_text, whole_numbe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ESC50:
-    """ESC-50's folder, with meta/esc50.csv and audio/. The clips of `fold` (1 to 5) test, the others train."""
+    """ESC-50's folder, with meta/esc50.csv and audio/. Fold `fold` (1 to 5) is the test split; the others train."""
 
     root: Path
     fold: int = 1
     missing: Missing = "refuse"
 
     def read(self) -> Dataset:
-        """Also refuses recordings (src_file) with clips in two folds: they would be trained and tested on."""
+        """Reads the table. Refuses a recording (src_file) with clips in two folds: it would train and test."""
         table = self.root / "meta" / "esc50.csv"
         rows = read_rows(table, ("filename", "fold", "target", "category", "src_file"))
         names: dict[int, set[str]] = defaultdict(set)
@@ -47,7 +49,7 @@ class ESC50:
             raise ValueError(f"{table}: targets are {sorted(names)}; they must run from 0 without gaps")
         refuse(
             (f"{source} in folds {sorted(found)}" for source, found in folds.items() if len(found) > 1),
-            f"{table}: folds overlap, source recordings are in two of them",
+            f"{table}: folds overlap, these source recordings are in two folds",
         )
         every = sorted({record.fold for record in records})
         if self.fold not in every:
@@ -59,10 +61,10 @@ class ESC50:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeechCommands:
-    """Speech Commands v0.02: a folder a word, validation_list.txt and testing_list.txt; the rest trains.
+    """Speech Commands v0.02: one folder per word, with validation_list.txt and testing_list.txt.
 
-    Folders that begin with an underscore or dot are no words. Classes are in alphabetical order, or in that of a
-    `labels` file: AST's order is another one.
+    Clips in neither list train. Folders that begin with an underscore or dot are not words. Classes are in alphabetical
+    order, or in the order of a `labels` file. AST's order is not alphabetical: give its file.
     """
 
     root: Path
@@ -70,7 +72,10 @@ class SpeechCommands:
     missing: Missing = "refuse"
 
     def read(self) -> Dataset:
-        """Also refuses list entries that are no clips, and speakers (the name before _nohash_) in two splits."""
+        """Reads the folders and lists. Refuses entries without a clip.
+
+        Also refuses a speaker (the name before _nohash_) in two splits.
+        """
         lists: dict[str, Split] = {"validation_list.txt": "validation", "testing_list.txt": "test"}
         split_of: dict[str, Split] = {}
         twice = []
@@ -96,7 +101,7 @@ class SpeechCommands:
         told = skipped("Speech Commands", list(split_of), total=listed, missing=self.missing)
         refuse(
             (f"{speaker} in {' and '.join(sorted(found))}" for speaker, found in speakers.items() if len(found) > 1),
-            f"{self.root}: splits overlap, speakers are in two of them",
+            f"{self.root}: splits overlap, these speakers are in two splits",
         )
         dataset = Dataset(name="Speech Commands", labels=labels.names, records=tuple(records), notices=told)
         return checked(dataset, needs=SPLITS)
@@ -106,9 +111,9 @@ class SpeechCommands:
 class AudioSet:
     """AudioSet as AST lists it: class_labels_indices.csv and one JSON file a split, {"data": [{"wav", "labels"}]}.
 
-    `labels` in the JSON are machine ids or names, joined by commas or in a list. Relative paths are looked for under
-    `root`, by default the folder of the JSON that gives them. Either split may be left out. Clips have vanished from
-    every copy of AudioSet: `missing="skip"` skips up to a fifth of them and counts them.
+    `labels` in the JSON are machine ids or names, joined by commas or in a list. Relative paths start at `root`, by
+    default the folder of their JSON file. Either split may be left out. Every copy of AudioSet lacks clips:
+    `missing="skip"` skips and counts up to a fifth of them.
     """
 
     labels: Path
@@ -140,9 +145,9 @@ class AudioSet:
 class VoxCeleb1:
     """VoxCeleb-1 for identification: iden_split.txt, and id10001/VIDEO/00001.wav below one or several folders.
 
-    The two downloads, dev and test, may be merged or apart: a speaker is looked for in `root`, in its wav, dev, test,
-    dev/wav, test/wav, vox1_dev_wav/wav and vox1_test_wav/wav, and likewise in each of `also`. `splits` is by default
-    root's iden_split.txt. Classes are the speakers in alphabetical order, or in that of a `labels` file.
+    The two downloads, dev and test, may be merged or apart. A speaker may lie in `root` or in its wav, dev, test,
+    dev/wav, test/wav, vox1_dev_wav/wav or vox1_test_wav/wav. The same holds for each folder of `also`. `splits` is by
+    default root's iden_split.txt. Classes are the speakers in alphabetical order, or in the order of a `labels` file.
     """
 
     root: Path

@@ -81,8 +81,8 @@ def write(
                 if len(index["unusable"]) > allowed:
                     reasons = [f"{name}: {reason}" for name, reason in index["unusable"].items()]
                     raise ValueError(
-                        f"{dataset.name}: {len(reasons)} of {len(names)} clips cannot be used, more than the {allowed} "
-                        f"that {unusable:.2%} allow: {first_few(reasons)}"
+                        f"{dataset.name}: {len(reasons)} of {len(names)} clips cannot be used; at most {allowed} "
+                        f"({unusable:.2%}) may be: {first_few(reasons)}"
                     )
         index["finished"] = True
         write_text(out / INDEX, _json(index))

@@ -1,10 +1,10 @@
-"""Measures a data set: the mean and standard deviation that normalise its features, lengths, rates, class balance.
+"""Measures a data set: lengths, rates, class balance, and the mean and standard deviation that normalise its features.
 
-AST publishes get_norm_stats.py for the same purpose: over all T padded frames of training clips it averages the mean
-and the standard deviation of batches of 1000. Two details are easily missed. It pads with 0, near the loud end of a
-log-mel's range, where models here (and the pruning paper's) see the clip's minimum; and the settings it comes with
-leave mixup and SpecAugment on, whose masks count as 0 too. So for clips shorter than T its figures are not those of the
-input that a model here sees. We measure that input exactly, and beside it AST's padding without augmentation.
+AST publishes get_norm_stats.py for the same purpose. It takes the mean and standard deviation of batches of 1000, over
+all T padded frames of training clips, and averages them. Two details are easily missed. It pads with 0, near the loud
+end of a log-mel's range; models here (and the pruning paper's) see the clip's minimum there. And its settings leave
+mixup and SpecAugment on, whose masks count as 0 too. So for clips shorter than T its figures do not describe the input
+of a model here. This module measures that input exactly. It also measures AST's padding without augmentation.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from jaxprune.features import fit_frames, frame_count, log_mel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Count, mean and sum of squared deviations of values, which can be joined without loss (Chan et al. 1979)."""
+    """Count, mean and sum of squared deviations of values. Two of them add without loss (Chan et al. 1979)."""
 
     count: float = 0.0
     mean: float = 0.0
@@ -32,7 +32,7 @@ class Moments:
 
     @property
     def std(self) -> float:
-        """With ddof 1, as torch.std."""
+        """Standard deviation with ddof 1, as torch.std."""
         return float(np.sqrt(self.squares / (self.count - 1))) if self.count > 1 else 0.0
 
     def __add__(self, other: "Moments") -> "Moments":
@@ -51,8 +51,8 @@ class Moments:
 class DatasetStats:
     """Measurements of the usable clips of one split. `seconds` are (shortest, median, longest), before any cut.
 
-    `mean` and `std` are over the model's input: T frames, padded with each clip's minimum. `zero_padded` is the same
-    with AST's padding, `unpadded` over real frames only. `balance` counts clips per class.
+    `mean` and `std` describe the model's input: T frames, padded with each clip's minimum. `zero_padded` has the same
+    two with AST's padding, `unpadded` over real frames only. `balance` counts clips per class.
     """
 
     name: str
@@ -73,7 +73,7 @@ class DatasetStats:
 
     @property
     def recipe_lines(self) -> str:
-        """The entry for `jaxprune.features.STATISTICS` of these clips."""
+        """The line for these clips in `jaxprune.features.STATISTICS`."""
         activation = "softmax" if self.single_label else "sigmoid"
         return (
             f"FeatureStats(frames={self.frames}, mean={self.mean:.6f}, std={self.std:.6f}, "
@@ -94,10 +94,10 @@ def measure(
     unusable: float = 0.01,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetStats:
-    """Reads every clip of a split once. `frames` is T, by default the longest clip's frames in whole patches of 16.
+    """Reads every clip of a split once and measures it.
 
-    The default is at most 1024 (10 s). `watch` is told the clips done and all clips. Raises `ValueError` for more than
-    the share `unusable` of clips that cannot be used.
+    `frames` is T. Its default is the longest clip's frames in whole patches of 16, at most 1024 (10 s). `watch` gets
+    the number of clips done and of all clips. Raises `ValueError` if more than the share `unusable` cannot be used.
     """
     records = dataset.clips(split)
     heads = [head for record in records if (head := record.header())]
@@ -153,7 +153,7 @@ def _batch_moments(batch: Batch, *, frames: int) -> dict[str, Moments]:
 def _clip_sums(
     waveforms: Float[Array, "b samples"], lengths: Int[Array, "b"], *, frames: int
 ) -> dict[str, tuple[Float[Array, "b"], Float[Array, "b"], Float[Array, "b"]]]:
-    """Per clip and kind of padding: count, mean, and squared deviations from that mean. Joined in float64 outside."""
+    """Count, mean and squared deviations of each clip, per kind of padding. The caller joins them in float64."""
     valid = frame_count(lengths)
     mel = fit_frames(log_mel(waveforms), frames=frames, valid=valid)
     real = (jnp.arange(frames)[None, :] < valid[:, None])[:, :, None]

@@ -60,7 +60,7 @@ def test_esc50_refusals(tmp_path):
     refuses(ESC50(root=esc50(tmp_path / "a", rows).root, fold=6), "fold is 6; ")
     leak = [row | ({"src_file": "1000"} if row["fold"] == 2 and row["target"] == 0 else {}) for row in rows]
     refuses(
-        esc50(tmp_path / "b", leak), "folds overlap, source recordings are in two of them (1): 1000 in folds [1, 2]"
+        esc50(tmp_path / "b", leak), "folds overlap, these source recordings are in two folds (1): 1000 in folds [1, 2]"
     )
     refuses(esc50(tmp_path / "c", [*rows, rows[0]]), "ESC-50: clips are listed more than once (1): ")
     for row in rows[:7]:
@@ -130,7 +130,7 @@ def test_speech_commands_refusals(tmp_path):
     source = speech_commands(tmp_path / "d")
     lines = (source.root / "testing_list.txt").read_text().splitlines()
     (source.root / "testing_list.txt").write_text("\n".join(lines[1:]))
-    refuses(source, "splits overlap, speakers are in two of them (1): bb in test and train")
+    refuses(source, "splits overlap, these speakers are in two splits (1): bb in test and train")
     (source.root / "testing_list.txt").unlink()
     refuses(source, "testing_list.txt: cannot be read (No such file or directory)")
 
