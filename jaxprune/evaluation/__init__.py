@@ -1,8 +1,8 @@
-"""Models run over data sets: their metrics, their answers clip by clip, and their time.
+"""Runs models over data sets: metrics, answers clip by clip, and time.
 
-`evaluate` adds up metrics, `per_clip` keeps clips apart, both on the loop in `forward_pass`; `metrics` holds losses and
-scores, `timing` measures speed. Trace arrays on disk are `jaxprune.analysis`'s, a single recording is
-`jaxprune.inference`'s.
+`evaluate` adds up metrics and `per_clip` keeps clips apart. Both use the loop in `forward_pass`. `metrics` holds losses
+and scores; `timing` measures speed. Trace arrays on disk belong to `jaxprune.analysis`, single recordings to
+`jaxprune.inference`.
 """
 
 __all__ = ["evaluate", "forward_pass", "metrics", "per_clip", "timing"]

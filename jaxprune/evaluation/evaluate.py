@@ -1,9 +1,9 @@
-"""Quality and cost of a model on a data set at one or several keep rates, in one pass over the clips.
+"""Measures quality and cost of a model on a data set at several keep rates, in one pass over the clips.
 
 Every clip is read, decoded and turned to log-mel once. Batches come from `jaxprune.data.batches.eval_batches`, the loop
-is `forward_pass`'s, the metrics are `metrics`'. The compiled programs are kept and take the weights as arguments:
-evaluating each epoch of a training run compiles in the first only. `jaxprune evaluate` is the command,
-`jaxprune.training.loop` the other user.
+from `forward_pass`, the metrics from `metrics`. Compiled programs are kept and take the weights as arguments. So a
+training run that evaluates each epoch compiles only in the first. `jaxprune evaluate` and `jaxprune.training.loop` use
+this module.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ from jaxprune.reduction.policy import Policy, at_blocks
 class Measured:
     """One policy's cost and quality.
 
-    `metrics` are shares from 0 to 1, except d_prime. The one to choose by comes first: top1 and top5 where every clip
-    has one class, else mean_average_precision, auc and d_prime. `loss` is the mean over clips: cross-entropy where the
-    model's card says softmax, else the binary one. `macs` are for one clip, as `jaxprune.cost.macs` counts them.
+    `metrics` are shares from 0 to 1, except d_prime. The one to choose by comes first. They are top1 and top5 if every
+    clip has one class, else mean_average_precision, auc and d_prime. `loss` is the mean over clips: cross-entropy if
+    the model's card says softmax, else binary cross-entropy. `macs` are for one clip, as `jaxprune.cost.macs` counts.
     """
 
     macs: int
@@ -48,15 +48,15 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Results of one pass over a split, by keep rate in the order they were asked for.
+    """Results of one pass over a split, by keep rate in the order asked for.
 
     All metrics are from the same `clips`. `classes_present` of the `classes` have a clip; mAP is the mean over those.
-    `unusable` maps the files that were left out to the reason.
+    `unusable` maps each left-out file to the reason.
 
-    `seconds` is the time of everything. `compiling` is the part before the first file was read. After it came
-    `clips_per_second`, from files to answers of all rates together. Of that time, `waited` seconds were spent waiting
-    for data; `device_idle` is the share in which the devices had no work because data was awaited, as
-    `jaxprune.data.prefetch.Feed` measures it. Each of several processes tells its own unusable files and speed.
+    `seconds` is the whole time. `compiling` is the part before the first file was read. `clips_per_second` counts the
+    rest, from files to answers of all rates together. `waited` is the seconds of it spent waiting for data.
+    `device_idle` is the share of it in which the devices had no work because data was missing
+    (`jaxprune.data.prefetch.Feed` measures it). Each of several processes reports its own unusable files and speed.
     """
 
     rates: Mapping[float, Measured]
@@ -97,15 +97,15 @@ def evaluate(
     layout: Layout | None = None,
     watch: Callable[[int], None] = lambda clips: None,
 ) -> Evaluation:
-    """Runs every batch that is left through the model under each policy, and counts rows of positive weight.
+    """Runs every remaining batch through the model under each policy. Counts rows of positive weight.
 
     `policies` are named by their keep rates, as `keep_policies` gives them. `card` normalises the features and decides
-    the loss; `single_label` (a `Dataset` knows) decides the metrics. The devices of `layout` (default: one) share each
-    batch, and the weights lie on them. `watch` is told how many clips are on their way or done.
+    the loss. `single_label` (a `Dataset` knows it) decides the metrics. The devices of `layout` (default: one) hold the
+    weights and share each batch. `watch` gets the number of clips on their way or done.
 
-    Features compile once, and the model once for each policy of another structure. Later calls with a model of the same
-    structure use the same programs, whatever its weights. Raises `ValueError` for no policies, another number of
-    classes than the model's, a batch that the devices cannot share, no usable clip, and scores that are not finite.
+    Features compile once, the model once for each structure of a policy. Later calls with a model of the same structure
+    use the same programs, whatever its weights. Raises `ValueError` if there is no policy or no usable clip, if the
+    model has another number of classes, if the devices cannot share a batch, and if scores are not finite.
     """
     if not policies:
         raise ValueError("there is nothing to evaluate; give at least one policy")
@@ -145,9 +145,9 @@ def evaluate(
 
 
 def keep_policies(model: Classifier, keep_rates: Iterable[float], *, blocks: Iterable[int] = ()) -> dict[float, Policy]:
-    """The published pruning at each keep rate, the same in all `blocks`, for `evaluate`.
+    """The published pruning at each keep rate, for `evaluate`. All `blocks` use the same rate.
 
-    Without `blocks`, those of 3, 6 and 9 that the model has prune. Raises `ValueError` for no rate, a rate or block
+    The default blocks are those of 3, 6 and 9 that the model has. Raises `ValueError` for no rate, a rate or block
     given twice, a rate outside (0, 1] and a block the model lacks.
     """
     keep_rates, blocks = tuple(keep_rates), tuple(blocks)
@@ -160,7 +160,7 @@ def keep_policies(model: Classifier, keep_rates: Iterable[float], *, blocks: Ite
 class _Sums:
     """One policy's results for a batch, added up: the losses, and counts of right answers.
 
-    `present` says which classes have a clip; it is here to be counted over the rows of all processes.
+    `present` marks the classes that have a clip. It is summed here because here the rows of all processes meet.
     """
 
     loss: Float[Array, ""]
@@ -190,7 +190,7 @@ class _Programs:
         self._asked = {rate: jax.tree.flatten(policy) for rate, policy in policies.items()}
 
     def compile(self, shapes: tuple[Any, ...]) -> None:
-        """Compiles what is not compiled yet, before anything is read. The speed told is then reading and computing."""
+        """Compiles all programs before any file is read. The reported speed then holds no compiling."""
         waveforms, lengths, targets, weights = shapes
         lowered = self._features.lower(waveforms, lengths, **self._sound)
         lowered.compile()
@@ -212,7 +212,7 @@ class _Programs:
 
 @functools.lru_cache(maxsize=8)
 def _features(rows: NamedSharding) -> Callable[..., Float[Array, "b t f"]]:
-    """`jaxprune.features.model_input`, its rows where the waveforms' are."""
+    """Compiled `jaxprune.features.model_input`. Its rows lie on the devices of the waveforms' rows."""
     return jax.jit(model_input, static_argnames=STATIC, out_shardings=rows)
 
 
@@ -279,7 +279,7 @@ def _count(
 def _count_and_rank(
     batch: Batch, placed: tuple[Array, ...], answers: Mapping[float, _Answers], *, tallies: Mapping[float, _Tally]
 ) -> None:
-    """`_count`, and the logits too, which metrics of several labels need."""
+    """Adds a batch's sums to the tallies, and its logits: metrics of several labels need them."""
     targets, weights = map(on_host, placed[2:])
     for rate, (logits, sums) in answers.items():
         tallies[rate].count(sums)

@@ -1,8 +1,8 @@
-"""The forward pass over a data set: batches in, results on the host out, one batch behind.
+"""Runs a model over a data set: batches in, results on the host out, one batch behind.
 
-The one loop under `evaluate`, `per_clip` and `jaxprune.analysis.extract`. A caller says where a batch's arrays lie,
-which work starts with them, and what becomes of the results. While the devices compute a batch, the host reads the
-results of the one before, and a `Feed` prepares the next.
+`evaluate`, `per_clip` and `jaxprune.analysis.extract` share this loop. A caller passes three functions: one places a
+batch's arrays, one starts the work, one takes the results. While the devices compute a batch, the host reads the
+results of the one before and a `Feed` prepares the next.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ Found = TypeVar("Found")
 
 @dataclasses.dataclass(frozen=True)
 class Started(Generic[Found]):
-    """Results of one batch, not yet computed: `found` for the caller, and `finite`, checked before `found` is read.
+    """Results of one batch, not yet computed. `found` is for the caller; `finite` is checked before `found` is read.
 
-    `finite` marks each clip's scores as finite numbers, for each policy, by a name that ends a sentence: "at keep rate
-    0.7", or "" where there is only one policy.
+    `finite` marks the clips with finite scores, for each policy. Its keys end a sentence: "at keep rate 0.7", or "" for
+    a single policy.
     """
 
     found: Found
@@ -38,7 +38,7 @@ class Started(Generic[Found]):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pass:
-    """A finished pass over `clips`, unusable ones included. `Feed` counted the seconds `waited` and `idle`."""
+    """A finished pass. `clips` includes unusable ones. `Feed` counted the seconds `waited` and `idle`."""
 
     clips: int
     seconds: float
@@ -55,10 +55,10 @@ def forward_pass(
     collect: Callable[[Batch, Placed, Found], None],
     watch: Callable[[int], None] = lambda clips: None,
 ) -> Pass:
-    """Runs every batch that is left: `place` its first four arrays, `start` the work, and a batch later `collect`.
+    """Runs every remaining batch: `place` its first four arrays, `start` the work, and a batch later `collect`.
 
-    `place` runs in a thread, right after its batch was read. `watch` is told how many clips are on their way or done.
-    Raises `ValueError` for another number of classes than the model's and for scores that are not finite.
+    `place` runs in a thread, right after its batch was read. `watch` gets the number of clips on their way or done.
+    Raises `ValueError` if the model has another number of classes or scores are not finite.
     """
     check_classes(model, batches)
     began = time.perf_counter()
@@ -79,7 +79,7 @@ def forward_pass(
 
 
 def check_classes(model: Classifier, batches: Batches) -> None:
-    """Raises `ValueError` where the clips are labelled with another number of classes than the model has."""
+    """Raises `ValueError` if clips and model differ in their number of classes."""
     labelled = batches.blank.targets.shape[1]
     if labelled != model.config.classes:
         raise ValueError(f"the clips are labelled with {labelled} classes, but the model has {model.config.classes}")
@@ -106,9 +106,9 @@ def _finish(
 
 
 def _check_finite(finite: Bool[np.ndarray, "b"], batch: Batch, *, batches: Batches, under: str) -> None:
-    """Raises `ValueError` that names the first clip whose scores are not finite.
+    """Raises `ValueError` with the name of the first clip whose scores are not finite.
 
-    `finite` may span the rows of all processes, in their order; only the names of this process's clips are known.
+    `finite` may span the rows of all processes, in their order. Only the clips of this process have names here.
     """
     rows = len(batch.weights)
     first = jax.process_index() * rows if len(finite) > rows else 0

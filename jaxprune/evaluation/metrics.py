@@ -1,8 +1,8 @@
-"""Losses, and how good a model's answers are: top-1 and top-5 accuracy, average precision, AUC and d-prime.
+"""Losses and metrics: top-1 and top-5 accuracy, average precision, AUC and d-prime.
 
-Losses and accuracy are sums that run inside a jitted step; average precision and AUC need every score at once, so
-`Scores` collects them on the host. Rows of weight 0 (padding of a last batch) count for nothing anywhere, and every
-result carries the number of clips it is from. Labels are `(b, y)`: one-hot, multi-hot, or mixed.
+Losses and accuracy are sums inside a jitted step. Average precision and AUC need every score at once, so `Scores`
+collects scores on the host. Rows of weight 0 (padding of a last batch) never count. Every result carries its number of
+clips. Labels are `(b, y)`: one-hot, multi-hot, or mixed.
 """
 
 import dataclasses
@@ -18,32 +18,32 @@ from scipy.stats import rankdata
 
 
 def binary_cross_entropy(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> Float[Array, "b"]:
-    """Each clip's mean over classes of the cross-entropy of yes and no; labels in [0, 1]."""
+    """Each clip's binary cross-entropy, averaged over classes. Labels lie in [0, 1]."""
     return optax.sigmoid_binary_cross_entropy(logits, labels).mean(axis=1)
 
 
 def cross_entropy(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> Float[Array, "b"]:
-    """Each clip's cross-entropy of the softmax; labels add to 1, as mixing leaves them."""
+    """Each clip's cross-entropy of the softmax. Labels add to 1, also after mixing."""
     return optax.softmax_cross_entropy(logits, labels)
 
 
 LOSSES = {"bce": binary_cross_entropy, "ce": cross_entropy}
-# What a model was trained with, by how its logits become probabilities.
+# The training loss, by how logits become probabilities.
 LOSS_OF = {"sigmoid": binary_cross_entropy, "softmax": cross_entropy}
 
 
 def weighted_mean(values: Float[Array, "b"], weights: Num[Array, "b"]) -> Float[Array, ""]:
-    """The mean over rows of weight 1, whatever the others hold; 0 where there are none."""
+    """The mean over rows of positive weight, or 0 without any. The other rows may hold anything."""
     total = jnp.sum(values, where=weights > 0)
     return total / jnp.maximum(jnp.sum(weights > 0), 1)
 
 
 @struct.dataclass
 class Accuracy:
-    """Counts of clips, and of those whose class is among the 1 and the 5 of highest score.
+    """Counts of clips, and of those whose class has the highest score or one of the five highest.
 
     The class is the label's largest entry. Of equal scores the lower class ranks higher, as in argmax. A clip whose
-    scores are not numbers counts as wrong. `Accuracy.empty()`, then `add` under jit, then `top1` and `top5`.
+    scores are not numbers counts as wrong. Begin with `Accuracy.empty()`, `add` under jit, then read `top1` and `top5`.
     """
 
     first: Int[Array, ""]
@@ -76,7 +76,7 @@ class Accuracy:
 
 
 def rank_of_class(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> Int[Array, "b"]:
-    """The number of classes that stand before the clip's own, 0 for the best."""
+    """The number of classes that rank above the clip's own; 0 is best."""
     own = labels.argmax(axis=1, keepdims=True)
     score = jnp.take_along_axis(logits, own, axis=1)
     behind = (logits < score) | ((logits == score) & (jnp.arange(logits.shape[1])[None] > own))
@@ -85,11 +85,12 @@ def rank_of_class(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> I
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """The order that scores give the clips of each class, measured and averaged over classes.
+    """Metrics of the order that scores give the clips of each class, averaged over classes.
 
-    `mean_average_precision` is over the classes with a positive clip, `auc` over those with a negative one too;
-    `without_positives` and `without_negatives` count the others. `d_prime` is sqrt(2) times the normal quantile of
-    the mean AUC, as AudioSet's authors and AST report it. Shares from 0 to 1; not a number where no class counts.
+    `mean_average_precision` is over the classes with a positive clip, `auc` over those that also have a negative one.
+    `without_positives` and `without_negatives` count the other classes. `d_prime` is sqrt(2) times the normal quantile
+    of the mean AUC, as AudioSet's authors and AST report it. The first two are shares from 0 to 1. A metric is not a
+    number if no class counts.
     """
 
     mean_average_precision: float
@@ -114,13 +115,12 @@ class Scores:
         *,
         weights: Num[Array | np.ndarray, "b"],
     ) -> None:
-        """One more batch; logits, probabilities or anything that orders alike."""
+        """Adds a batch. Logits may be probabilities or anything of the same order."""
         real = np.asarray(weights) > 0
         self.batches.append((np.asarray(logits)[real], np.asarray(labels)[real] > 0.5))
 
     def ranking(self) -> Ranking:
-        """The metrics of everything added. Raises `ValueError` if that is nothing or holds scores that are not
-        numbers."""
+        """The metrics of everything added. Raises `ValueError` for no clip and for scores that are not numbers."""
         if not any(len(scores) for scores, _ in self.batches):
             raise ValueError("no clip was evaluated; add at least one batch with a clip in it")
         scores, labels = (np.concatenate(column) for column in zip(*self.batches, strict=True))
@@ -149,9 +149,9 @@ def ranking(scores: Float[np.ndarray, "clips y"], labels: Bool[np.ndarray, "clip
 
 
 def average_precision(scores: Float[np.ndarray, "clips"], labels: Bool[np.ndarray, "clips"]) -> float:
-    """Precision at each threshold times the recall it adds, not interpolated, equal scores at once: scikit-learn's.
+    """The sum over thresholds of precision times the recall added, as in scikit-learn. Needs a positive label.
 
-    Needs a positive label.
+    It does not interpolate. Equal scores share a threshold.
     """
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(labels[order])
@@ -161,7 +161,7 @@ def average_precision(scores: Float[np.ndarray, "clips"], labels: Bool[np.ndarra
 
 
 def area_under_curve(scores: Float[np.ndarray, "clips"], labels: Bool[np.ndarray, "clips"]) -> float:
-    """The chance that a positive clip scores above a negative one, ties counting half. Needs one of each."""
+    """The chance that a positive clip scores above a negative one. Ties count half. Needs one clip of each."""
     ranks, positives = rankdata(scores), int(labels.sum())
     above = ranks[labels].sum() - positives * (positives + 1) / 2
     return float(above / (positives * (len(labels) - positives)))

@@ -1,7 +1,7 @@
-"""A model's answers to every clip under several policies, each clip read and turned to log-mel once.
+"""Collects a model's answers to every clip under several policies. Each clip is read and turned to log-mel once.
 
-`jaxprune.evaluation.evaluate` adds up as it goes; here clips stay apart. So policies can be compared clip by clip,
-patches counted in each clip, and clips looked at by themselves. Ablations and sweeps are counted from this.
+`jaxprune.evaluation.evaluate` adds up as it goes; here clips stay apart. So policies can be compared clip by clip, and
+patches counted in each. Ablations and sweeps use these answers.
 """
 
 import dataclasses
@@ -23,19 +23,20 @@ from jaxprune.features import STATIC, model_input
 from jaxprune.models import Classifier
 from jaxprune.reduction.policy import Policy
 
-# How many patches each clip of a batch kept, by name of the policy and pruning block.
+# The number of patches that each clip of a batch kept, by policy name and pruning block.
 Kept = Mapping[str, Mapping[int, Int[Array, "b"]]]
-# The policy for a batch, from its clips' places in the split (-1: none) and what policies before it kept of the batch.
+# Makes the policy for a batch. It gets the clips' places in the split (-1: none) and the counts that earlier policies
+# kept of the batch.
 PolicyFor = Callable[[Int[Array, "b"], Kept], Policy]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The usable clips' answers, in the order of the split; `index` are their places in it.
+    """The answers to the usable clips, in the order of the split. `index` holds their places in it.
 
-    All else is by name of the policy. Where every clip has one class, `ranks` counts the classes that stand before it;
-    elsewhere `logits` hold the scores. `kept` counts the patches that each pruning block left. `unusable` maps left-out
-    files to the reason.
+    `ranks`, `logits` and `kept` are by policy name. If every clip has one class, `ranks` counts the classes that rank
+    above it and `logits` is empty; else `logits` holds the scores and `ranks` is empty. `kept` counts the patches that
+    each pruning block left. `unusable` maps left-out files to the reason.
     """
 
     index: Int[np.ndarray, "clips"]
@@ -51,7 +52,7 @@ class Answers:
         return len(self.index)
 
     def metrics(self, name: str, *, among: Bool[np.ndarray, "clips"] | None = None) -> dict[str, float]:
-        """Metrics of the clips `among` (None: all), named as `evaluate` names them. Empty where there is no clip."""
+        """Metrics of the clips `among` (None: all), named as in `evaluate`. Empty if there is no clip."""
         among = np.ones(self.clips, bool) if among is None else among
         if not among.any():
             return {}
@@ -75,11 +76,11 @@ def answer(
     single_label: bool,
     watch: Callable[[int], None] = lambda clips: None,
 ) -> Answers:
-    """Runs every batch that is left through the model under each policy, in their order.
+    """Runs every remaining batch through the model under each policy, in their order.
 
-    Features compile once, and the model once for each policy of another structure. `watch` is told how many clips are
-    done. Raises `ValueError` for no policies, another number of classes than the model's, no usable clip, and scores
-    that are not finite.
+    Features compile once, the model once for each structure of a policy. `watch` gets the number of clips done. Raises
+    `ValueError` if there is no policy or no usable clip, if the model has another number of classes, and if scores are
+    not finite.
     """
     if not policies:
         raise ValueError("there is nothing to ask; give at least one policy")
@@ -141,7 +142,7 @@ def _program(graph: nnx.GraphDef) -> Callable[..., tuple[_Found, Bool[Array, "b"
 
 
 def _rows(batch: Batch, found: Mapping[str, _Found], *, single_label: bool) -> dict[str, Any]:
-    """A batch's real rows on the host, waiting for the device; logits only where a metric needs them."""
+    """A batch's real rows on the host. Waits for the device. Holds logits only if a metric needs them."""
     real = np.flatnonzero(batch.weights > 0)
 
     def rows(values: Any) -> Any:

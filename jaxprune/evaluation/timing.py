@@ -1,4 +1,4 @@
-"""The time of pruned forward passes on the device at hand, by interleaved calls."""
+"""Times pruned forward passes on this device by interleaved calls."""
 
 import statistics
 import time
@@ -17,9 +17,9 @@ Name = TypeVar("Name", bound=Hashable)
 def milliseconds(
     model: Classifier, keep_rates: Iterable[float], *, batch: int = 64, rounds: int = 15, seed: int = 0
 ) -> dict[float, float]:
-    """Time a clip takes at each keep rate: the median of the calls that `interleaved` times.
+    """Milliseconds per clip at each keep rate: the median of `interleaved` calls.
 
-    Raises `ValueError` as that and `keep_policies` do.
+    Raises `ValueError` as `interleaved` and `keep_policies` do.
     """
     spent = interleaved(model, keep_policies(model, keep_rates), batch=batch, rounds=rounds, seed=seed)
     return {rate: 1e3 * statistics.median(seconds) / batch for rate, seconds in spent.items()}
@@ -30,8 +30,8 @@ def interleaved(
 ) -> dict[Name, list[float]]:
     """Seconds of `rounds` calls with `batch` clips under each policy, after compiling.
 
-    The policies take turns, so that whatever else the machine does meets all of them. Clips are noise: time does not
-    depend on what they hold. Raises `ValueError` for a batch or rounds below 1.
+    The policies take turns. So other load on the machine meets all of them. The clips are noise, because time does not
+    depend on their content. Raises `ValueError` for a batch or rounds below 1.
     """
     if batch < 1 or rounds < 1:
         raise ValueError(f"batch is {batch} and rounds {rounds}; they must be at least 1")
