@@ -1,9 +1,11 @@
 """Ablations of the score: accuracy when patches are chosen by attention, by pixels, the other way round, or at random.
 
-`score_settings` prunes by a score at keep rates, `range_settings` keeps the patches whose mean lies in a range, beside
-as many patches drawn at random. `ablate` measures all of them in one pass over the data. Extra tokens always stay, and
-a clip left with no patch is answered from them alone (by AudioMAE, which pools patches, from nothing but its bias): it
-counts, and is counted. `jaxprune ablate` is the command.
+`score_settings` prunes by a score at keep rates. `range_settings` keeps the patches whose mean lies in a range. Beside
+each range it keeps as many patches drawn at random. `ablate` measures all of them in one pass over the data. The
+command is `jaxprune ablate`.
+
+Extra tokens always stay. A clip without a patch left is answered from them alone. AudioMAE pools patches, so it then
+answers from its bias alone. Such clips count in the metrics, and rows tell their number.
 """
 
 import dataclasses
@@ -41,9 +43,10 @@ RANDOM, RANGE, AS_MANY, UNPRUNED = "random", "range", "as many at random", "unpr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One way to prune: by which score, what is kept at which blocks, drawn with which seed (None: nothing is drawn).
+    """One way to prune: the score, what stays at which blocks, and the seed (None: nothing is drawn).
 
-    `rates` by block, or the `range` of patch means that stays. `policy_for` makes the policy for a batch.
+    What stays is given by `rates`, one per block, or by the `range` of patch means. `policy_for` makes the policy for a
+    batch.
     """
 
     score: str
@@ -63,7 +66,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Unlike any other setting's."""
+        """A name that no other setting has."""
         where = f" at {','.join(map(str, self.blocks))}" if self.blocks else ""
         return f"{self.score} {self.keep}{where}" + ("" if self.seed is None else f", seed {self.seed}")
 
@@ -72,11 +75,12 @@ class Setting:
 class Row:
     """The result of one setting on a model.
 
-    `metrics` are of all clips (shares from 0 to 1), `accuracy` is top1 with its interval and `drop` what is lost of it
-    against the unpruned model, clip by clip; both None where clips have several classes. `kept` is by pruning block the
-    mean, std (ddof 1, 0 for one clip), lowest and highest number of patches left in a clip. `emptied` clips have none
-    left; `of_emptied` and `of_others` are the metrics of those clips and of the rest. `macs` is the mean over clips of
-    what their kept patches cost where dropped ones are not computed, `macs_as_run` what was computed here: a range runs
+    `metrics` are of all clips (shares from 0 to 1). `accuracy` is top1 with its interval. `drop` is its loss against
+    the unpruned model, clip by clip. Both are None if clips have several classes. `kept` has, by pruning block, the
+    mean, std (ddof 1, 0 for one clip), lowest and highest number of patches left in a clip.
+
+    `emptied` clips have no patch left. `of_emptied` holds their metrics, `of_others` those of the rest. `macs` is the
+    mean cost of a clip if dropped patches are not computed. `macs_as_run` is what was computed here: a range runs
     masked at full length.
     """
 
@@ -94,7 +98,7 @@ class Row:
 
 
 def unpruned(model: Classifier) -> Setting:
-    """The setting that all others are compared with."""
+    """The setting without pruning, the reference for all others."""
     policy = topk(model, {})
     return Setting(score=UNPRUNED, blocks=(), policy_for=lambda indices, kept: policy)
 
@@ -106,9 +110,9 @@ def score_settings(
     rates: Iterable[Mapping[int, float]],
     seeds: Iterable[int] = (0,),
 ) -> list[Setting]:
-    """Every score at all `rates` (by block); `random` once for each seed. Rates that prune nothing are left out.
+    """Every score at all `rates` (by block), and `random` once for each seed. Leaves out rates that prune nothing.
 
-    Raises `ValueError` for an unknown score, and as `stage_rates`.
+    Raises `ValueError` for an unknown score, and as `stage_rates` does.
     """
     settings = []
     every = [stage_rates(one, depth=model.config.depth) for one in rates]
@@ -131,12 +135,12 @@ def score_settings(
 def range_settings(
     model: Classifier, bounds: Sequence[float], *, blocks: Iterable[int], seed: int | None = 0
 ) -> list[Setting]:
-    """Keeping the patches whose mean lies strictly inside a range, after each of `blocks` alone.
+    """Settings that keep the patches whose mean lies strictly inside a range, after each of `blocks` alone.
 
-    The ranges are all runs of neighbouring intervals between the rising `bounds` but the one over all: with the bounds
-    of five clusters each cluster alone, all but the lowest, and so on. Right after each comes the control, as many of
-    each clip's patches drawn at random with `seed` (None: no controls). Raises `ValueError` for fewer than two bounds,
-    bounds that do not rise, and a block the model lacks.
+    The ranges are all runs of neighbouring intervals between the rising `bounds`, except the run over all. With the
+    bounds of five clusters that gives each cluster alone, all but the lowest, and so on. A control follows each range:
+    as many of each clip's patches, drawn at random with `seed` (None: no controls). Raises `ValueError` for fewer than
+    two bounds, bounds that do not rise, and a block the model lacks.
     """
     bounds = tuple(float(bound) for bound in bounds)
     if len(bounds) < 2 or not all(low < high for low, high in itertools.pairwise(bounds)):
@@ -168,7 +172,10 @@ def ablate(
     single_label: bool,
     watch: Callable[[int], None] = lambda clips: None,
 ) -> Answers:
-    """Every clip's answer without pruning and under every setting, in one pass. Arguments and errors as in `answer`."""
+    """Answers every clip without pruning and under every setting, in one pass.
+
+    Arguments and errors are as in `answer`.
+    """
     asked = {setting.name: setting.policy_for for setting in [unpruned(model), *settings]}
     return answer(model, batches, card=card, policies=asked, single_label=single_label, watch=watch)
 
@@ -183,8 +190,8 @@ def summarize(
 ) -> list[Row]:
     """A row for the unpruned model and for each setting of `ablate`.
 
-    Drops are against the unpruned model of `base`, which may be another model's answers to the same clips (None: these
-    answers). Raises `ValueError` where those are of other clips.
+    Drops are against the unpruned model of `base`. It may hold another model's answers to the same clips; the default
+    is `answers` itself. Raises `ValueError` if `base` has other clips.
     """
     base = answers if base is None else base
     if not np.array_equal(base.index, answers.index):
@@ -204,7 +211,7 @@ def summarize(
 
 
 def seed_spread(rows: Iterable[Row], *, metric: str) -> dict[tuple[str, str, tuple[int, ...]], tuple[float, float]]:
-    """Mean and standard deviation (ddof 1) of a metric over the seeds of each (score, keep, blocks) with several."""
+    """Mean and standard deviation (ddof 1) of a metric over seeds, for each (score, keep, blocks) with several."""
     groups: dict[tuple[str, str, tuple[int, ...]], list[float]] = {}
     for row in rows:
         key = row.setting.score, row.setting.keep, row.setting.blocks
@@ -215,8 +222,7 @@ def seed_spread(rows: Iterable[Row], *, metric: str) -> dict[tuple[str, str, tup
 
 
 def mean_macs(model: Classifier, kept: Mapping[int, Int[np.ndarray, "clips"]]) -> float:
-    """Mean over clips of the multiply-accumulates for their kept patches, by pruning block, where the others are
-    dropped."""
+    """Mean multiply-accumulates of a clip, from its kept patches by pruning block. Dropped patches cost nothing."""
     if not kept:
         return float(macs(model, topk(model, {})))
     blocks = sorted(kept)
@@ -260,7 +266,7 @@ def _spread(counts: Int[np.ndarray, "clips"]) -> tuple[float, float, int, int]:
 
 
 def _gathered(blocks: Sequence[int], counts: Int[np.ndarray, "stages"]) -> dict[int, Any]:
-    """Stages that go on with exactly so many patches."""
+    """Stages that go on with exactly this many patches."""
     return {block: MaskedTopK(jnp.int32(count), int(count)) for block, count in zip(blocks, counts, strict=True)}
 
 
@@ -277,7 +283,7 @@ def _as_many(name: str, block: int, seed: int, patches: int, indices: Int[Array,
 
 
 def _different(settings: list[Setting]) -> list[Setting]:
-    """The settings, if no two are the same."""
+    """The settings. Raises `ValueError` if two are the same."""
     names = [setting.name for setting in settings]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{twice[0]!r} is asked for more than once; name each score, rate, range, block and seed once")

@@ -1,4 +1,4 @@
-"""An ablation's rows as they are shown and written: for a terminal rounded, for CSV and JSON whole."""
+"""Shows and writes an ablation's rows: rounded for a terminal, whole for CSV and JSON."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ METRICS = {  # heading and factor of each metric
 
 
 def shown(rows: Sequence[Row], *, base: Row) -> tuple[list[str], list[tuple[object, ...]]]:
-    """Headings and cells for a terminal; intervals in brackets, what is lost against `base` in points of percent."""
+    """Headings and cells for a terminal. Intervals are in brackets, losses against `base` in percentage points."""
     metric = next(iter(rows[0].metrics))
     heading, factor = METRICS[metric]
     headings = [
@@ -72,7 +72,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def patches_left(row: Row) -> str:
-    """After the last block; a count that is the same in every clip by itself."""
+    """The patches left after the last block. A count that all clips share stands alone."""
     if not row.kept:
         return "all"
     mean, std, low, high = row.kept[max(row.kept)]
@@ -80,7 +80,7 @@ def patches_left(row: Row) -> str:
 
 
 def lost(row: Row, base: Row, *, metric: str) -> str:
-    """In points of percent, with an interval where there is one; what has become better is negative."""
+    """The loss in percentage points, with its interval if there is one. A gain is negative."""
     lost = METRICS[metric][1] * (base.metrics[metric] - row.metrics[metric])
     return f"{lost:.2f}" if row.drop is None else f"{lost:.2f} {between(row.drop)}"
 
@@ -91,7 +91,7 @@ def between(estimate: Estimate) -> str:
 
 
 def to_json(row: Row) -> dict[str, Any]:
-    """Everything in JSON's types; shares from 0 to 1, unbounded ends of a range None."""
+    """Everything in JSON's types. Shares go from 0 to 1. An open end of a range is None."""
     setting = row.setting
     ends = None if setting.range is None else [end if abs(end) < float("inf") else None for end in setting.range]
     return {
@@ -118,7 +118,7 @@ SPREAD = ("mean", "std", "lowest", "highest")
 
 
 def table(rows: Mapping[str, Iterable[Row]]) -> Table:
-    """All rows of all checkpoints, one a line; patches are those left after the last block, drops shares."""
+    """All rows of all checkpoints, one a line. Patches are those left after the last block. Drops are shares."""
     lines, metrics = [], None
     for checkpoint, found in rows.items():
         for row in found:
@@ -144,5 +144,5 @@ def _ends(estimate: Estimate | None) -> dict[str, float] | None:
 
 
 def _plain(line: Sequence[Any]) -> tuple[Any, ...]:
-    """Numpy's numbers as Python's."""
+    """Turns numpy's numbers into Python's."""
     return tuple(cell.item() if hasattr(cell, "item") else cell for cell in line)

@@ -1,9 +1,9 @@
-"""Accuracy, multiply-accumulates and measured time over keep rates, block sets, scores and batch sizes.
+"""Measures accuracy, multiply-accumulates and time over keep rates, block sets, scores and batch sizes.
 
-A sweep lives in one JSON file that is written after every few settings: what is in it is not measured again. Accuracy
-does not depend on the batch size and time hardly on the weights, so each is measured once for what it does depend on;
-`jaxprune.experiments.sweep_points` joins them. Answers come from `jaxprune.evaluation.per_clip`, settings from
-`jaxprune.experiments.ablation`; `jaxprune sweep` is the command.
+A sweep lives in one JSON file, written after every few settings. What the file holds is not measured again. Accuracy
+does not depend on the batch size, and time hardly depends on the weights. So each is measured once for what it does
+depend on, and `jaxprune.experiments.sweep_points` joins them. Answers come from `jaxprune.evaluation.per_clip`,
+settings from `jaxprune.experiments.ablation`. `jaxprune sweep` is the command.
 """
 
 import dataclasses
@@ -41,8 +41,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Answers:
-    """The answers under one setting. `right` is a bit for each clip in hexadecimal, None where clips have several
-    classes."""
+    """The answers under one setting. `right` is one bit per clip in hexadecimal, None if clips have several classes."""
 
     metrics: Annotated[dict[str, float], msgspec.Meta(min_length=1)]
     clips: int
@@ -51,7 +50,7 @@ class _Answers:
 
     def __post_init__(self):
         if self.right is not None and not 0 <= 8 * len(bytes.fromhex(self.right)) - self.clips < 8:
-            raise ValueError(f"{len(self.right)} digits tell of other than {self.clips} clips")
+            raise ValueError(f"{len(self.right)} digits do not fit {self.clips} clips")
 
 
 Seconds = Annotated[list[Annotated[float, msgspec.Meta(gt=0)]], msgspec.Meta(min_length=1)]
@@ -77,8 +76,8 @@ class _Stored:
 class Store:
     """The measurements so far, in a file that is whole after every change.
 
-    `about` says what makes numbers comparable. Opening raises `ValueError` where the file is not a sweep's, or one of
-    other things.
+    `about` lists what must be equal for numbers to compare. Opening raises `ValueError` if the file is no sweep, or one
+    with another `about`.
     """
 
     def __init__(self, path: Path, *, about: Mapping[str, Any]):
@@ -102,12 +101,12 @@ class Store:
 
     @property
     def quality(self) -> dict[str, dict[str, Any]]:
-        """Metrics by the key of what they depend on."""
+        """Metrics by `quality_key`."""
         return self._content["quality"]
 
     @property
     def seconds(self) -> dict[str, dict[str, list[float]]]:
-        """Measured times by the key of what they depend on."""
+        """Measured times by `time_key`."""
         return self._content["seconds"]
 
     def save(self) -> None:
@@ -125,10 +124,10 @@ def measure_quality(
     together: int = TOGETHER,
     watch: Callable[[int, int], None] = lambda settings, clips: None,
 ) -> int:
-    """Answers under the settings that the store lacks, `together` in one pass over new `batches()`, saved after each.
+    """Answers the clips under the settings that the store lacks. Returns the number of settings measured.
 
-    Settings are measured beside the unpruned model. `watch` is told how many settings are asked in this pass and how
-    many clips are done. Returns how many settings were measured. Raises as `answer`.
+    Each pass over new `batches()` takes `together` settings beside the unpruned model, and is saved. `watch` gets the
+    number of settings in this pass and of clips done. Raises as `answer` does.
     """
     missing = [one for one in with_unpruned(candidate, settings) if quality_key(candidate, one) not in store.quality]
     for group in _groups(missing, together):
@@ -165,9 +164,10 @@ def measure_time(
     together: int = TOGETHER,
     watch: Callable[[int], None] = lambda settings: None,
 ) -> int:
-    """Times the settings that the store lacks for this batch size and `device`, in turn with the unpruned model.
+    """Times the settings that the store lacks for this batch size and `device`. Returns the number timed.
 
-    Saved after each group of `together`; `watch` is told how many settings are done. Returns how many were timed.
+    Settings take turns with the unpruned model. Each group of `together` settings is saved. `watch` gets the number of
+    settings done.
     """
     every = with_unpruned(candidate, settings)
     missing = [one for one in every if time_key(one, batch=batch, device=device) not in store.seconds]
@@ -190,7 +190,7 @@ def timed(model: Classifier, settings: Sequence[Setting], *, batch: int, rounds:
 
 
 def with_unpruned(candidate: Candidate, settings: Sequence[Setting]) -> list[Setting]:
-    """The settings after the unpruned model, with which all are compared."""
+    """The unpruned model's setting, then all others."""
     return [unpruned(candidate.model), *settings]
 
 
@@ -199,10 +199,10 @@ def _groups(settings: Sequence[Setting], size: int) -> list[Sequence[Setting]]:
 
 
 def quality_key(candidate: Candidate, setting: Setting) -> str:
-    """Names what the answers depend on."""
+    """The key of answers: everything they depend on."""
     return f"{candidate.weights[:16]}: {setting.name}"
 
 
 def time_key(setting: Setting, *, batch: int, device: str) -> str:
-    """Names what the time depends on."""
+    """The key of times: everything they depend on."""
     return f"{device}, batch {batch}: {setting.name}"

@@ -1,4 +1,4 @@
-"""A sweep's measurements joined to points: the loss, cost and time of each setting, and those worth having.
+"""Joins a sweep's measurements to points: the loss, cost and time of each setting. Marks the points worth having.
 
 `jaxprune.experiments.sweep` measures, `jaxprune.plots.pareto` draws.
 """
@@ -22,14 +22,16 @@ from jaxprune.experiments.sweep import Candidate, Store, quality_key, time_key, 
 class Point:
     """One candidate under one setting at one batch size.
 
-    `quality` is top1 or mean_average_precision, a share. `drop` is what is lost of it against the first candidate
-    without pruning, with the ends of its interval (not numbers where clips have several classes). `speed_up` is the
-    median unpruned time of the forward pass, spectrogram to logits, divided by this setting's, timed in turn.
-    `milliseconds` for a clip are the median of all unpruned calls divided by the speed-up, so that settings timed apart
-    compare. `gain` is the speed-up's share of the ratio of multiply-accumulates. `pays` says that pruning pays in time.
-    `unsteady` is the distance between the quartiles of the unpruned model's calls over their median: where it is large,
-    the machine had other things to do. `best_by_macs` and `best_by_time` say that no point of this batch size is at
-    least as good and cheaper.
+    `quality` is top1 or mean_average_precision, a share. `drop` is its loss against the first candidate without
+    pruning, with the ends of its interval. The ends are not numbers if clips have several classes.
+
+    `speed_up` is the median unpruned time divided by this setting's. Both are forward passes from spectrogram to
+    logits, timed in turn. `milliseconds`, for a clip, is the median of all unpruned calls divided by the speed-up. So
+    settings timed apart compare. `gain` is the speed-up divided by the ratio of multiply-accumulates. `pays` is true if
+    pruning pays in time. `unsteady` is the distance between the quartiles of the unpruned model's calls, over their
+    median. It is large if the machine had other things to do.
+
+    `best_by_macs` and `best_by_time` are true if no point of this batch size is at least as good and cheaper.
     """
 
     candidate: str
@@ -65,9 +67,9 @@ def points(
     share: float,
     bootstrap: Bootstrap = DEFAULT,
 ) -> list[Point]:
-    """All that was asked for, measured before or now; `settings` by name of the candidate.
+    """The points asked for, measured before or now. `settings` are by candidate name.
 
-    Pruning pays where the speed-up is at least 1 and at least `share` of the ratio of multiply-accumulates.
+    Pruning pays if the speed-up is at least 1 and at least `share` of the ratio of multiply-accumulates.
     """
     drops = _drops(store, candidates, settings, bootstrap=bootstrap)
     found = []
@@ -108,7 +110,7 @@ def _point(
     unsteady: float,
     share: float,
 ) -> Point:
-    """One setting's point, before it is known whether others beat it."""
+    """One setting's point, not yet compared with the others."""
     metric, value = next(iter(quality["metrics"].items()))
     spent, before = (statistics.median(timed[name]) for name in ("seconds", "unpruned_seconds"))
     cost, speed_up = _macs(candidate, setting), before / spent
@@ -139,7 +141,7 @@ def _point(
 
 
 def _with_fronts(found: Sequence[Point]) -> list[Point]:
-    """The points of one batch size, those marked that no other beats."""
+    """The points of one batch size. Marks those that no other beats."""
     quality = np.array([point.quality for point in found])
     fronts = [pareto(np.array([getattr(p, name) for p in found]), quality) for name in ("gmacs", "milliseconds")]
     return [
@@ -149,7 +151,10 @@ def _with_fronts(found: Sequence[Point]) -> list[Point]:
 
 
 def pareto(cost: Float[np.ndarray, "points"], quality: Float[np.ndarray, "points"]) -> Bool[np.ndarray, "points"]:
-    """True for points that no other beats: none costs no more, is no worse, and better in one. Equal ones all stay."""
+    """True for points that no other beats. A point beats one if it is cheaper or better, and neither dearer nor worse.
+
+    Equal points do not beat each other.
+    """
     order = np.lexsort((-quality, cost))
     best, front = -np.inf, np.zeros(len(cost), bool)
     for i in order:
@@ -162,8 +167,7 @@ def pareto(cost: Float[np.ndarray, "points"], quality: Float[np.ndarray, "points
 
 
 def fastest(found: Iterable[Point], *, max_drop: float) -> dict[int, Point]:
-    """By batch size, the point of highest throughput that loses at most `max_drop` (a share); the unpruned model may be
-    it."""
+    """The fastest point of each batch size that loses at most `max_drop` (a share). It may be the unpruned model."""
     chosen: dict[int, Point] = {}
     for point in found:
         good = point.drop <= max_drop + 1e-9
@@ -179,8 +183,10 @@ def _macs(candidate: Candidate, setting: Setting) -> int:
 def _drops(
     store: Store, candidates: Sequence[Candidate], settings: Mapping[str, Sequence[Setting]], *, bootstrap: Bootstrap
 ) -> dict[str, tuple[float, float, float]]:
-    """By quality key the share lost against the first candidate without pruning, and its interval: clip by clip, where
-    each has one class and both answered the same clips."""
+    """The share lost against the first candidate without pruning, and its interval, by quality key.
+
+    The interval is counted clip by clip. It needs one class a clip and the same clips in both.
+    """
     base = store.quality[quality_key(candidates[0], unpruned(candidates[0].model))]
     keys = [
         quality_key(candidate, setting)
@@ -203,6 +209,6 @@ def _comparable(base: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _right(quality: Mapping[str, Any]) -> Float[np.ndarray, "clips"]:
-    """1 for each clip that was answered rightly."""
+    """An array with a 1 for each clip answered rightly."""
     bits = np.frombuffer(bytes.fromhex(quality["right"]), np.uint8)
     return np.unpackbits(bits, count=quality["clips"]).astype(float)
