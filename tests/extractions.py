@@ -55,20 +55,26 @@ def write_random(
                 ids = arrays[f"kept_{block:02d}"] = np.take_along_axis(ids, best, axis=1)
         names.append(f"shard-{number:05d}.npz")
         np.savez(out / names[-1], **arrays)
-    manifest = {
+    about = {"name": data, "split": "test", "clips": clips, "single_label": True, "sha256": f"{data}-{seed}"}
+    manifest = _manifest(config, keep=keep, weights=weights, data=about, shards=names)
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
+def _manifest(config: ModelConfig, *, keep: dict[int, float], weights: str, data: dict, shards: list[str]) -> dict:
+    """The documented manifest of a finished extraction."""
+    return {
         "kind": KIND,
         "version": VERSION,
         "complete": True,
         "checkpoint": {"path": "", "weights_sha256": weights * 64, "card": {}},
         "model": {name: getattr(config, name) for name in config.__dataclass_fields__},
-        "data": {"name": data, "split": "test", "clips": clips, "single_label": True, "sha256": f"{data}-{seed}"},
+        "data": data,
         "policy": {
             "score": {"kind": "ReceivedAttention"},
             "stages": {str(block): {"kind": "TopK", "rate": rate} for block, rate in keep.items()},
         },
         "compute": {},
-        "shards": names,
+        "shards": shards,
         "unusable": {},
     }
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    return out

@@ -1,4 +1,4 @@
-"""What tests of data sets on disk share."""
+"""Data sets on disk that tests share."""
 
 import re
 from pathlib import Path

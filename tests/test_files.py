@@ -1,4 +1,4 @@
-"""What is written appears whole or not at all, by one process at a time, and nothing of somebody else's is deleted."""
+"""Files appear whole or not at all, by one process at a time, and nothing of somebody else's is deleted."""
 
 import codecs
 import os

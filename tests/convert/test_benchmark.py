@@ -171,7 +171,7 @@ class FakeWorker:
 
 @pytest.fixture
 def digested(monkeypatch):
-    """What the referee and the report make of such workers."""
+    """The verdicts of the referee and the report on such workers."""
     monkeypatch.setattr(referee, "started", lambda job: nullcontext(FakeWorker(job)))
     plan = a_plan(keep_rates=(0.5,), torch=("eager", "transformers"), repeats=2, retries=0, side=100)
     assert plan.remarks() == [TORCH["transformers"].remark]

@@ -86,7 +86,7 @@ class Thread:
 
 
 class Work:
-    """What a device computes, as an array that is waited for."""
+    """The result of a device, as an array that is waited for."""
 
     def __init__(self, end: float, clock: Clock):
         self.end, self._clock = end, clock

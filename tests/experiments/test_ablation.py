@@ -1,31 +1,24 @@
-"""Ablations against a plain loop that calls the model one clip at a time; seeds, ranges, refusals, the command line."""
+"""Ablations against a plain loop that calls the model one clip at a time; seeds, ranges, refusals."""
 
-import csv
 import dataclasses
 import functools
-import json
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ablation_cases import CLIPS, FEW, make, run_once
 from flax import nnx
-from helpers import ROOT
 from quick import quick_compiling  # noqa: F401
-from training_runs import CLASSES, FRAMES, corpus
-from training_runs import model as make_model
+from training_runs import FRAMES, corpus
 
 import jaxprune
-from jaxprune.analysis.bootstrap import Bootstrap
 from jaxprune.audio import load_audio
-from jaxprune.config import Card
-from jaxprune.data.batches import eval_batches
 from jaxprune.experiments.ablation import (
     AS_MANY,
     RANGE,
     SCORES,
-    ablate,
     mean_macs,
     range_settings,
     score_settings,
@@ -40,27 +33,12 @@ from jaxprune.reduction.scores import Given
 from jaxprune.reduction.selection import MaskedTopK, keep_count
 from scripts.studies import released_ablation
 
-SCRIPTS = ROOT / "scripts"
-CLIPS = 7  # in batches of 4: one row only fills
 RATES = {0: 0.7, 1: 0.5}
-FEW = Bootstrap(resamples=50)
-
-
-@functools.cache
-def make(family: str = "ast"):
-    made = make_model(family)
-    return made, Card(model=made.config, mean=-6.0, std=4.0, activation="softmax", labels=CLASSES, source="test")
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return corpus(tmp_path_factory.mktemp("tones"), clips=1, tests=CLIPS)
-
-
-def run_once(dataset, settings, *, family="ast", batch_size=4, single_label=True):
-    model, card = make(family)
-    with eval_batches(dataset, "test", frames=FRAMES, batch_size=batch_size) as batches:
-        return ablate(model, batches, card=card, settings=settings, single_label=single_label)
 
 
 features = jax.jit(model_input, static_argnames=STATIC)
@@ -267,83 +245,6 @@ def test_bad_settings_are_refused():
     assert score_settings(model, scores=["mean"], rates=[{0: 1.0}]) == []
 
 
-# The command lines
-
-
-@pytest.fixture
-def run(run_script):
-    """Runs a script in this process: `run(name, *arguments) -> (exit code, stdout, stderr)`."""
-    return lambda name, *arguments: run_script(SCRIPTS / name, *arguments)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory, dataset):
-    """Two checkpoints, and the corpus as a manifest."""
-    home = tmp_path_factory.mktemp("home")
-    model, card = make()
-    jaxprune.save(home / "first", model, card=card)
-    other = make_model("ast")
-    other.head.kernel[...] = -other.head.kernel[...]
-    jaxprune.save(home / "second", other, card=card)
-    (home / "labels.txt").write_text("\n".join(CLASSES))
-    entries = [
-        {"path": record.path, "labels": [CLASSES[y] for y in record.labels], "split": "test"}
-        for record in dataset.clips("test")
-    ]
-    (home / "sounds.json").write_text(json.dumps(entries))
-    return home
-
-
-def where(home) -> list:
-    return ["manifest", "--path", home / "sounds.json", "--labels", home / "labels.txt", "--batch", 4]
-
-
-def test_the_command_prints_and_saves_what_the_library_finds(run, home, dataset, tmp_path):
-    model, _ = make()
-    options = ["--scores", "mean", "random", "--seeds", 0, 1, "--keep-rates", 0.5, "--blocks", 0]
-    options += ["--bounds", -0.5, 0.0, 0.5, "--bootstrap.resamples", 50]
-    command = [home / "first", *where(home), *options, "--also", home / "second", "--out", tmp_path / "new" / "out"]
-    code, table, notices = run("ablate.py", *command)
-    assert code == 0, notices
-    facts = json.loads((tmp_path / "new" / "out" / "ablation.json").read_text())
-    settings = score_settings(model, scores=["mean", "random"], rates=[{0: 0.5}], seeds=(0, 1))
-    settings += range_settings(model, (-0.5, 0.0, 0.5), blocks=[0], seed=0)
-    expected = summarize(model, run_once(dataset, settings), settings=settings, bootstrap=FEW)
-    first, second = facts["checkpoints"].values()
-    assert [row["metrics"] for row in first] == [row.metrics for row in expected]
-    assert [row["emptied"] for row in first] == [row.emptied for row in expected]
-    assert second[0]["drop"]["value"] == pytest.approx(
-        first[0]["metrics"]["top1"] - second[0]["metrics"]["top1"], abs=1e-12
-    )
-    with (tmp_path / "new" / "out" / "ablation.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert [float(line["top1"]) for line in lines] == [row["metrics"]["top1"] for row in first + second]
-    assert f"{100 * expected[1].metrics['top1']:.2f}" in table
-    assert "over its seeds" in table
-    assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == ["ablation.csv", "ablation.json"]
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        (["--keep-rates", "1.2", "--blocks", "0"], "keep rate 1.2 is not allowed"),
-        (["--blocks", "3"], "block 3 cannot prune: the model's blocks are 0 to 1"),
-        (["--bounds", "0.5", "0.1", "--blocks", "0"], "give at least two, rising"),
-        (["--bounds", "0.1", "0.5", "--clusters-of", "nowhere"], "give one of them"),
-        (["--clusters-of", "nowhere"], "nowhere is not an extraction"),
-        (["--keep-rates", "1.0", "--blocks", "0"], "there is nothing to measure"),
-        (["--split", "validation"], "has no validation clips"),
-        (["--also", "nowhere"], "nowhere is not a jaxprune checkpoint"),
-    ],
-)
-def test_a_bad_option_is_one_sentence(run, home, options, why):
-    code, text, err = run("ablate.py", home / "first", *where(home), *options)
-    assert (code, text) == (2, "")
-    assert err.startswith("error: ")
-    assert why in err
-    assert err.count("\n") == 1
-
-
 attend = nnx.jit(lambda block, tokens: block.attend(tokens, queries=slice(0, 1), mask=None)[0])
 feed_forward = nnx.jit(lambda block, tokens: block.feed_forward(tokens))
 
@@ -384,22 +285,3 @@ def test_the_released_indexing_token_by_token(dataset, family, what):
         expected, names = slipped(family, mel, signal, RATES)
         assert kept[0].tolist() == names
         np.testing.assert_allclose(logits[0], expected, atol=2e-5)
-
-
-def test_the_slip_is_told_beside_the_right_way(run, home, dataset, tmp_path):
-    model, _ = make()
-    options = ["--keep-rates", 0.7, "--blocks", 0, 1, "--out", tmp_path / "slip.json"]
-    code, table, notices = run("studies/released_ablation.py", home / "first", *where(home), *options)
-    assert code == 0, notices
-    facts = json.loads((tmp_path / "slip.json").read_text())
-    settings = score_settings(model, scores=["mean", "std"], rates=[{0: 0.7, 1: 0.7}])
-    right = summarize(model, run_once(dataset, settings), settings=settings, bootstrap=FEW)
-    assert [row["right"]["value"] for row in facts["rows"]] == pytest.approx([row.metrics["top1"] for row in right[1:]])
-    assert facts["unpruned"] == pytest.approx(right[0].metrics["top1"])
-    assert [(row["right_patches"], row["released_tokens"]) for row in facts["rows"]] == [(17, 15)] * 2
-    assert "wanted kept" in table
-    code, text, err = run(
-        "studies/released_ablation.py", home / "first", *where(home), "--keep-rates", 1.0, "--blocks", 0
-    )
-    assert (code, text, err.count("\n")) == (2, "", 1)
-    assert "prune nothing" in err

@@ -87,7 +87,7 @@ def test_attention_and_what_each_token_received_equal_a_loop_over_real_tokens(at
 @pytest.mark.parametrize("reads", ["mixed", "received", "both"])
 @pytest.mark.parametrize("mask", [None, MASK])
 def test_gradients_equal_automatic_ones_of_all_weights_at_once(attend, mask, reads):
-    """Where nobody reads one of the results, its cotangent never becomes an array."""
+    """The cotangent of a result that nobody reads never becomes an array."""
     there = jnp.ones((B, S), bool) if mask is None else mask
     keys = jax.random.split(jax.random.key(1))
     wanted = (

@@ -44,7 +44,7 @@ def pair(code: str, *arguments: object) -> list[subprocess.Popen]:
 
 
 def ended(processes: list[subprocess.Popen]) -> list[str]:
-    """What they printed, once both have ended well, without what Gloo says of its connections."""
+    """The output of both, once they have ended well, without what Gloo says of its connections."""
     printed = [process.communicate(timeout=PATIENCE) for process in processes]
     for process, (_, errors) in zip(processes, printed, strict=True):
         assert process.returncode == 0, errors

@@ -3,11 +3,7 @@
 import base64
 import io
 import json
-import runpy
 import shutil
-import sys
-from html.parser import HTMLParser
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -15,67 +11,17 @@ import pytest
 import soundfile
 from browser import browse, chromium
 from extractions import write_random
-from helpers import ROOT, small
+from report_cases import CLIPS, CONFIG, EVIL, FEW, FILE, Elements, analysed
 
 from jaxprune.analysis.analyze import analyze
-from jaxprune.analysis.bootstrap import Bootstrap
 from jaxprune.analysis.extraction import read_extraction
-from jaxprune.analysis.saved import read_analysis, save_analysis
+from jaxprune.analysis.saved import read_analysis
 from jaxprune.features import sample_count
 from jaxprune.positions import covered
 from jaxprune.report.clips import examples, sound_of
 from jaxprune.report.html import data_uri, page, picture, table, tag
 from jaxprune.report.inputs import read_runs
 from jaxprune.report.report import write_report
-
-SCRIPTS = ROOT / "scripts"
-FEW = Bootstrap(resamples=20)
-CLIPS, CONFIG = 5, small("ast", depth=3, frames=98, classes=3)
-EVIL = "<script>alert(1)</script>"
-FILE = "\"><img src=x onerror='alert(1)'>&amp;.wav"
-
-
-def add_clips(extraction: Path, sounds: Path) -> None:
-    """What --mel adds, and sound files that exist, one of them with a name like markup."""
-    config = read_extraction(extraction).config
-    names = [FILE, *(f"{i}.wav" for i in range(1, CLIPS))]
-    sounds.mkdir(exist_ok=True)
-    random = np.random.default_rng(0)
-    for name in names:
-        soundfile.write(sounds / name, 0.1 * random.standard_normal(22050), 22050)
-    manifest = json.loads((extraction / "manifest.json").read_text())
-    for name in manifest["shards"]:
-        with np.load(extraction / name) as shard:
-            arrays = dict(shard)
-        arrays["path"] = np.array([str(sounds / names[i]) for i in arrays["index"]])
-        arrays["mel"] = random.standard_normal((len(arrays["index"]), config.frames, config.mels)).astype(np.float16)
-        np.savez(extraction / name, **arrays)
-    manifest["compute"]["mel"] = "float16"
-    manifest["data"]["source"] = {"root": str(sounds)}
-    manifest["data"]["labels"] = [EVIL, "dog & cat", "crow"]
-    (extraction / "manifest.json").write_text(json.dumps(manifest))
-
-
-def analysed(extraction: Path, out: Path) -> Path:
-    read = read_extraction(extraction)
-    save_analysis(analyze(read, bootstrap=FEW), extraction=read, out=out, facts={"command": f"analyze {EVIL}"})
-    return out
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """Analyses of an AST, pruned and not, and of an AudioMAE on the same clips; a sweep; an extraction without mel."""
-    home = tmp_path_factory.mktemp("runs")
-    mae = small("audiomae", depth=3, frames=98, classes=3)
-    for name, config, keep in [("ast", CONFIG, {1: 0.7, 2: 0.7}), ("ast-1", CONFIG, {}), ("mae", mae, {1: 0.5})]:
-        write_random(home / f"x-{name}", config, clips=CLIPS, keep=keep, shard=2, weights=name[0])
-        add_clips(home / f"x-{name}", home / "sounds")
-        analysed(home / f"x-{name}", home / name)
-    analysed(write_random(home / "x-silent", CONFIG, clips=CLIPS, keep={1: 0.5}), home / "silent")
-    (home / "sweep").mkdir()
-    (home / "sweep" / "sweep.csv").write_text(f"score,quality\n{EVIL},0.123456789\n")
-    matplotlib.image.imsave(home / "sweep" / "sweep.png", np.zeros((400, 640)))
-    return home
 
 
 @pytest.fixture(scope="module")
@@ -84,30 +30,6 @@ def written(home):
     runs = read_runs([home / name for name in ("ast", "ast-1", "mae", "silent", "sweep")])
     out = home / "pages" / "report.html"
     return out, write_report(runs, out=out, title=f"About {EVIL}", clips=3)
-
-
-class Elements(HTMLParser):
-    """Every element with its attributes, and the text."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.found: list[tuple[str, dict]] = []
-        self.text, self.open = "", []
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, name, attributes):
-        self.found.append((name, dict(attributes)))
-        if name not in ("img", "meta"):
-            self.open.append(name)
-
-    def handle_endtag(self, name):
-        assert self.open.pop() == name
-
-    def handle_data(self, text):
-        self.text += text
-
-    def all(self, name: str) -> list[dict]:
-        return [attributes for element, attributes in self.found if element == name]
 
 
 # What is on it
@@ -268,72 +190,6 @@ def test_escaping_is_in_the_elements_themselves():
     assert "<b>" not in picture(b"", inches=1, alt="<b>", caption="<b>")
     assert "<b>" not in page("<b>", title="<b>")
     assert data_uri(b"a", kind="text/plain") == "data:text/plain;base64,YQ=="
-
-
-# The command line
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a script in this process: `run(*arguments, script="report.py") -> (exit code, stderr)`."""
-
-    def call(*arguments, script="report.py"):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
-        return stopped.value.code or 0, capsys.readouterr().err
-
-    return call
-
-
-def test_the_command(home, tmp_path, run):
-    code, said = run(home / "ast", home / "silent", "--clips", 1, "--out", tmp_path / "new" / "a.html")
-    assert code == 0, said
-    assert "No clips of silent" in said
-    assert "1 clips, 1 with sound" in said
-    assert Elements(tmp_path / "new" / "a.html").all("audio")
-
-
-def test_analyses_come_with_pictures(home, tmp_path, run):
-    options = ["--bootstrap.resamples", 20, "--out", tmp_path / "a"]
-    code, said = run(home / "x-mae", *options, "--clips", 2, script="analyze.py")
-    assert code == 0, said
-    assert "7 pictures as PNG and SVG" in said
-    names = {"kendall", "block_overlap", "clusters", "places", "histograms", "attention", "kept"}
-    for suffix in ("png", "svg"):
-        assert {path.stem for path in (tmp_path / "a").glob(f"*.{suffix}")} == names
-    assert ".wav, 0.00 to " in (drawn := (tmp_path / "a" / "kept.svg").read_text())
-    assert ", label: " in drawn
-    assert list(read_runs([tmp_path / "a"]).extractions) == ["audiomae noise test keep 0.5"]
-
-
-def test_bad_input_is_one_sentence(home, tmp_path, run):
-    unfinished, damaged, old = tmp_path / "unfinished", tmp_path / "damaged", tmp_path / "old"
-    for folder in (unfinished, damaged, old):
-        folder.mkdir()
-    manifest = json.loads((home / "x-ast" / "manifest.json").read_text())
-    (unfinished / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
-    content = json.loads((home / "ast" / "analysis.json").read_text())
-    (damaged / "analysis.json").write_text(json.dumps({k: v for k, v in content.items() if k != "values"}))
-    (old / "analysis.json").write_text("{}")
-    out = ["--out", tmp_path / "a.html"]
-    for arguments, why in [
-        ([tmp_path / "none", *out], "none is not a folder; give folders that jaxprune analyze"),
-        ([tmp_path, *out], "holds nothing to report on"),
-        ([unfinished, *out], "unfinished is unfinished (0 shards so far)"),
-        (
-            [damaged, *out],
-            "analysis.json is damaged (Object missing required field `values`); run jaxprune analyze again",
-        ),
-        ([old, *out], "analysis.json is not of this program's version 1; run jaxprune analyze again"),
-        ([home / "x-silent", *out], "holds no mel"),
-        ([home / "ast", "--out", tmp_path / "a.pdf"], "a.pdf: the page is written as .html, not as .pdf"),
-        ([home / "ast", *out, "--clips", -1], "clips is -1"),
-    ]:
-        code, said = run(*arguments)
-        assert (code, said.startswith("error: "), said.count("\n")) == (2, True, 1), said
-        assert why in said
-    assert not (tmp_path / "a.html").exists()
 
 
 # In a browser

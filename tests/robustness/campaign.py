@@ -160,7 +160,7 @@ def _importable() -> Iterator[None]:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """What became of the cases, by target."""
+    """The outcomes of the cases, by target."""
     counts = collections.Counter((one.target, one.became) for one in outcomes)
     columns = [*FINE, *sorted({one.became for one in outcomes} - {*FINE})]
     lines = [" | ".join(["target".ljust(14), "tried", *columns])]

@@ -1,4 +1,4 @@
-"""What is worked out for many accelerators, by hand and as the page prints it; that weak scaling can be measured."""
+"""Estimates for many accelerators, by hand and as the page prints them; a measurement of weak scaling."""
 
 import dataclasses
 import json

@@ -52,7 +52,7 @@ def dataset(tmp_path_factory):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a whole run yielded and left, and its training with all that it compiled, for other tests to begin anew."""
+    """A whole run: its events, its end, and its compiled training, with which other tests begin anew."""
 
     steps: list[Step]
     compilations: int

@@ -104,6 +104,59 @@ def begun(monkeypatch) -> list[tuple[int, int]]:
     return noted
 
 
+def assert_summary_is_numpys(out, text: str) -> np.ndarray:
+    """Compares protocol.json and the printed table with the results of the runs. Returns the scores, seeds by folds."""
+    results = {run: json.loads((out / f"fold-{run[0]}-seed-{run[1]}" / "result.json").read_text()) for run in PLANNED}
+    scores = np.array([[results[fold, seed]["scores"]["test"]["top1"] for fold in FOLDS] for seed in SEEDS])
+    clips = np.array([[results[fold, seed]["scores"]["test"]["clips"] for fold in FOLDS] for seed in SEEDS])
+    assert clips.tolist() == [[12, 13]] * 2
+    saved = json.loads((out / "protocol.json").read_text())
+    assert saved["final"]["by_seed"] == {str(seed): mean for seed, mean in zip(SEEDS, scores.mean(axis=1), strict=True)}
+    assert saved["final"]["mean"] == scores.mean(axis=1).mean()
+    assert saved["final"]["std"] == np.std(scores.mean(axis=1), ddof=1)
+    assert saved["ddof"] == 1
+    assert saved["pooled"] == pytest.approx((scores * clips).sum() / 50, abs=1e-15)
+    best = [[results[fold, seed]["best_score"] for fold in FOLDS] for seed in SEEDS]
+    assert saved["best"]["mean"] == np.mean(np.mean(best, axis=1))
+    # One epoch: the last is the best, and what the loop found after it.
+    last = [read_metrics(out / f"fold-{fold}-seed-{seed}" / "metrics.jsonl")[-1] for fold, seed in PLANNED]
+    assert [line["score"] for line in last] == [row["score"] for row in saved["rows"]]
+
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    assert [row[:4] for row in cells[-4:]] == [
+        [str(fold), str(seed), str(clips[i, j]), f"{100 * scores[i, j]:.2f}"]
+        for j, fold in enumerate(FOLDS)
+        for i, seed in enumerate(SEEDS)
+    ]
+    mean, std = 100 * scores.mean(), 100 * np.std(scores.mean(axis=1), ddof=1)
+    assert f"mean {mean:.2f} %, standard deviation {std:.2f} over 2 seeds (n - 1 in the denominator)" in text
+    assert "model of the last epoch; no test clip chose anything" in text
+    return scores
+
+
+def assert_curves_are_the_log(folder):
+    """Compares the curves that TensorBoard shows of a run with its log."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    for kind, name in (("step", "train"), ("evaluation", "evaluation")):
+        shown = curves(folder / "tensorboard" / name)["loss"]
+        logged = [(line["step"], line["loss"]) for line in lines if line["kind"] == kind]
+        assert shown == [(number, np.float32(loss)) for number, loss in logged]
+        assert len(shown) == {"step": 3, "evaluation": 1}[kind]
+
+
+def assert_second_process_is_silent(script, options, *, monkeypatch):
+    """Runs the command as the second process of two."""
+    met = []
+    with monkeypatch.context() as second:  # the second process of two says nothing
+        second.setattr(processes, "is_first", lambda: False)
+        second.setattr(command, "is_first", lambda: False)
+        second.setattr(protocol, "by_first", lambda action: action())  # the first is this same process
+        second.setattr(command, "joined", lambda launch: met.append(launch) or nullcontext())
+        code, *said = script(*options, "--launch.coordinator", "h:1", "--launch.count", 2, "--launch.index", 1)
+    assert (code, met) == (0, [processes.Launch(coordinator="h:1", count=2, index=1)])
+    assert not any(said)
+
+
 def test_what_was_cut_off_goes_on_and_the_summary_is_numpys(esc50, start, tmp_path, script, begun, monkeypatch):
     """SIGTERM comes with the third run's first step, in the second fold."""
     out, options = tmp_path / "esc50", [*arguments(esc50, start, tmp_path / "esc50"), "--tensorboard"]
@@ -137,39 +190,8 @@ def test_what_was_cut_off_goes_on_and_the_summary_is_numpys(esc50, start, tmp_pa
     assert "goes on after step 2 of 3" in said
     assert {path: path.stat().st_mtime_ns for path in out.glob("fold-1-*/**/*")} == whole
 
-    results = {run: json.loads((out / f"fold-{run[0]}-seed-{run[1]}" / "result.json").read_text()) for run in PLANNED}
-    scores = np.array([[results[fold, seed]["scores"]["test"]["top1"] for fold in FOLDS] for seed in SEEDS])
-    clips = np.array([[results[fold, seed]["scores"]["test"]["clips"] for fold in FOLDS] for seed in SEEDS])
-    assert clips.tolist() == [[12, 13]] * 2
-    saved = json.loads((out / "protocol.json").read_text())
-    assert saved["final"]["by_seed"] == {str(seed): mean for seed, mean in zip(SEEDS, scores.mean(axis=1), strict=True)}
-    assert saved["final"]["mean"] == scores.mean(axis=1).mean()
-    assert saved["final"]["std"] == np.std(scores.mean(axis=1), ddof=1)
-    assert saved["ddof"] == 1
-    assert saved["pooled"] == pytest.approx((scores * clips).sum() / 50, abs=1e-15)
-    best = [[results[fold, seed]["best_score"] for fold in FOLDS] for seed in SEEDS]
-    assert saved["best"]["mean"] == np.mean(np.mean(best, axis=1))
-    # One epoch: the last is the best, and what the loop found after it.
-    last = [read_metrics(out / f"fold-{fold}-seed-{seed}" / "metrics.jsonl")[-1] for fold, seed in PLANNED]
-    assert [line["score"] for line in last] == [row["score"] for row in saved["rows"]]
-
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
-    assert [row[:4] for row in cells[-4:]] == [
-        [str(fold), str(seed), str(clips[i, j]), f"{100 * scores[i, j]:.2f}"]
-        for j, fold in enumerate(FOLDS)
-        for i, seed in enumerate(SEEDS)
-    ]
-    mean, std = 100 * scores.mean(), 100 * np.std(scores.mean(axis=1), ddof=1)
-    assert f"mean {mean:.2f} %, standard deviation {std:.2f} over 2 seeds (n - 1 in the denominator)" in text
-    assert "model of the last epoch; no test clip chose anything" in text
-
-    # The run that was cut off, as TensorBoard shows it.
-    lines = read_metrics(out / "fold-2-seed-3" / "metrics.jsonl")
-    for kind, name in (("step", "train"), ("evaluation", "evaluation")):
-        shown = curves(out / "fold-2-seed-3" / "tensorboard" / name)["loss"]
-        logged = [(line["step"], line["loss"]) for line in lines if line["kind"] == kind]
-        assert shown == [(number, np.float32(loss)) for number, loss in logged]
-        assert len(shown) == {"step": 3, "evaluation": 1}[kind]
+    scores = assert_summary_is_numpys(out, text)
+    assert_curves_are_the_log(out / "fold-2-seed-3")  # the run that was cut off
 
     begun.clear()
     left = out / "fold-1-seed-4" / "checkpoints" / "3"
@@ -182,15 +204,7 @@ def test_what_was_cut_off_goes_on_and_the_summary_is_numpys(esc50, start, tmp_pa
     ):
         next(carry_out(dataclasses.replace(short(esc50, start), optimizer=AdamW(base_lr=0.01)), out))
     one = dataclasses.replace(short(esc50, start), loop=dataclasses.replace(short(esc50).loop, seeds=(4,)))
-    met = []
-    with monkeypatch.context() as second:  # the second process of two says nothing
-        second.setattr(processes, "is_first", lambda: False)
-        second.setattr(command, "is_first", lambda: False)
-        second.setattr(protocol, "by_first", lambda action: action())  # the first is this same process
-        second.setattr(command, "joined", lambda launch: met.append(launch) or nullcontext())
-        code, *said = script(*options, "--launch.coordinator", "h:1", "--launch.count", 2, "--launch.index", 1)
-    assert (code, met) == (0, [processes.Launch(coordinator="h:1", count=2, index=1)])
-    assert not any(said)
+    assert_second_process_is_silent(script, options, monkeypatch=monkeypatch)
     (summary,) = carry_out(one, out)  # a part of the seeds is a protocol, too
     assert (summary.final.mean, summary.final.std) == (scores[1].mean(), None)
 

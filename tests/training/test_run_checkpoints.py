@@ -1,8 +1,5 @@
 """A run that stops, is killed or goes wrong: what is on disk, and that it ends where an uninterrupted run does."""
 
-import dataclasses
-import functools
-import json
 import os
 import resource
 import shutil
@@ -16,45 +13,15 @@ import jax
 import numpy as np
 import pytest
 from quick import quick_compiling  # noqa: F401
-from training_runs import STEPS, Poisoned, Rewound, batches, child_environment, corpus, recipe, training
+from run_cases import RECIPE_OF_TEST, evaluation, run, shared
+from training_runs import STEPS, Poisoned, batches, child_environment, corpus
 
 from jaxprune.parallel.devices import Layout
-from jaxprune.parallel.processes import StopOnSignal
-from jaxprune.training.checkpoints import Checkpoints, Facts, named_arrays, start_or_resume
-from jaxprune.training.events import Evaluation, NotFinite, Step
-from jaxprune.training.run_directory import METRICS, RECIPE, RESULT, MetricsLog, clear, finished, open_run, read_metrics
+from jaxprune.training.checkpoints import Checkpoints, Facts, named_arrays
+from jaxprune.training.events import NotFinite
 from jaxprune.training.step import State
 
-# One compiled size, so that these tests are about saving; the schedule's are in test_train.
-RECIPE_OF_TEST = recipe(prune=dataclasses.replace(recipe().prune, keep_rate=1.0))
-RECIPE_OF_TEST = dataclasses.replace(RECIPE_OF_TEST, loop=dataclasses.replace(RECIPE_OF_TEST.loop, epochs=3))
 TOTAL = 3 * STEPS
-
-
-@functools.cache
-def shared() -> Rewound:
-    """Compiled once for this process; that a new process goes on as well, the test of signals shows."""
-    return Rewound(training(RECIPE_OF_TEST))
-
-
-def run(dataset, folder: Path, *, stop_at: int | None = None, **options):
-    """A run with a checkpoint a step, from wherever `folder` stands; its last state and the losses it saw."""
-    made = RECIPE_OF_TEST
-    trained = shared().training()
-    losses = {}
-    with Checkpoints(folder, **options) as checkpoints, batches(dataset, made) as loader:
-        trained.put(start_or_resume(checkpoints, trained.state, loader))
-
-        def save(done, evaluation):
-            facts = Facts(recipe=made, labels=dataset.labels, seed=7, place=loader.get_state())
-            checkpoints.save(trained.state, facts, evaluation=evaluation)
-
-        def stopping():
-            return stop_at is not None and int(trained.state.step) >= stop_at
-
-        for event in trained.fit(loader, save=save, save_every=1, stop=stopping):
-            losses[event.step] = event.loss
-    return trained.state, losses
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +39,6 @@ def same(one, other) -> None:
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
-def evaluation(step: int, score: float) -> Evaluation:
-    return Evaluation(
-        step=step, keep_rate=0.5, clips=4, loss=1.0, top1=score, top5=1.0, mean_average_precision=None, auc=None,
-        d_prime=None, metric="accuracy", score=score,
-    )  # fmt: skip
 
 
 def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(dataset, whole, tmp_path):
@@ -295,94 +255,3 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_error_and_leaves_the_o
     state, losses = run(dataset, tmp_path / "c")
     assert min(losses) == 1
     same(state, whole[0])
-
-
-def test_sigterm_only_raises_a_flag_inside_the_context():
-    before = signal.getsignal(signal.SIGTERM)
-    with StopOnSignal() as stop:
-        assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
-        assert stop()
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def step(number: int) -> Step:
-    return Step(
-        step=number, epoch=0, loss=1.0, gradient=1.0, lr=0.1, keep_rate=1.0, seconds=1.0, clips_per_second=8.0,
-        waiting=0.0, compiled=False,
-    )  # fmt: skip
-
-
-def test_the_log_goes_on_where_the_state_does(tmp_path):
-    path = tmp_path / METRICS
-    with MetricsLog(path) as log:
-        for event in (step(0), step(1), evaluation(2, float("nan")), step(2), step(3), evaluation(4, 0.5)):
-            log.write(event)
-    with path.open("a") as file:
-        file.write('{"kind": "st')
-    with MetricsLog(path, step=2) as log:
-        log.write(step(2))
-    lines = read_metrics(path)
-    assert [(line["kind"], line["step"]) for line in lines] == [
-        ("step", 0), ("step", 1), ("evaluation", 2), ("step", 2),
-    ]  # fmt: skip
-    assert lines[2]["score"] is None
-    assert lines[3] == {"kind": "step"} | dataclasses.asdict(step(2))
-
-
-def result(made) -> dict:
-    """A result.json with what is read again."""
-    score = dataclasses.asdict(evaluation(3, 0.5))
-    whole = {"steps": 3, "saved_step": 3, "macs": 1, "unpruned_macs": 2, "compilations": 1, "best_score": None}
-    words = {name: "x" for name in ("data_set", "saved", "device", "model")}
-    return {"recipe": made.to_json(), "scores": {"test": score}} | whole | words
-
-
-@pytest.mark.parametrize(
-    "line", ["7", "{}", '{"kind": "step"}', '{"kind": "other", "step": 1}', "[[[", '{"step": "1"}']
-)
-def test_a_line_that_is_none_of_a_log_is_refused_but_a_last_one_that_was_cut_off(tmp_path, line):
-    good = json.dumps({"kind": "step", "step": 0})
-    (tmp_path / "log").write_text(f"{good}\n{line}\n{good}\n")
-    with pytest.raises(ValueError, match="line 2 is none of a metrics log"):
-        read_metrics(tmp_path / "log")
-    (tmp_path / "log").write_text(f"{good}\n{line}")
-    assert read_metrics(tmp_path / "log") == [{"kind": "step", "step": 0}]
-
-
-def test_a_directory_is_a_new_run_an_unfinished_one_or_refused(tmp_path):
-    made = recipe()
-    assert not open_run(tmp_path / "a", made, seed=1)
-    assert open_run(tmp_path / "a", made, seed=1)
-    assert json.loads((tmp_path / "a" / RECIPE).read_text())["seed"] == 1
-    with pytest.raises(ValueError, match=r"other settings \(seed is 1 there, 2 here\)"):
-        open_run(tmp_path / "a", made, seed=2)
-    assert open_run(tmp_path / "a", dataclasses.replace(made, source="in other words"), seed=1)
-    other = dataclasses.replace(made, loop=dataclasses.replace(made.loop, epochs=9))
-    with pytest.raises(ValueError, match=r"loop\.epochs is 6 there, 9 here"):
-        open_run(tmp_path / "a", other, seed=1)
-    assert finished(tmp_path / "a", made, seed=1) is None
-    (tmp_path / "a" / "checkpoints" / "1").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds no finished run, so its checkpoints are still needed"):
-        clear(tmp_path / "a")
-    found = json.loads(json.dumps(result(made)))
-    (tmp_path / "a" / RESULT).write_text(json.dumps(found))
-    with pytest.raises(ValueError, match="holds a finished run"):
-        open_run(tmp_path / "a", made, seed=1)
-    assert finished(tmp_path / "a", made, seed=1) == found
-    with pytest.raises(ValueError, match=r"a finished run with other settings \(loop\.epochs is 6 there, 9 here\)"):
-        finished(tmp_path / "a", other, seed=1)
-    clear(tmp_path / "a")
-    clear(tmp_path / "a")
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [RECIPE, RESULT]
-    damaged = ["{", "[]", "5", "[" * 10**5, *(json.dumps(found | {name: {}}) for name in found)]
-    damaged += [json.dumps({other: found[other] for other in found if other != name}) for name in found]
-    for text in damaged:
-        (tmp_path / "a" / RESULT).write_text(text)
-        with pytest.raises(ValueError, match="a finished run that cannot be read"):
-            finished(tmp_path / "a", made, seed=1)
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="exists and is no run"):
-        open_run(tmp_path / "b", made, seed=1)

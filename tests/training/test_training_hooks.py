@@ -1,4 +1,4 @@
-"""What training adds to the one forward pass: dropped branches and patches masked out before the blocks."""
+"""Additions of training to the one forward pass: dropped branches and patches masked out before the blocks."""
 
 import dataclasses
 
