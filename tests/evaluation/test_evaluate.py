@@ -1,4 +1,4 @@
-"""One pass at many keep rates against a loop over single clips in plain Python; compilations; the command line."""
+"""One pass at many keep rates against a loop over single clips in plain Python; compilations; devices."""
 
 import dataclasses
 import functools
@@ -14,64 +14,23 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import soundfile
-from helpers import ROOT, TESTS, small
+from evaluate_cases import BLOCKS, CLASSES, FRAMES, LABELS, RATES, corpus, make, run_once
+from helpers import TESTS
 from quick import quick_compiling  # noqa: F401
 
 import jaxprune
 from jaxprune.audio import load_audio
 from jaxprune.cli.options import check_labels
-from jaxprune.config import Card
 from jaxprune.data import records
 from jaxprune.data.batches import Batches, eval_batches
-from jaxprune.data.records import Dataset, Record
 from jaxprune.evaluation.evaluate import evaluate, keep_policies
-from jaxprune.features import fit_frames, log_mel, normalize, sample_count
+from jaxprune.features import fit_frames, log_mel, normalize
 from jaxprune.reduction.scores import PatchMean
-
-SCRIPT = ROOT / "scripts" / "evaluate.py"
-FRAMES, CLASSES = 64, 7
-LABELS = tuple(f"sound {y}" for y in range(CLASSES))
-RATES, BLOCKS = (1.0, 0.7), (0, 1)
-
-
-@functools.cache
-def make(family: str, *, seed: int = 0):
-    """A small model whose head is loud enough that clips differ, and its card."""
-    config = small(family, depth=2, frames=FRAMES, classes=CLASSES)
-    model = jaxprune.build(config, seed=seed)
-    kernel = model.head.kernel
-    kernel[...] = jax.random.normal(jax.random.key(seed), kernel.shape)
-    card = Card(model=config, mean=-6.0, std=5.0, activation="softmax", labels=LABELS, source="test")
-    return model, card
-
-
-@functools.cache
-def corpus(folder: Path, *, several: bool = False, silent: tuple[int, ...] = ()) -> Dataset:
-    """13 chirps in noise, of three lengths about the model's, with one class each or `several`."""
-    rng, records = np.random.default_rng(3), []
-    (folder / f"{silent}").mkdir(exist_ok=True)
-    for i in range(13):
-        t = np.arange(sample_count((FRAMES // 2, FRAMES, 2 * FRAMES)[i % 3])) / 16000
-        noise = rng.normal(0, 10 ** -rng.uniform(0, 3), len(t))
-        sound = np.sin(2 * np.pi * (200 + 300 * i + 900 * (i % 4) * t) * t) + noise
-        path = folder / f"{silent}" / f"{i:02d}.wav"
-        soundfile.write(path, 0.1 * sound * (i not in silent), 16000, "FLOAT")
-        found = {i % (CLASSES - 1), 5 * i % CLASSES} if several else {i % (CLASSES - 1)}
-        records.append(Record(path=str(path), labels=tuple(sorted(found)), split="test"))
-    return Dataset(name="chirps", labels=LABELS, records=tuple(records))
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("chirps")
-
-
-def run_once(model, card, dataset, *, rates=RATES, batch_size=4, policies=None, unusable=0.5, **changes):
-    policies = keep_policies(model, rates, blocks=BLOCKS) if policies is None else policies
-    with eval_batches(dataset, frames=FRAMES, batch_size=batch_size, unusable=unusable) as batches:
-        single = {"single_label": dataset.single_label} | changes
-        return evaluate(model, batches, card=card, policies=policies, **single)
 
 
 @functools.cache
@@ -181,7 +140,7 @@ def test_several_rates_in_one_pass_equal_separate_passes_and_read_each_clip_once
 
 @pytest.fixture
 def compiled():
-    """How often XLA compiled since the test began: a list with an entry for each time."""
+    """Compilations of XLA since the test began: a list with an entry for each time."""
     times = []
 
     def listen(event, seconds, **_):
@@ -326,104 +285,3 @@ def test_two_devices_find_what_one_finds(folder):
     devices, (row,) = json.loads(done.stdout)
     (expected,) = run_once(*make("ast"), corpus(folder, several=True), rates=(0.7,)).to_json()["rates"]
     assert (devices, row) == (2, expected | {"loss": pytest.approx(expected["loss"], rel=1e-5)})
-
-
-# The command line
-
-
-@pytest.fixture
-def run(run_script):
-    """Runs the script in this process: `run(*arguments) -> (exit code, stdout, stderr)`."""
-    return functools.partial(run_script, SCRIPT)
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """The same model with names of classes, with others, and without."""
-    model, card = make("ast")
-    home = tmp_path_factory.mktemp("checkpoints")
-    for name, labels in (("named", LABELS), ("other", tuple("abcdefg")), ("nameless", ())):
-        jaxprune.save(home / name, model, card=dataclasses.replace(card, labels=labels))
-    return home
-
-
-@pytest.fixture(scope="module")
-def manifest(folder):
-    """Options that name a corpus as a manifest with nothing to train on."""
-    (folder / "labels.txt").write_text("\n".join(LABELS))
-
-    def options(**settings) -> list:
-        dataset = corpus(folder, **settings)
-        entries = [
-            {"path": record.path, "labels": [LABELS[y] for y in record.labels], "split": "test"}
-            for record in dataset.records
-        ]
-        (folder / "sounds.json").write_text(json.dumps(entries))
-        return ["manifest", "--path", folder / "sounds.json", "--labels", folder / "labels.txt"]
-
-    return options
-
-
-@pytest.mark.parametrize(("several", "silent"), [(False, (4,)), (True, ())])
-def test_the_table_and_the_json_say_the_same(run, checkpoints, manifest, folder, tmp_path, several, silent):
-    out = tmp_path / "new" / "result.json"
-    options = ["--keep-rates", *RATES, "--blocks", *BLOCKS, "--batch", 4, "--unusable", 0.5, "--out", out]
-    where = manifest(several=several, silent=silent)
-    code, table, notices = run(checkpoints / "named", *where, *options)
-    assert code == 0, notices
-    facts = json.loads(out.read_text())
-    assert list(out.parent.iterdir()) == [out]
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
-    metrics = ("mean_average_precision", "auc", "d_prime") if several else ("top1", "top5")
-    for row, fact in zip(cells, facts["rates"], strict=True):
-        shown = [f"{fact[name] * (1 if name == 'd_prime' else 100):.3f}" for name in metrics]
-        cost = [f"{fact['keep_rate']:g}", f"{fact['gmacs']:.3f}", f"{100 * fact['saving']:.1f} %"]
-        assert row == [*cost, *shown, str(fact["clips"])]
-    assert {fact["clips"] for fact in facts["rates"]} == {facts["clips"]} == {13 - len(silent)}
-    assert [Path(path).name for path in facts["unusable"]] == [f"{i:02d}.wav" for i in silent]
-    assert ("1 clip could not be used" in table) == bool(silent)
-    assert (facts["split"], facts["data"]["kind"], facts["data"]["path"]) == ("test", "Manifest", str(where[2]))
-    dataset = corpus(folder, several=several, silent=silent)
-    direct = run_once(*make("ast"), dataset)
-    assert facts["rates"] == direct.to_json()["rates"]
-
-
-def test_labels_are_compared_before_anything_is_computed(run, checkpoints, manifest, tmp_path):
-    where = [*manifest(), "--blocks", *BLOCKS]
-    out = tmp_path / "result.json"
-    code, text, err = run(checkpoints / "other", *where, "--out", out)
-    assert (code, text) == (2, "")
-    assert err.startswith("error: sounds has other classes; in the checkpoint class 0 is 'a', not 'sound 0'")
-    assert err.count("\n") == 1
-    assert not out.exists()
-    code, text, err = run(checkpoints / "nameless", *where, "--keep-rates", "0.5", "--dtype", "bfloat16", "--batch", 4)
-    assert code == 0
-    assert f"{checkpoints / 'nameless'} names no classes: its 7 are taken to be in the data set's order" in err
-    assert "bfloat16" in text
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        (["--keep-rates", "1.2"], "keep rate 1.2 is not allowed"),
-        (["--keep-rates", "0.5", "0.5"], "each once"),
-        (["--blocks", "3"], "block 3 cannot prune: the model's blocks are 0 to 1"),
-        (["--split", "validation"], "sounds has no validation clips; it has test 13"),
-        (["--batch", "0"], "batch is 0; it must be at least 1"),
-        (["--out", "/"], "/ is a directory; --out names a file"),
-        (["--path", "none.json"], "none.json: cannot be read"),
-    ],
-)
-def test_a_bad_option_is_one_sentence(run, checkpoints, manifest, options, why):
-    blocks = [] if "--blocks" in options else ["--blocks", *BLOCKS]
-    code, text, err = run(checkpoints / "named", *manifest(), *blocks, *options)
-    assert (code, text) == (2, "")
-    assert err.startswith("error: ")
-    assert why in err
-    assert err.count("\n") == 1
-
-
-def test_what_is_not_a_checkpoint_is_one_sentence(run, manifest, tmp_path):
-    code, text, err = run(tmp_path, *manifest())
-    assert (code, text, err.count("\n")) == (2, "", 1)
-    assert "is not a jaxprune checkpoint" in err
