@@ -63,8 +63,9 @@ def whole_directory(path: str | os.PathLike, *, marker: str, overwrite: bool = F
     directory that appeared meanwhile stays. Raises `ValueError` otherwise, and `NotWritten` where the system refuses.
     """
     path = Path(path)
-    check_free(path, marker=marker, overwrite=overwrite)
     unfinished, retired = (_hidden(path, state) for state in ("unfinished", "retired"))
+    with _named(path, unfinished):
+        check_free(path, marker=marker, overwrite=overwrite)
     with _named(path, unfinished), locked(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear(path)
@@ -204,6 +205,7 @@ def _named(path: Path, unfinished: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             failed = Path(os.fsdecode(error.filename)).absolute()
-            if unfinished.absolute() not in (failed, *failed.parents) and failed not in path.absolute().parents:
+            on_the_way = (path.absolute(), *path.absolute().parents)
+            if unfinished.absolute() not in (failed, *failed.parents) and failed not in on_the_way:
                 raise
         raise NotWritten(path, error) from error

@@ -52,7 +52,7 @@ def test_scores_nobody_reads_cost_nothing(family):
 
     logits = operations(lambda output: output.logits)
     everything = operations(lambda output: (output.logits, [entry.score for entry in output.trace]))
-    blind = Policy(jaxprune.reduction.policy.PatchMean(), {})
+    blind = Policy(jaxprune.PatchMean(), {})
     without = jax.jit(lambda mel: model(mel, blind).logits).lower(mel).compile().cost_analysis()["flops"]
     assert logits == without
     assert everything > logits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TESTS, small
-from jaxprune.convert import torch_features, validate
+from jaxprune.convert import rungs, torch_features, validate
 from jaxprune.convert.random_checkpoint import write_ast_official, write_audiomae_finetuned, write_huggingface
 from jaxprune.convert.read import read_torch
 from quick import quick_compiling  # noqa: F401
@@ -98,7 +98,7 @@ def test_another_choice_within_the_gap_is_a_tie_and_beyond_it_an_error():
     error = [[0.5, 0.3, 0.3 + 5e-6, 0.1]], [[0.5, 0.3 + 5e-6, 0.3, 0.1]]
     for (theirs, mine), passes in ((tie, True), (error, False)):
         pair = reference(np.array(theirs), 2), ours(mine, 2)
-        first, logits = validate.free_rungs(*pair, blocks=[0], keep_rate=0.5, tolerance=1e-4)
+        first, logits = rungs.free_rungs(*pair, blocks=[0], keep_rate=0.5, tolerance=1e-4)
         assert first.passed == passes
         assert first.overlap == 0.5
         assert ("tied" in first.remark) == passes
@@ -106,9 +106,9 @@ def test_another_choice_within_the_gap_is_a_tie_and_beyond_it_an_error():
 
 
 def test_a_gap_is_between_the_last_kept_and_the_first_dropped():
-    gaps = validate.score_gaps(np.array([[4.0, 1.0, 3.0, 2.5]]), 2)
+    gaps = rungs.score_gaps(np.array([[4.0, 1.0, 3.0, 2.5]]), 2)
     assert gaps.tolist() == [0.5]
-    assert validate.score_gaps(np.zeros((1, 4)), 4).tolist() == [np.inf]
+    assert rungs.score_gaps(np.zeros((1, 4)), 4).tolist() == [np.inf]
 
 
 def test_the_synthetic_sounds_reach_every_mel_bin_but_the_empty_one():

@@ -91,7 +91,7 @@ def test_the_command_prints_and_saves_what_the_library_finds(run, home, dataset,
         (["--clusters-of", "nowhere"], "nowhere is not an extraction"),
         (["--keep-rates", "1.0", "--blocks", "0"], "there is nothing to measure"),
         (["--split", "validation"], "has no validation clips"),
-        (["--also", "nowhere"], "nowhere is not a jaxprune checkpoint"),
+        (["--also", "nowhere"], "there is no nowhere; a jaxprune checkpoint is a directory"),
     ],
 )
 def test_a_bad_option_is_one_sentence(run, home, options, why):

@@ -1,0 +1,134 @@
+"""The rungs that `jaxprune validate` compares: two arrays, a stage with its kept patches forced, a stage run free.
+
+A rung is one comparison with its tolerance. The order in which they are climbed is the matter of `validate.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.models import Output
+
+from . import torch_reference
+
+GAP = 1e-6  # between the last kept and the first dropped score; below it a different choice is a tie, not an error
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One comparison. `overlap` is the smallest share of kept patches in common over the clips, `gap` the smallest
+    distance between the last kept and the first dropped score, None where nothing is dropped."""
+
+    stage: str
+    keep_rate: float
+    max_difference: float
+    mean_difference: float
+    tolerance: float
+    passed: bool
+    overlap: float | None = None
+    gap: float | None = None
+    remark: str = ""
+
+
+def forced_rungs(
+    theirs: torch_reference.Reference, ours: Output, *, blocks: Sequence[int], keep_rate: float, tolerance: float
+) -> Iterator[Rung]:
+    """Tokens leaving each pruning block, and logits, where JAX was made to keep the reference's patches."""
+    for block in sorted(blocks):
+        pair = theirs.blocks[block], ours.trace[block].tokens
+        yield compare(f"block {block}, forced", *pair, keep_rate=keep_rate, tolerance=tolerance)
+    yield compare_logits("logits, forced", theirs.logits, ours.logits, keep_rate=keep_rate, tolerance=tolerance)
+
+
+def free_rungs(
+    theirs: torch_reference.Reference, ours: Output, *, blocks: Sequence[int], keep_rate: float, tolerance: float
+) -> Iterator[Rung]:
+    """Scores and kept sets where both chose for themselves, then logits of the clips that kept the same.
+
+    A clip that chose otherwise within `GAP` is a tie: from there on it is another sequence, so it is left out.
+    """
+    same = np.ones(len(theirs.logits), bool)
+    for block in sorted(blocks):
+        reference, trace = theirs.patch_ids[block].numpy(), ours.trace[block]
+        gaps = score_gaps(theirs.scores[block].numpy(), reference.shape[1])
+        overlaps = np.array([share(a, b) for a, b in zip(reference, np.asarray(trace.patch_ids), strict=True)])
+        wrong = same & (overlaps < 1) & (gaps > GAP)
+        tied = same & (overlaps < 1) & (gaps <= GAP)
+        rung = compare(
+            f"scores and choice at block {block}, free",
+            by_patch(theirs.scores[block].numpy(), before(theirs, block))[same],
+            by_patch(np.asarray(trace.score), np.asarray(trace.scored_ids))[same],
+            keep_rate=keep_rate,
+            tolerance=tolerance * float(theirs.scores[block].max()),
+            relative=False,
+        )
+        remark = (
+            f"{tied.sum()} clips tied" if tied.any() else f"{wrong.sum()} clips chose otherwise" if wrong.any() else ""
+        )
+        yield Rung(
+            **asdict(rung)
+            | {
+                "passed": rung.passed and not wrong.any(),
+                "overlap": float(overlaps[same].min(initial=1)),
+                "gap": smallest if np.isfinite(smallest := float(gaps[same].min(initial=np.inf))) else None,
+                "remark": remark,
+            }
+        )
+        same &= overlaps == 1
+    logits = theirs.logits.numpy()[same], np.asarray(ours.logits)[same]
+    yield compare_logits("logits, free", *logits, keep_rate=keep_rate, tolerance=tolerance)
+
+
+def compare(stage: str, theirs, ours, *, keep_rate: float, tolerance: float, relative: bool = True) -> Rung:
+    """Largest and mean absolute difference of two arrays; with `relative`, the tolerance grows with values above 1."""
+    theirs, ours = np.asarray(theirs, np.float64), np.asarray(ours, np.float64)
+    if theirs.size == 0:
+        return Rung(stage, keep_rate, 0.0, 0.0, tolerance, passed=True, remark="every clip had a tie")
+    difference = np.abs(theirs - ours)
+    allowed = tolerance * max(1.0, float(np.abs(theirs).max())) if relative else tolerance
+    return Rung(
+        stage, keep_rate, float(difference.max()), float(difference.mean()), allowed, bool(difference.max() <= allowed)
+    )
+
+
+def compare_logits(stage: str, theirs, ours, *, keep_rate: float, tolerance: float) -> Rung:
+    """`compare`, held to the tolerance as it stands however large the logits are."""
+    return compare(stage, theirs, ours, keep_rate=keep_rate, tolerance=tolerance, relative=False)
+
+
+def ranks(reference: torch_reference.Reference, patches: int) -> jax.Array:
+    """Scores by original position, `(blocks, b, n0)`, that make a policy keep what the reference kept, in its order."""
+    values = np.zeros((len(reference.patch_ids), len(reference.logits), patches), np.float32)
+    for block, ids in enumerate(reference.patch_ids):
+        k = ids.shape[1]
+        np.put_along_axis(values[block], ids.numpy(), np.arange(k, 0, -1, dtype=np.float32)[None], axis=1)
+    return jnp.asarray(values)
+
+
+def before(reference: torch_reference.Reference, block: int) -> np.ndarray:
+    """Original positions of the patches entering a block, `(b, n)`."""
+    if block:
+        return reference.patch_ids[block - 1].numpy()
+    scores = reference.scores[0]
+    return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+
+
+def by_patch(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Scores in rising order of original position, so that a swap before does not misalign what follows."""
+    return np.take_along_axis(scores, np.argsort(ids, axis=1), axis=1)
+
+
+def score_gaps(scores: np.ndarray, kept: int) -> np.ndarray:
+    """Per clip, the last kept score minus the first dropped one; infinite where nothing is dropped."""
+    if kept == scores.shape[1]:
+        return np.full(len(scores), np.inf)
+    falling = -np.sort(-scores, axis=1)
+    return falling[:, kept - 1] - falling[:, kept]
+
+
+def share(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of kept patches that both sets have."""
+    return len(np.intersect1d(a, b)) / len(a)
