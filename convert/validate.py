@@ -24,7 +24,7 @@ from jaxprune.cli.console import notice, print_table, run
 from jaxprune.features import SAMPLE_RATE, log_mel, model_input, sample_count
 from jaxprune.files import write_text
 from jaxprune.models import jit_forward, topk
-from jaxprune.reduction.policy import DEFAULT_BLOCKS
+from jaxprune.reduction.policy import default_blocks
 from jaxprune.reduction.scores import Given
 
 from . import torch_features, torch_reference
@@ -46,7 +46,7 @@ def main(
     audio: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
     *,
     keep_rates: tuple[float, ...] = (1.0, 0.9, 0.7, 0.5),
-    blocks: tuple[int, ...] = DEFAULT_BLOCKS,
+    blocks: tuple[int, ...] = (),
     tolerance: float = 1e-4,
     num_heads: int | None = None,
     dataset: str | None = None,
@@ -59,7 +59,7 @@ def main(
         source: the PyTorch checkpoint, as for jaxprune convert.
         audio: recordings to compare on (their first window); synthetic sounds if none are given.
         keep_rates: keep rates to compare at.
-        blocks: 0-based blocks that prune.
+        blocks: 0-based blocks that prune; those of 3, 6 and 9 that the model has unless given.
         tolerance: largest difference allowed in logits; in tokens it grows with the largest value, if that exceeds 1;
             log-mel has its own.
         num_heads: attention heads, if not width / 64.
@@ -84,7 +84,7 @@ def main(
             "layout": checkpoint.layout,
             "model": asdict(checkpoint.card.model),
             "clips": sounds.names,
-            "blocks": blocks,
+            "blocks": blocks or default_blocks(checkpoint.card.model.depth),
             "passed": passed,
             "rungs": [asdict(rung) for rung in rungs],
         }
@@ -98,11 +98,15 @@ def validate(
     *,
     source: Path,
     keep_rates: Sequence[float],
-    blocks: Sequence[int] = DEFAULT_BLOCKS,
+    blocks: Sequence[int] = (),
     tolerance: float = 1e-4,
 ) -> list[Rung]:
-    """Every rung for one checkpoint, in the order it is climbed. `source` is read again by `transformers` alone."""
+    """Every rung for one checkpoint, in the order it is climbed.
+
+    Without `blocks`, those of 3, 6 and 9 that the model has prune. `source` is read again by `transformers` alone.
+    """
     card = checkpoint.card
+    blocks = blocks or default_blocks(card.model.depth)
     model = to_flax(checkpoint.state, card.model)
     policies = {rate: topk(model, dict.fromkeys(blocks, rate)) for rate in keep_rates}  # refuses what cannot be
     reference = torch_reference.build(card.model)

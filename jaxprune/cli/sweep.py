@@ -32,6 +32,7 @@ from jaxprune.experiments.sweep import Candidate, Store, measure_quality, measur
 from jaxprune.experiments.sweep_points import Point, fastest, points
 from jaxprune.models import Classifier, topk
 from jaxprune.plots.pareto import pareto_front
+from jaxprune.reduction.policy import default_blocks
 from jaxprune.training.recipes import recipe
 from jaxprune.training.settings import Published
 
@@ -44,8 +45,9 @@ class Grid:
 
     keep_rates: tuple[str, ...] = ("0.9", "0.8", "0.7", "0.6", "0.5")
     """a rate for all blocks of a set, or one for each with commas between; no pruning is always measured."""
-    blocks: tuple[str, ...] = ("3,6,9",)
-    """sets of blocks that prune, counted from 0, with commas between."""
+    blocks: tuple[str, ...] = ()
+    """sets of blocks that prune, counted from 0, with commas between; those of 3, 6 and 9 that the model has unless
+    given."""
     scores: tuple[ScoreName, ...] = ("attention",)
     """what chooses the patches."""
     seeds: tuple[int, ...] = (0,)
@@ -53,7 +55,8 @@ class Grid:
 
     def settings(self, model: Classifier) -> list[Setting]:
         """All combinations. Raises `ValueError` for what are no numbers, and as `score_settings`."""
-        rates = [by_block(places, keep) for places in self.blocks for keep in self.keep_rates]
+        sets = self.blocks or (",".join(map(str, default_blocks(model.config.depth))),)
+        rates = [by_block(places, keep) for places in sets for keep in self.keep_rates]
         return score_settings(model, scores=self.scores, rates=rates, seeds=self.seeds)
 
 

@@ -131,6 +131,15 @@ def test_bad_options_are_refused(tmp_path, monkeypatch, capsys, options, sentenc
     assert sentence in capsys.readouterr().err
 
 
+def test_a_shallow_model_is_compared_at_those_of_the_default_blocks_that_it_has(tmp_path, monkeypatch):
+    write_ast_official(tmp_path / "model.pth", AST, seed=1)
+    arguments = (tmp_path / "model.pth", "--num-heads", 3, "--keep-rates", 0.5, "--out", tmp_path / "proof.json")
+    assert command(*arguments, monkeypatch=monkeypatch) == 0
+    proof = json.loads((tmp_path / "proof.json").read_text())
+    assert proof["blocks"] == [3]
+    assert "block 3, forced" in {rung["stage"] for rung in proof["rungs"]}
+
+
 def test_a_pretrained_checkpoint_has_nothing_to_compare(tmp_path, monkeypatch, capsys):
     from jaxprune.convert.random_checkpoint import write_audiomae_pretrained
 
