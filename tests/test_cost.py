@@ -40,6 +40,7 @@ def test_macs_are_what_torchs_counter_counts(family, keep):
     assert jaxprune.macs(model, jaxprune.topk(model, keep)) == counter.get_total_flops() // 2
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("family", ["ast", "audiomae"])
 def test_scores_nobody_reads_cost_nothing(family):
     """XLA counts within 12 % of two operations a multiply-accumulate (the rest is softmax, norms and GELU at this small

@@ -190,6 +190,7 @@ def test_a_constant_offset_changes_nothing():
     np.testing.assert_allclose(log_mel(waveform + np.float32(0.25)), log_mel(waveform), rtol=0, atol=2e-5)
 
 
+@pytest.mark.compiled
 def test_every_product_asks_for_the_highest_precision():
     with jax.default_matmul_precision("bfloat16"):
         lowered = jax.jit(log_mel).lower(jnp.zeros(16000)).as_text()

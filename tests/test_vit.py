@@ -3,6 +3,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from helpers import small
 
@@ -53,5 +54,6 @@ def widest_fusion(depth: int) -> int:
     return max(operands.count(": ") for operands in bodies)
 
 
+@pytest.mark.compiled
 def test_no_block_adds_up_the_updates_of_all_the_others_again():
     assert widest_fusion(6) == widest_fusion(3)

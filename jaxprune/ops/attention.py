@@ -24,12 +24,12 @@ def attend(
     queries: slice,
     mask: Bool[Array, "b s"] | None,
 ) -> tuple[Float[Array, "b rows h c"], Float[Array, "b s"]]:
-    """Softmax attention, scale c ** -0.5, and what each token received: float32, mean over heads and the unmasked
-    `queries`.
+    """Softmax attention, scale c ** -0.5, and the attention that each token received.
 
-    `project(tokens, roles)` gives the tokens as queries, keys or values, or as several of them. A token where `mask` is
-    False gets weight 0 as a key and is left out of the mean as a query; its own output row is finite and means nothing.
-    Neither do rows after the tokens', of which there may be one. Both results have a gradient.
+    The second result is float32, the mean over heads and over the unmasked `queries`. `project(tokens, roles)` gives
+    the tokens as queries, keys or values, or as several of them. A token where `mask` is False gets weight 0 as a key
+    and does not count as a query. Its own output row is finite; ignore it. The cuDNN path may append one padding row;
+    ignore it. Both results have a gradient.
     """
     qkv = jax.eval_shape(lambda tokens: project(tokens, ROLES), tokens)
     if attention_fused.suits(qkv.dtype, channels=qkv.shape[-1]):

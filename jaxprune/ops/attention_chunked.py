@@ -1,9 +1,9 @@
-"""Attention in parts, which also says what every token received and never holds all weights.
+"""Attention in parts. It also gives the attention that every token received, and never holds all weights.
 
-The weights `(b, h, s, s)` are the largest array of a transformer on spectrograms, and only products with them matter:
-the mixed values and, for pruning, sums over queries. So they are computed in parts, some heads at a time on a CPU,
-where a part then fits the cache, some queries at a time elsewhere, and in the backward pass once more, from the
-log-sum-exp of each query. Parts differ from the whole by rounding only (`tests/test_attention.py` has the whole).
+The weights `(b, h, s, s)` are the largest array of a transformer on spectrograms. Only products with them matter: the
+mixed values and, for pruning, sums over queries. So they are computed in parts: on a CPU some heads at a time, so that
+a part fits the cache; elsewhere some queries at a time. The backward pass computes them once more, from the log-sum-exp
+of each query. Parts differ from the whole by rounding only (`tests/ops/test_attention.py` has the whole).
 """
 
 from typing import NamedTuple
@@ -25,11 +25,11 @@ QUERIES = 128  # taken together, elsewhere
 def attend(
     qkv: Float[Array, "b s 3 h c"], *, queries: slice, mask: Bool[Array, "b s"] | None
 ) -> tuple[Float[Array, "b s h c"], Float[Array, "b s"]]:
-    """Softmax attention, scale c ** -0.5, and what each token received: float32, mean over heads and the unmasked
-    `queries`.
+    """Softmax attention, scale c ** -0.5, and the attention that each token received.
 
-    A token where `mask` is False gets weight 0 as a key and is left out of the mean as a query; its own output row is
-    finite and means nothing. Both results have a gradient.
+    The second result is float32, the mean over heads and over the unmasked `queries`. A token where `mask` is False
+    gets weight 0 as a key and does not count as a query. Its own output row is finite; ignore it. Both results have a
+    gradient.
     """
     b, s, _, h, _ = qkv.shape
     asked = jnp.zeros((b, s), jnp.float32).at[:, queries].set(1)
@@ -68,12 +68,12 @@ def part(
     mask: Bool[Array, "b s"] | None,
     share: Float[Array, "b q"],
 ) -> Part:
-    """Some queries, each with its `share` in what tokens receive, against keys and values."""
+    """Attention of some queries. Each has a `share` in what tokens receive."""
     logits = masked_logits(q, k, mask)
     top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - top)
-    # Divided by after the product with v: s * c divisions, not s * s. Stored, or the CPU's kernel library takes all
-    # of this for one kernel, which asks the system for the memory of the weights anew in each part.
+    # The division comes after the product with v: s * c divisions, not s * s. `stored` keeps the CPU's kernel library
+    # from making one kernel of all this. That kernel would ask the system for the weights' memory anew in each part.
     total = stored(weights.sum(axis=-1))  # g q
     mixed = jnp.einsum("gqk,gkc->gqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     received = jnp.einsum("gqk,gq->gk", weights, for_heads(share, like=q) / total)
@@ -96,7 +96,7 @@ def part_gradient(
     weights = jnp.exp(masked_logits(q, k, mask) - wanted.log_sum[..., None])  # g q k, sum 1 over k
     d_mixed = wanted.d_mixed
     d_weights = jnp.einsum("gqc,gkc->gqk", d_mixed, v, preferred_element_type=jnp.float32)
-    # Of d_weights under the weights. Stored, or the kernel library takes it into one kernel with the next product.
+    # The mean of d_weights under the weights. `stored` keeps it out of the next product's kernel.
     mean = stored((d_mixed.astype(jnp.float32) * wanted.mixed).sum(axis=-1))  # g q
     if wanted.d_received is not None:
         share, d_received = (for_heads(x, like=q) for x in (share, wanted.d_received))
@@ -127,8 +127,7 @@ def for_heads(of_clips: Shaped[Array, "b s"], *, like: Float[Array, "g q c"]) ->
 def in_parts(
     qkv: Float[Array, "b s 3 h c"], mask: Bool[Array, "b s"] | None, share: Float[Array, "b s"]
 ) -> tuple[Float[Array, "b s h c"], Float[Array, "b s"]]:
-    """`attend`, given each query's share in what tokens receive, in the parts that suit the platform. No gradient goes
-    to the share."""
+    """`attend` in the parts that suit the platform, given each query's share. The share gets no gradient."""
     return forward(qkv, mask, share)[:2]
 
 
@@ -174,8 +173,8 @@ def by_heads(qkv, mask, share):
             jax.lax.dynamic_update_slice_in_dim(log_sum, sums, first, axis=1),
         )
 
-    # The mixed values start as the queries, head by head overwritten. Zeros would not wait for the tokens: XLA makes
-    # those of all blocks when a program starts, and keeps them until their block's turn.
+    # The mixed values start as the queries and are overwritten head by head. Zeros would not wait for the tokens: XLA
+    # makes the zeros of all blocks when a program starts, and keeps them until their block's turn.
     start = (qkv[:, :, 0], jnp.zeros((b, s)), jnp.zeros((b, h, s)))
     return jax.lax.fori_loop(0, h // together, step, start)
 
@@ -209,7 +208,7 @@ def heads(x, first, count: int, *, axis: int):
 
 
 def by_role(qkv: Float[Array, "b s 3 h c"]) -> Float[Array, "3 g s c"]:
-    """Queries, keys, values of all heads of all clips. With clips and heads on two axes XLA copies the logits."""
+    """Queries, keys, values of all heads of all clips, on one axis: with two, XLA copies the logits."""
     return rearrange(qkv, "b s three h c -> three (b h) s c")
 
 

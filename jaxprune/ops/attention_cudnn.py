@@ -1,12 +1,11 @@
 """Attention through the fused kernels of a library, cuDNN on a GPU: the weights `(b, h, s, s)` never leave the chip.
 
-Such kernels give the mixed values and not what tokens received, but their backward pass can tell. The gradient by the
-values is `weights.T @ d_mixed`, so where `d_mixed` is one for the queries asked it holds the sums of the weights over
-these queries. The kernel rounds its results to bfloat16; therefore each query has its one in one of the c channels, a
-channel holds the sum over one query in c, and the channels are added up in float32.
+Such kernels give the mixed values but not the attention received. Their backward pass gives that: the gradient by the
+values is `weights.T @ d_mixed`. Set the output gradient to one on the chosen queries: the gradient by the values is
+then the received attention. The kernel rounds its results to bfloat16. Therefore each query has its one in one of the c
+channels, a channel holds the sum over every c-th query, and the channels are added up in float32.
 
-Only bfloat16 goes this way, and only where the library has just been seen to agree with the plain formula on
-the device at hand (`suits`).
+Only bfloat16 goes this way, and only where the library has just agreed with the plain formula on this device (`suits`).
 """
 
 import functools

@@ -1,8 +1,8 @@
-"""Hints to XLA's CPU compiler: values to compute once, and not before others are known.
+"""Hints to XLA's CPU compiler: compute a value once, or not before another is known.
 
-It takes optimisation barriers away before it decides what to compute where, and it starts whatever depends on nothing
-as early as it can, with a buffer for each. What it cannot see through is a division by a number that happens to be 1.
-Elsewhere these functions are the identity. They change no value anywhere.
+The compiler removes optimisation barriers before it places the work. It starts work that depends on nothing as early as
+it can, each with a buffer of its own. A division by a number that happens to be 1 stops both, because the compiler
+cannot see through it. On other platforms these functions are the identity. They change no value anywhere.
 """
 
 import jax
@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 @jax.custom_vjp
 def stored(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """x itself, computed once, and so its cotangent.
+    """Identity that stops XLA's CPU compiler from recomputing x, forward and backward.
 
-    The stream of tokens is a sum that grows with every block: the compiler would rather add up all its terms again
+    The stream of tokens is a sum that grows with every block. Without this the compiler adds up all its terms again
     wherever one of the sums is read.
     """
     return jax.lax.platform_dependent(x, cpu=lambda x: x / one(x), default=lambda x: x)
@@ -24,10 +24,10 @@ stored.defvjp(lambda x: (stored(x), None), lambda _, cotangent: (stored(cotangen
 
 
 def later(x: Float[Array, "rows d"], *, than: Float[Array, "rows e"]) -> Float[Array, "rows d"]:
-    """x itself, of which no row is to be read before the same row of `than` has begun.
+    """Identity that delays reading x until `than` starts, row by row.
 
-    For what a backward pass computes again instead of keeping it: the compiler would take it for the forward pass's,
-    and keep that. By rows, because devices may have divided them among them.
+    A backward pass computes some values again instead of keeping them. Without this the compiler takes them for the
+    forward pass's, and keeps those. It goes by rows because devices may share the rows.
     """
     first = than[:, :1]
     return jax.lax.platform_dependent(

@@ -129,6 +129,7 @@ def test_bfloat16_tokens_still_get_float32_scores(attend):
     np.testing.assert_allclose(received, expected_received, atol=3e-3)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("by", ["forward", "gradient"])
 def test_no_array_holds_the_weights_of_all_heads(by):
     """At T = 1024, batch 1, where the heads together exceed the limit by least."""
@@ -143,6 +144,7 @@ def test_no_array_holds_the_weights_of_all_heads(by):
     assert program.memory_analysis().temp_size_in_bytes < 4 * h * s * s
 
 
+@pytest.mark.compiled
 def test_what_nobody_reads_of_the_received_attention_is_not_computed():
     shape = jax.ShapeDtypeStruct((1, 513, 3, 12, 64), jnp.float32)
 
@@ -155,6 +157,7 @@ def test_what_nobody_reads_of_the_received_attention_is_not_computed():
     assert flops(lambda results: results) - flops(lambda results: results[0]) >= 2 * 2 * 513 * 513  # one loop body
 
 
+@pytest.mark.compiled
 def test_blocks_share_the_memory_that_their_loops_write_to():
     """Zeros to write to would be made for all of them when the program starts."""
     b, s, h, c = 8, 513, 4, 32

@@ -78,6 +78,7 @@ def test_half_precision_is_rounded_once_between_products():
     )
 
 
+@pytest.mark.compiled
 def test_a_block_keeps_little_more_than_what_enters_its_layers(monkeypatch):
     """That is 1 + 1 + 3 + 1 arrays of tokens for attention, 1 + 1 + 4 for the MLP. It is 17 in all here, and 27 if what
     the gradients compute again is taken for the forward pass's."""
