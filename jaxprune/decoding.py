@@ -72,6 +72,8 @@ def sounds(path: Path) -> Iterator[Sound]:
         content = file.read() if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         found = pieces(content)
         for piece in found or (Piece(start=0, end=len(content)),):
+            if piece.damage:  # what lies behind it would come at the wrong time
+                raise ValueError(f"{shown(path)}: is damaged ({piece.damage}); give a complete {FORMATS} file")
             with contextlib.ExitStack() as stack:
                 alone = (piece.start, piece.end, piece.prefix) == (0, len(content), b"")
                 at = _native(path) if alone else stack.enter_context(_Range(content, piece))

@@ -10,6 +10,8 @@ import mmap
 import struct
 from collections.abc import Iterator
 
+from jaxprune import ogg
+
 Content = bytes | mmap.mmap
 UNKNOWN = (2**31, 2**32)  # sizes near these, and 0, stand in headers that were written before the length was known
 
@@ -21,7 +23,7 @@ class Piece:
     `short` is true where the header promises more than the file holds. `frames` is the promised number of samples of
     one channel, None where the header does not say. `lossy` means frames of mp3, whose decoder may round their number.
     `prefix` belongs in front of the bytes: a Xing header where the sound has none of its own, for without one a decoder
-    guesses the length and stops there.
+    guesses the length and stops there. `damage` says in words what is wrong with the bytes, where they tell.
     """
 
     start: int
@@ -30,6 +32,7 @@ class Piece:
     frames: int | None = None
     lossy: bool = False
     prefix: bytes = b""
+    damage: str = ""
 
 
 def pieces(content: Content) -> tuple[Piece, ...]:
@@ -144,19 +147,13 @@ def _is_known(size: int) -> bool:
 
 def _ogg(content: Content) -> Iterator[Piece]:
     """A piece for each link of a chain. A link begins with its first pages and ends with a page that is marked last."""
-    at = start = 0
-    begun = last = False
-    while (at := content.find(b"OggS", at)) >= 0 and at + 27 <= len(content):
-        flags, segments = content[at + 5], content[at + 26]
-        lacing = content[at + 27 : at + 27 + segments]
-        if flags & 2 and begun:
-            yield Piece(start=start, end=at, short=not last)
-            start, begun = at, False
-        begun |= not flags & 2
-        end = at + 27 + segments + sum(lacing)
-        last = bool(flags & 4) and end <= len(content) and len(lacing) == segments
-        at = end
-    yield Piece(start=start, end=len(content), short=not last)
+    start, link = 0, []
+    for page in ogg.pages(content):
+        if page.first and not all(other.first for other in link):
+            yield Piece(start=start, end=page.start, short=not ogg.is_ended(link), damage=ogg.damage(link))
+            start, link = page.start, []
+        link.append(page)
+    yield Piece(start=start, end=len(content), short=not ogg.is_ended(link), damage=ogg.damage(link))
 
 
 def _flac(content: Content) -> Iterator[Piece]:

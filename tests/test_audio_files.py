@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from audio_cases import FOLDER, chirp
 
-from jaxprune import sound_containers
+from jaxprune import ogg, sound_containers
 from jaxprune.audio import load_audio, sound_header
 
 
@@ -268,3 +268,30 @@ def test_each_unusable_file_gets_its_sentence(tmp_path, name, reason):
     write_bad_file(tmp_path / name)
     with pytest.raises(ValueError, match=f"^{re.escape(f'{tmp_path / name}: {reason}')}$"):
         load_audio(tmp_path / name)
+
+
+def ogg_checksum(page: bytes) -> int:
+    """The checksum of Ogg's specification, bit by bit: polynomial 0x04c11db7 from the highest bit, starting at 0."""
+    crc = 0
+    for byte in page[:22] + bytes(4) + page[26:]:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1) ^ (0x104C11DB7 if crc & 0x80000000 else 0)
+    return crc
+
+
+def test_an_oggs_pages_are_held_against_their_checksums(tmp_path):
+    content = (FOLDER / "drum_roll.ogg").read_bytes()
+    found = list(ogg.pages(content))
+    assert len(found) > 5
+    assert all(page.intact for page in found)
+    page = content[found[2].start : found[2].end]
+    assert ogg_checksum(page) == int.from_bytes(page[22:26], "little")
+    middle, mark = (found[5].start + found[5].end) // 2, found[5].start
+    for name, at, said in (
+        ("payload.ogg", middle, "1 fail their checksum, and 0 do not follow the one before"),
+        ("mark.ogg", mark, "0 fail their checksum, and 1 do not follow the one before"),
+    ):
+        (tmp_path / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(ValueError, match=rf"{name}: is damaged \(of its \d+ pages {said}\); give a complete"):
+            load_audio(tmp_path / name)

@@ -9,9 +9,7 @@ seconds. What can become of a case:
     equal         the same answer as from the whole input
     refused       ValueError or OSError, which the commands print as a sentence with exit code 2
     said          another answer, and a notice that the whole input does not give
-    undetectable  another answer from a file without a checksum over its content: the damage made another valid file.
-                  Ogg is counted here though its pages have checksums: libsndfile leaves out a damaged page, and we
-                  notice most of them, but not all, by the missing time (11 of 238 went unsaid at seed 0)
+    undetectable  another answer from a file without a checksum over its content: the damage made another valid file
     CHANGED       another answer from a file that has a checksum, without a word: a fault of ours
     TRACEBACK, HANG, MEMORY, CRASH   faults of ours
 """
