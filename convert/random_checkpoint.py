@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from jaxprune.cli.console import run
 from jaxprune.config import ModelConfig
+from jaxprune.positions import published_positions
 
 from . import export
 from .export import save_pickle
@@ -28,7 +28,6 @@ from .torch_reference import build
 
 IMAGENET_CLASSES = 1000
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
-PRETRAINING_GRID = (8, 64)  # (rows, columns) of AudioMAE's table for 1024 frames: see `audiomae_positions`
 
 
 def write_ast_official(path: str | os.PathLike, config: ModelConfig, *, seed: int) -> None:
@@ -94,7 +93,7 @@ def write_audiomae_pretrained(
         shapes |= linear(f"{block}.mlp.fc2", 4 * decoder_width, decoder_width)
     shapes |= norm("decoder_norm", decoder_width) | linear("decoder_pred", decoder_width, config.patch**2)
     state |= draw(shapes, seed=seed + 1)
-    state["decoder_pos_embed"] = audiomae_positions(dataclasses.replace(config, width=decoder_width, heads=1))
+    state["decoder_pos_embed"] = _positions(dataclasses.replace(config, width=decoder_width, heads=1))
     arguments = {"model": "mae_vit_base_patch16", "mask_ratio": 0.8, "norm_pix_loss": True, "decoder_mode": 1}
     save_pickle(path, training_state(state, arguments=arguments))
 
@@ -115,7 +114,7 @@ def random_state(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
         shapes = {key: tuple(value.shape) for key, value in build(config).state_dict().items()}
     state = draw(shapes, seed=seed)
     if config.family == "audiomae":
-        state["pos_embed"] = audiomae_positions(config)
+        state["pos_embed"] = _positions(config)
     return state
 
 
@@ -143,34 +142,9 @@ def _centre(key: str) -> float:
     return 1.0 if gain or key.endswith("tau") else 0.0
 
 
-def audiomae_positions(config: ModelConfig) -> Tensor:
-    """AudioMAE's fixed position table (1, n + 1, d), as its code builds and its pre-trained checkpoints carry it.
-
-    Not the table one would expect. At stride 16 the original gives `sincos_table` the grid's sides swapped: 8 rows of
-    64 columns for 1024 x 128 (`PatchEmbed_org.patch_hw`), while the patches it is added to are 64 rows (time) of 8
-    (frequency). Patch (time i, frequency j), the r-th with r = 8 i + j, gets the code of row r // 64, column r % 64,
-    and the weights were trained so. Here a shorter clip takes the first rows, so that a patch keeps its code, and a
-    longer one a swapped grid of its own. Overlapping patches are not swapped, as in the original's `PatchEmbed_new`.
-    """
-    rows, columns = config.grid
-    if config.time_stride == config.freq_stride == config.patch:
-        pretraining = math.prod(PRETRAINING_GRID)
-        rows, columns = PRETRAINING_GRID if config.patches <= pretraining else (columns, rows)
-    table = sincos_table((rows, columns), config.width)[: config.patches]
-    return torch.from_numpy(np.concatenate([np.zeros((1, config.width)), table])).float()[None]
-
-
-def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
-    """MAE's 2-d sin-cos table (rows * columns, width) float64, row-major; a fourth of `width` each, in this order:
-
-    sin of the column, cos of the column, sin of the row, cos of the row, at angles index / 10000 ** (4 i / width) for
-    i = 0 .. width / 4 - 1. (Source: `get_2d_sincos_pos_embed_flexible`, whose `emb_h` is really the column's half.)
-    """
-    if width % 4:
-        raise ValueError(f"width {width} cannot hold a sin-cos table; it must be a multiple of 4")
-    row, column = (axis.reshape(-1, 1) for axis in np.meshgrid(*map(np.arange, grid), indexing="ij"))
-    frequency = 10000.0 ** (-4 * np.arange(width // 4) / width)
-    return np.concatenate([wave(axis * frequency) for axis in (column, row) for wave in (np.sin, np.cos)], axis=1)
+def _positions(config: ModelConfig) -> Tensor:
+    """AudioMAE's fixed position table (1, n + 1, d), float32."""
+    return torch.from_numpy(published_positions(config)).float()[None]
 
 
 def training_state(model: dict[str, Tensor], *, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,12 @@ def swapped_positions(config: ModelConfig) -> Float[np.ndarray, "s d"]:
     return _sincos(column, row, config=config)
 
 
+def published_positions(config: ModelConfig) -> Float[np.ndarray, "s d"]:
+    """The table that AudioMAE's released checkpoints carry: with swapped sides, unless the patches overlap."""
+    apart = config.time_stride == config.freq_stride == config.patch
+    return swapped_positions(config) if apart else sincos_positions(config)
+
+
 def _sincos(
     first: Int[np.ndarray, "n"], second: Int[np.ndarray, "n"], *, config: ModelConfig
 ) -> Float[np.ndarray, "s d"]:

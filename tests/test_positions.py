@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import small
+from jaxprune.convert.random_checkpoint import random_state
 
-from jaxprune.positions import adapt_positions, released_audiomae_cut, sincos_positions
+from jaxprune.positions import adapt_positions, published_positions, released_audiomae_cut, sincos_positions
 
 RNG = np.random.default_rng(0)
 
@@ -70,6 +71,21 @@ def test_the_sincos_table_follows_its_definition():
         for freq in range(2):
             expected = [f(axis * w) for axis in (freq, time) for f in (np.sin, np.cos) for w in omega]
             np.testing.assert_allclose(table[1 + time * 2 + freq], expected)
+
+
+@pytest.mark.parametrize("frames", [512, 1024, 1040, 2048])
+def test_random_checkpoints_carry_the_published_table_of_any_length(frames):
+    config = small("audiomae", width=8, heads=2, depth=1, frames=frames)
+    table = random_state(config, seed=0)["pos_embed"][0].numpy()
+    for r in range(config.patches):
+        places = [f(place * 10000 ** (-i / 2)) for place in (r % 64, r // 64) for f in (np.sin, np.cos) for i in (0, 1)]
+        np.testing.assert_allclose(table[1 + r], places, rtol=0, atol=1e-6)
+    assert not table[0].any()
+
+
+def test_the_table_of_overlapping_patches_is_not_swapped():
+    config = small("audiomae", width=8, heads=2, frames=128, time_stride=10, freq_stride=10)
+    np.testing.assert_array_equal(published_positions(config), sincos_positions(config))
 
 
 def test_the_same_length_changes_nothing():

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from extractions import write_random
 
 from jaxprune.analysis.analyze import SIGNALS, analyze, patch_values
 from jaxprune.analysis.extraction import Extraction, read_extraction
 from jaxprune.analysis.kendall import pair_counts
 from jaxprune.config import ModelConfig
+from tests.extractions import write_random
 
 
 def ours(extraction: Extraction) -> np.ndarray:

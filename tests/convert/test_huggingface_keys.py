@@ -7,7 +7,7 @@ import pytest
 import torch
 from jaxprune.convert import random_checkpoint
 from jaxprune.convert.huggingface import from_huggingface, to_huggingface
-from jaxprune.convert.random_checkpoint import audiomae_positions, random_state, sincos_table
+from jaxprune.convert.random_checkpoint import random_state
 from jaxprune.convert.torch_reference import build
 from safetensors.torch import load_file
 
@@ -139,23 +139,3 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     ours, other = random_state(MAE, seed=1), random_state(MAE, seed=2)
     assert {key for key in ours if torch.equal(ours[key], other[key])} == {"pos_embed"}
     assert all(value.std() > 0.05 for value in ours.values())
-
-
-def test_sincos_table_entry_by_entry():
-    table = sincos_table((3, 5), 8)
-    row, column = 2, 4
-    for i in range(2):
-        expected = [torch.tensor(index / 10000 ** (i / 2), dtype=torch.float64) for index in (column, row)]
-        ours = table[row * 5 + column, i::2]
-        waves = [wave(angle).item() for angle in expected for wave in (torch.sin, torch.cos)]
-        assert ours.tolist() == pytest.approx(waves, abs=1e-12)
-
-
-def test_audiomae_positions_are_the_originals_on_a_swapped_grid():
-    table = audiomae_positions(MAE)[0]
-    assert torch.equal(table[0], torch.zeros(48))
-    time, freq = 9, 5  # the 77th patch: row 1, column 13 of 8 x 64
-    expected = sincos_table((8, 64), 48).reshape(8, 64, 48)[1, 13]
-    assert torch.equal(table[1 + time * 8 + freq], torch.from_numpy(expected).float())
-    shorter = audiomae_positions(ModelConfig(family="audiomae", width=48, depth=1, heads=3, classes=5, frames=512))[0]
-    assert torch.equal(shorter, table[:257])
