@@ -188,3 +188,13 @@ def test_a_flipped_bit_of_a_shard_is_seen(tmp_path):
         except ValueError:
             continue
         assert np.array_equal(found, scores)
+
+
+def test_extractions_of_another_padding_are_not_compared(tmp_path):
+    config = small("ast", frames=128)
+    first, other = (write_random(tmp_path / name, config, clips=4, keep={3: 0.5}) for name in ("first", "other"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["checkpoint"]["card"]["padding"] = "zero"  # the first, older, does not tell: it is the minimum
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="their paddings differ, minimum and zero"):
+        check_same_clips(read_extraction(first), read_extraction(other))
