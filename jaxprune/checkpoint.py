@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import nnx
 
@@ -154,7 +153,8 @@ def fill(model: Model, weights: Mapping[str, np.ndarray], *, source: str) -> Mod
     weights = {name: np.asarray(values, np.float32) for name, values in weights.items()}
     _check_finite(weights, source=source)
     graph, state = nnx.split(model)
-    filled = [(path, leaf.replace(jnp.asarray(weights[dotted(path)]))) for path, leaf in nnx.to_flat_state(state)]
+    # `jnp.asarray` would compile a program for every shape.
+    filled = [(path, leaf.replace(jax.device_put(weights[dotted(path)]))) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
@@ -162,7 +162,7 @@ def write_weights(directory: Path, arrays: dict[str, np.ndarray]) -> None:
     """Saves arrays by name in a new directory. Raises `NotWritten` where the system refuses."""
     quiet_orbax()
     try:
-        with alone() as checkpointer:
+        with _alone() as checkpointer:
             checkpointer.save((directory / WEIGHTS).absolute(), arrays)
     except Exception as error:  # Orbax and TensorStore raise many types
         raise NotWritten(directory, error) from error
@@ -208,8 +208,10 @@ def _open_arrays(path: Path) -> dict[str, ts.TensorStore]:
     return {name: future.result() for name, future in opening.items()}
 
 
-def alone() -> ocp.StandardCheckpointer:
-    """Reads and writes what this process asks for, of several, without waiting for the others."""
+def _alone() -> Any:
+    """Orbax's checkpointer for this process alone, of several: it does not wait for the others."""
+    import orbax.checkpoint as ocp  # 30 MB that reading a model does without
+
     me = jax.process_index()
     return ocp.StandardCheckpointer(
         multiprocessing_options=ocp.options.MultiprocessingOptions(

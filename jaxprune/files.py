@@ -142,6 +142,8 @@ def quiet_orbax() -> None:
 
     sys.unraisablehook = others
     logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+    # Of many writes that fail at once, Orbax waits for the first alone.
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
 
 
 def _acquired(path: Path) -> filelock.BaseFileLock:

@@ -77,7 +77,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_no_debris(copy, monkeypatch
     def full(*arguments, **options):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, "save", full)
+    monkeypatch.setattr("orbax.checkpoint.StandardCheckpointer.save", full)
     with pytest.raises(OSError, match="No space"):
         jaxprune.save(copy, jaxprune.build(CONFIG, seed=6), card=CARD, overwrite=True)
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]

@@ -9,6 +9,7 @@ on stderr; the others are classified all the same, and the exit code is 1.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 import tyro
@@ -16,7 +17,6 @@ import tyro
 from jaxprune import checkpoint as checkpoints
 from jaxprune.cli import console as cli
 from jaxprune.inference import BATCH, Report, classify
-from jaxprune.plots import clips as plots
 from jaxprune.reduction.policy import DEFAULT_BLOCKS, at_blocks, stage_rates
 
 RANDOM = "random weights: the labels mean nothing"
@@ -55,6 +55,7 @@ def main(
     card = checkpoints.load_card(checkpoint)
     keep = stage_rates(keep_rates(keep_rate, blocks=blocks, rates=rates), depth=card.model.depth)
     if picture is not None:
+        plots = _pictures()
         plots.picture_path(picture)
         if most_pictured < 1:
             raise ValueError(f"--most-pictured is {most_pictured}; it must be at least 1")
@@ -78,6 +79,13 @@ def main(
     for reason in report.refused.values():
         cli.notice(f"not classified: {reason}")
     return 1 if report.refused else 0
+
+
+def _pictures() -> ModuleType:
+    """The pictures' module, which brings Matplotlib: without a picture nothing is spent on it."""
+    from jaxprune.plots import clips
+
+    return clips
 
 
 def keep_rates(keep_rate: float, *, blocks: tuple[int, ...], rates: tuple[float, ...]) -> float | dict[int, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from evaluate_cases import BLOCKS, CLASSES, FRAMES, LABELS, RATES, corpus, make, run_once
+from evaluation.evaluate_cases import BLOCKS, CLASSES, FRAMES, LABELS, RATES, corpus, make, run_once
 from helpers import TESTS
 from quick import quick_compiling  # noqa: F401
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from evaluate_cases import BLOCKS, LABELS, RATES, corpus, make, run_once
+from evaluation.evaluate_cases import BLOCKS, LABELS, RATES, corpus, make, run_once
 from helpers import ROOT
 from quick import quick_compiling  # noqa: F401
 

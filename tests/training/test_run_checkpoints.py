@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from quick import quick_compiling  # noqa: F401
-from run_cases import RECIPE_OF_TEST, evaluation, run, shared
+from training.run_cases import RECIPE_OF_TEST, evaluation, run, shared
 from training_runs import STEPS, Poisoned, batches, child_environment, corpus
 
 from jaxprune.parallel.devices import Layout
@@ -105,7 +105,11 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_untouched(dataset,
 CHILD = """
 import sys, time
 from pathlib import Path
-from training.test_run_checkpoints import *
+from training.run_cases import *
+from training_runs import *
+from jaxprune.parallel.devices import Layout
+from jaxprune.parallel.processes import StopOnSignal
+from jaxprune.training.checkpoints import Checkpoints, Facts, named_arrays, start_or_resume
 data, folder = Path(sys.argv[1]), Path(sys.argv[2])
 made, dataset = RECIPE_OF_TEST, corpus(data)
 trained = training(made)

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from run_cases import evaluation, step
+from training.run_cases import evaluation, step
 from training_runs import recipe
 
 from jaxprune.parallel.processes import StopOnSignal
