@@ -15,13 +15,23 @@ from jaxprune import checkpoint as checkpoints
 from jaxprune.cli import console as cli
 from jaxprune.config import Card
 from jaxprune.data.batches import Batches, Workers, eval_batches
-from jaxprune.data.published import ESC50, AudioSet, Folder, Manifest, Shards, SpeechCommands, VoxCeleb1
+from jaxprune.data.published import (
+    ESC50,
+    ArabicSpeechCommands,
+    AudioSet,
+    Folder,
+    Manifest,
+    Shards,
+    SpeechCommands,
+    VoxCeleb1,
+)
 from jaxprune.data.records import Dataset, Split, first_few
 from jaxprune.models import Classifier
 
 # A data set a subcommand, its fields as options.
 DataSource = Annotated[
-    Annotated[ESC50, tyro.conf.subcommand("esc50")]
+    Annotated[ArabicSpeechCommands, tyro.conf.subcommand("arabic-speech-commands")]
+    | Annotated[ESC50, tyro.conf.subcommand("esc50")]
     | Annotated[SpeechCommands, tyro.conf.subcommand("speech-commands")]
     | Annotated[AudioSet, tyro.conf.subcommand("audioset")]
     | Annotated[VoxCeleb1, tyro.conf.subcommand("voxceleb1")]

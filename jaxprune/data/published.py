@@ -5,14 +5,16 @@ looks at the disk and gives a `jaxprune.data.records.Dataset`. It refuses data t
 between splits. It opens no sound.
 
 Layouts: Piczak 2015 (ESC-50), Warden 2018 (Speech Commands v0.02), Gemmeke et al. 2017 in the JSON form of Gong et al.
-2021 (AudioSet), Nagrani et al. 2017 (VoxCeleb-1). Other sources are your own sounds (`jaxprune.data.own`) and decoded
-shards (`jaxprune.data.shards`).
+2021 (AudioSet), Nagrani et al. 2017 (VoxCeleb-1), Ghandoura et al. 2021 (Arabic Speech Commands). Other sources are
+your own sounds (`jaxprune.data.own`) and decoded shards (`jaxprune.data.shards`).
 """
 
 import dataclasses
 import os
+import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Literal
 
 from jaxprune.data.folders import subfolders
 from jaxprune.data.labels import named_labels, read_label_file
@@ -190,4 +192,83 @@ class VoxCeleb1:
         return homes
 
 
-Source = ESC50 | SpeechCommands | AudioSet | VoxCeleb1 | Folder | Manifest | Shards
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArabicSpeechCommands:
+    """Arabic Speech Commands: one folder a word, clips named SPEAKER_NO_ROUND, and tables of the splits.
+
+    The tables are train.csv, val.csv (or valid.csv) and test.csv with the columns file and class, as published, or one
+    clips.csv with the columns path, labels and split. A clip listed as wav may lie there as flac. `task` "words" has
+    the 40 words as classes, and speakers apart between the splits. `task` "speakers" has the 30 speakers as classes
+    and rounds apart: the six validation speakers train on rounds 1 to 3, are validated on 4 and tested on 5, and the
+    others train on 1 to 7, are validated on 8 and tested on 9 and 10.
+    """
+
+    root: Path
+    task: Literal["words", "speakers"] = "words"
+    labels: Path | None = None
+    missing: Missing = "refuse"
+
+    def read(self) -> Dataset:
+        """Reads the tables. Refuses a speaker in two splits, and a file name that tells no speaker and round."""
+        clips = [(path, word, split, *self._said(path)) for path, word, split in self._listed()]
+        speakers: dict[str, set[str]] = defaultdict(set)
+        for _, _, split, speaker, _ in clips:
+            speakers[speaker].add(split)
+        refuse(
+            (f"{speaker} in {' and '.join(sorted(found))}" for speaker, found in speakers.items() if len(found) > 1),
+            f"{self.root}: splits overlap, these speakers are in two splits",
+        )
+        told: tuple[str, ...] = ()
+        if self.task == "speakers":
+            divided = [
+                (path, who, _round_split(nth, fewer=split == "validation")) for path, _, split, who, nth in clips
+            ]
+            found = [(path, name, split) for path, name, split in divided if split]
+            if unused := len(divided) - len(found):
+                told = (f"{self.root}: {unused} clips of the validation speakers' rounds 6 to 10 are not used",)
+        else:
+            found = [(path, word, split) for path, word, split, _, _ in clips]
+        labels = named_labels(self.labels, (name for _, name, _ in found), name=str(self.root))
+        records = tuple(Record(path=path, labels=(labels.ids[name],), split=split) for path, name, split in found)
+        name = f"Arabic Speech Commands ({self.task})"
+        dataset = Dataset(name=name, labels=labels.names, records=records, notices=told)
+        return checked(dataset, needs=SPLITS, missing=self.missing)
+
+    def _listed(self) -> list[tuple[str, str, Split]]:
+        """File, word and split of every clip that the tables list."""
+        manifest = self.root / "clips.csv"
+        if manifest.exists():
+            rows = read_rows(manifest, ("path", "labels", "split"))
+            refuse(
+                (f"{row['path']} {row['split']!r}" for row in rows if row["split"] not in SPLITS),
+                f"{manifest}: splits must be {', '.join(SPLITS)}",
+            )
+            return [(self._file(row["path"]), row["labels"], row["split"]) for row in rows]
+        middle = "val.csv" if (self.root / "val.csv").exists() else "valid.csv"
+        tables: dict[Split, str] = {"train": "train.csv", "validation": middle, "test": "test.csv"}
+        return [
+            (self._file(row["file"]), row["class"], split)
+            for split, table in tables.items()
+            for row in read_rows(self.root / table, ("file", "class"))
+        ]
+
+    def _file(self, listed: str) -> str:
+        """The place of a listed clip: as listed, or with the other suffix of wav and flac where only that exists."""
+        path = self.root / listed
+        other = path.with_suffix({".wav": ".flac", ".flac": ".wav"}.get(path.suffix, path.suffix))
+        return str(other if other.exists() and not path.exists() else path)
+
+    def _said(self, path: str) -> tuple[str, int]:
+        """Speaker and round of a clip, by its name."""
+        if not (named := re.fullmatch(r"(.+)_NO_(\d+)", Path(path).stem)):
+            raise ValueError(f"{path}: its name tells no speaker and round; expected such as 00000030_NO_01.wav")
+        return named[1], int(named[2])
+
+
+def _round_split(nth: int, *, fewer: bool) -> Split | None:
+    """The split of a speaker's nth round; None for rounds that are not used. `fewer`: the speaker has five of them."""
+    train, validation, test = (3, 4, 5) if fewer else (7, 8, 10)
+    return "train" if nth <= train else "validation" if nth <= validation else "test" if nth <= test else None
+
+
+Source = ArabicSpeechCommands | ESC50 | SpeechCommands | AudioSet | VoxCeleb1 | Folder | Manifest | Shards

@@ -10,7 +10,17 @@ import numpy as np
 
 from jaxprune import checkpoint
 from jaxprune.config import PADDING_IN_WORDS, Padding
-from jaxprune.data.published import ESC50, AudioSet, Folder, Manifest, Shards, Source, SpeechCommands, VoxCeleb1
+from jaxprune.data.published import (
+    ESC50,
+    ArabicSpeechCommands,
+    AudioSet,
+    Folder,
+    Manifest,
+    Shards,
+    Source,
+    SpeechCommands,
+    VoxCeleb1,
+)
 from jaxprune.data.records import Dataset, Missing
 from jaxprune.data.shard_files import is_shards
 from jaxprune.models import Classifier, build
@@ -51,6 +61,9 @@ class Sources:
                 return SpeechCommands(root=root, labels=self.labels, missing=self.missing)
             case "voxceleb1":
                 return VoxCeleb1(root=root, also=self.also, labels=self.labels, missing=self.missing)
+            case "arabicwords" | "arabicspeakers" as name:
+                task = name.removeprefix("arabic")
+                return ArabicSpeechCommands(root=root, task=task, labels=self.labels, missing=self.missing)
             case "audioset":
                 labels = self.labels or root / "class_labels_indices.csv"
                 return AudioSet(
