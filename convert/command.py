@@ -41,6 +41,8 @@ class About:
     """size of the new head for a checkpoint that has none, such as a pre-trained AudioMAE."""
     padding: Literal["minimum", "zero"] | None = None
     """the log-mel that filled short clips in its training: the clip's minimum (the token-pruning code) or 0."""
+    predictors: tuple[int, ...] = ()
+    """the blocks at which the source's predictors choose (DynamicViT), if not 3, 6 and 9."""
     key: str | None = None
     """the weights to take where the file has several, such as model_ema or checkpoint.model."""
     num_heads: int | None = None

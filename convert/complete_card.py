@@ -10,6 +10,7 @@ import math
 
 from jaxprune.config import LARGEST, Activation, Card, Family, ModelConfig, Padding
 from jaxprune.features import MELS, MOST_MELS, STATISTICS
+from jaxprune.reduction.policy import default_blocks
 
 from .geometry import Geometry
 from .grids import Grid, infer_grid
@@ -37,6 +38,7 @@ class Hints:
     labels: tuple[str, ...] = ()
     classes: int | None = None
     padding: Padding | None = None
+    predictors: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("num_heads", "source_frames", "mels", "time_stride", "freq_stride", "classes"):
@@ -89,6 +91,7 @@ def make_card(geometry: Geometry, hints: Hints, *, said: Said, source: str) -> t
     activation = _activation(hints, said, classes=classes, notes=notes)
     padding = _padding(hints, said, notes=notes)
     heads = _heads(geometry, hints, said)
+    predictors = _predictors(geometry, hints, notes=notes)
     norm_eps, head_norm_eps = (said.norm_eps, said.norm_eps) if said.norm_eps else NORM_EPS[geometry.family]
     try:
         model = ModelConfig(
@@ -105,6 +108,7 @@ def make_card(geometry: Geometry, hints: Hints, *, said: Said, source: str) -> t
             mlp_ratio=geometry.mlp_ratio,
             norm_eps=norm_eps,
             head_norm_eps=head_norm_eps,
+            predictors=predictors,
         )
         card = Card(
             model=model,
@@ -208,6 +212,23 @@ def _padding(hints: Hints, said: Said, *, notes: list[str]) -> Padding:
         notes.append(
             "Short clips are padded with log-mel 0, as the original AST and AudioMAE do; the file does not tell. If it "
             "comes from the token-pruning code, give --padding minimum."
+        )
+    return chosen
+
+
+def _predictors(geometry: Geometry, hints: Hints, *, notes: list[str]) -> tuple[int, ...]:
+    """The blocks of DynamicViT's predictors: the caller's, else the published ones."""
+    count = geometry.predictors
+    chosen = hints.predictors or default_blocks(geometry.depth)[:count]
+    if len(chosen) != count:
+        raise ValueError(
+            f"has {count} predictors, but {len(chosen)} blocks {list(chosen)} for them; name one block for each "
+            "(--predictors)"
+        )
+    if count and not hints.predictors:
+        notes.append(
+            f"The {count} predictors were taken to be those of blocks {', '.join(map(str, chosen))}, as DynamicViT "
+            "publishes them; the file does not tell. If that is wrong, give --predictors."
         )
     return chosen
 

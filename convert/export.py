@@ -38,11 +38,13 @@ def write_huggingface(
 ) -> None:
     """A directory that `ASTForAudioClassification.from_pretrained` loads: weights, config and preprocessor config.
 
-    Raises `ValueError` for a model that is not an AST, one whose two LayerNorm eps differ (Hugging Face knows one), and
-    where `directory` holds something that is not to be overwritten.
+    Raises `ValueError` for a model that is not an AST, one with predictors, one whose two LayerNorm eps differ (Hugging
+    Face knows one), and where `directory` holds something that is not to be overwritten.
     """
     if config.family != "ast":
         raise ValueError(f"Hugging Face's transformers has no {config.family} classifier; write it as official instead")
+    if config.predictors:
+        raise ValueError("Hugging Face's transformers has no place for predictors; write the model as official instead")
     renamed = to_huggingface(state, layout=layout).state
     files = {
         "config.json": config_json(config, layout=layout, labels=labels),

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 
 from jaxprune.config import Family, ModelConfig
 
-from .mapping import BLOCK, CLASSIFIERS, PREFIX, TOKENS, Shape, official_shapes
+from .mapping import BLOCK, CLASSIFIERS, PREDICTOR, PREFIX, TOKENS, Shape, official_shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """The sizes that tensor shapes depend on. `classes` is None for a checkpoint that has no classifier."""
+    """The sizes that tensor shapes depend on. `classes` is None for a checkpoint that has no classifier; `predictors`
+    counts DynamicViT's."""
 
     family: Family
     width: int
@@ -25,6 +26,7 @@ class Geometry:
     patch: int
     patches: int
     classes: int | None
+    predictors: int = 0
 
     @classmethod
     def of_shapes(cls, shapes: Mapping[str, Shape], *, family: Family, classifier: bool) -> "Geometry":
@@ -50,6 +52,7 @@ class Geometry:
             patch=size(f"{prefix}patch_embed.proj.weight", 4, 3),
             patches=size(f"{prefix}pos_embed", 3, 1) - tokens,
             classes=size(f"{CLASSIFIERS[family][1]}.weight", 2, 0) if classifier else None,
+            predictors=predictors_of(shapes),
         )
         if not problems and geometry.patches < 1:
             problems.append(f"{prefix}pos_embed: has shape {shapes[f'{prefix}pos_embed']}, no patch among its tokens")
@@ -83,6 +86,7 @@ class Geometry:
             time_stride=1,
             freq_stride=1,
             mlp_ratio=self.mlp_ratio,
+            predictors=tuple(range(self.predictors)),
         )
         return official_shapes(row)
 
@@ -90,3 +94,8 @@ class Geometry:
 def depth_of(keys: Iterable[str]) -> int:
     """Blocks, by the highest index among official keys."""
     return 1 + max((int(match[1]) for key in keys if (match := BLOCK.search(key))), default=-1)
+
+
+def predictors_of(keys: Iterable[str]) -> int:
+    """DynamicViT's predictors, by the highest index among official keys."""
+    return 1 + max((int(match[1]) for key in keys if (match := PREDICTOR.search(key))), default=-1)

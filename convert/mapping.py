@@ -26,6 +26,7 @@ PREFIX: Mapping[Family, str] = {"ast": "v.", "audiomae": ""}
 TOKENS: Mapping[Family, tuple[str, ...]] = {"ast": ("cls_token", "dist_token"), "audiomae": ("cls_token",)}
 CLASSIFIERS: Mapping[Family, tuple[str, str]] = {"ast": ("mlp_head.0", "mlp_head.1"), "audiomae": ("fc_norm", "head")}
 BLOCK = re.compile(r"\bblocks\.(\d{1,3})\.")
+PREDICTOR = re.compile(r"\bscore_predictor\.(\d{1,3})\.")
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,27 @@ def to_torch(model: Classifier) -> dict[str, np.ndarray]:
 def official_shapes(config: ModelConfig) -> dict[str, Shape]:
     """The shape of every official tensor of a model, in its order, from the leaves' shapes alone.
 
-    All blocks are alike, so one is enough, however many a foreign file claims.
+    All blocks are alike, and all predictors, so one is enough, however many a foreign file claims.
     """
-    one = replace(config, depth=1)
+    one = replace(config, depth=1, predictors=(0,) if config.predictors else ())
     found = leaves(abstract(one))
     shapes: dict[str, Shape] = {}
     for pair in pairs(one):
         leaf = jax.ShapeDtypeStruct(found[pair.leaf].shape, np.float32)
         tensors = jax.eval_shape(pair.to_torch, leaf)
         shapes |= {key: tensor.shape for key, tensor in zip(pair.official, tensors, strict=True)}
-    return {key: shapes[BLOCK.sub("blocks.0.", key)] for pair in pairs(config) for key in pair.official}
+    first = {
+        key: PREDICTOR.sub("score_predictor.0.", BLOCK.sub("blocks.0.", key))
+        for pair in pairs(config)
+        for key in pair.official
+    }
+    return {key: shapes[alike] for key, alike in first.items()}
 
 
 def pairs(config: ModelConfig) -> list[Pair]:
     """Every tensor and leaf of a model of this configuration."""
     blocks = [pair for i in range(config.depth) for pair in block(f"blocks.{i}", f"encoder.blocks.{i}")]
+    blocks += predictor_pairs(len(config.predictors))
     return {"ast": ast_pairs, "audiomae": audiomae_pairs}[config.family](config, blocks)
 
 
@@ -134,6 +141,21 @@ def block(official: str, leaf: str) -> tuple[Pair, ...]:
         *linear(f"{official}.mlp.fc1", f"{leaf}.mlp.fc1"),
         *linear(f"{official}.mlp.fc2", f"{leaf}.mlp.fc2"),
     )
+
+
+def predictor_pairs(count: int) -> list[Pair]:
+    """DynamicViT's predictors, by the names of the original code."""
+    return [
+        pair
+        for stage in range(count)
+        for pair in (
+            *norm(f"score_predictor.{stage}.in_conv.0", f"predictors.{stage}.norm"),
+            *linear(f"score_predictor.{stage}.in_conv.1", f"predictors.{stage}.embed"),
+            *linear(f"score_predictor.{stage}.out_conv.0", f"predictors.{stage}.hidden1"),
+            *linear(f"score_predictor.{stage}.out_conv.2", f"predictors.{stage}.hidden2"),
+            *linear(f"score_predictor.{stage}.out_conv.4", f"predictors.{stage}.decide"),
+        )
+    ]
 
 
 def norm(official: str, leaf: str) -> tuple[Pair, Pair]:

@@ -21,7 +21,7 @@ from .complete_card import Hints, Said, make_card
 from .containers import WEIGHT_FILES, Container, open_container
 from .errors import CheckpointError, shown
 from .formats import Format, Names, in_file, missing_modules
-from .geometry import Geometry, depth_of
+from .geometry import Geometry, depth_of, predictors_of
 from .huggingface import Layout
 from .huggingface_config import HuggingFaceConfig
 from .mapping import CLASSIFIERS, Shape
@@ -70,6 +70,7 @@ def read_torch(
     labels: Path | str | None = None,
     classes: int | None = None,
     padding: Padding | None = None,
+    predictors: tuple[int, ...] = (),
 ) -> TorchCheckpoint:
     """Reads a PyTorch or safetensors file, or a Hugging Face directory (or a file in one).
 
@@ -78,9 +79,10 @@ def read_torch(
     number of patches that fits several. `dataset`, a name in `jaxprune.features.STATISTICS`, gives feature statistics
     and activation, which otherwise follow from the configuration, else from the number of classes; `mean` and `std` go
     before. `padding` fills short clips; by default as the configuration says, else 0. `labels` is a file for
-    `read_label_file`. `classes` sizes the new head of a checkpoint without one and must
-    agree with any other's. Raises `ValueError` for arguments out of range, and `CheckpointError`, which is one, for a
-    checkpoint that cannot be used: its message names the file and every problem by the file's own keys.
+    `read_label_file`. `classes` sizes the new head of a checkpoint without one and must agree with any other's.
+    `predictors` are the blocks at which the file's predictors choose (DynamicViT), by default 3, 6 and 9. Raises
+    `ValueError` for arguments out of range, and `CheckpointError`, which is one, for a checkpoint that cannot be used:
+    its message names the file and every problem by the file's own keys.
     """
     hints = Hints(
         num_heads=num_heads,
@@ -94,6 +96,7 @@ def read_torch(
         labels=() if labels is None else read_label_file(labels).names,
         classes=classes,
         padding=padding,
+        predictors=predictors,
     )
     return _understood(_Found.of(open_container(path, key=key)), hints, path=path)
 
@@ -191,7 +194,7 @@ def _read_state(found: _Found) -> tuple[Geometry, dict[str, np.ndarray], tuple[s
     except ValueError as error:
         malformed = [line for line in str(error).splitlines() if not line.endswith(": missing")]  # those are listed
         problems += [found.original(line) for line in malformed]
-        wanted = _any_of(found.form.family, depth=depth).shapes()
+        wanted = _any_of(found.form.family, depth=depth, predictors=predictors_of(parts)).shapes()
     wanted = {key: shape for key, shape in wanted.items() if not key.startswith(found.absent)}
     problems += _misplaced(found, wanted)
     if geometry is not None:
@@ -222,9 +225,19 @@ def _geometry(found: _Found, shapes: Mapping[str, Shape]) -> Geometry:
     )
 
 
-def _any_of(family: Family, *, depth: int) -> Geometry:
+def _any_of(family: Family, *, depth: int, predictors: int) -> Geometry:
     """A small model with the same names, for when a checkpoint's own sizes cannot be told."""
-    return Geometry(family=family, width=4, depth=max(1, depth), mlp_width=4, patch=1, patches=1, classes=1)
+    depth = max(1, depth)
+    return Geometry(
+        family=family,
+        width=4,
+        depth=depth,
+        mlp_width=4,
+        patch=1,
+        patches=1,
+        classes=1,
+        predictors=min(predictors, depth),
+    )
 
 
 def _misplaced(found: _Found, wanted: Collection[str]) -> list[str]:

@@ -158,6 +158,7 @@ class AST(Classifier):
         self.v.patch_embed = PatchEmbed(config, stride=(config.freq_stride, config.time_stride))
         self.v.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.v.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.v.score_predictor = nn.ModuleList(Predictor(config.width) for _ in config.predictors)
         self.mlp_head = nn.Sequential(
             nn.LayerNorm(config.width, eps=config.head_norm_eps), nn.Linear(config.width, config.classes)
         )
@@ -195,6 +196,7 @@ class AudioMAE(Classifier):
         self.patch_embed = PatchEmbed(config, stride=(config.time_stride, config.freq_stride))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.fc_norm = nn.LayerNorm(config.width, eps=config.head_norm_eps)
+        self.score_predictor = nn.ModuleList(Predictor(config.width) for _ in config.predictors)
         self.head = nn.Linear(config.width, config.classes)
         self.score = received_attention
 
@@ -252,6 +254,27 @@ class Attention(nn.Module):
         attention = ((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1)
         mixed = self.proj((attention @ v).transpose(1, 2).reshape(b, s, d))
         return mixed, score(attention, patch_ids)
+
+
+class Predictor(nn.Module):
+    """DynamicViT's predictor: log-probabilities of keeping and dropping, from the tokens and who of them is left."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.in_conv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.out_conv = nn.Sequential(
+            nn.Linear(width, width // 2),
+            nn.GELU(),
+            nn.Linear(width // 2, width // 4),
+            nn.GELU(),
+            nn.Linear(width // 4, 2),
+            nn.LogSoftmax(dim=-1),
+        )
+
+    def forward(self, patches: Tensor, decision: Tensor) -> Tensor:
+        own, shared = self.in_conv(patches).chunk(2, dim=-1)
+        mean = (shared * decision.unsqueeze(-1)).sum(dim=1) / decision.sum(dim=1, keepdim=True)
+        return self.out_conv(torch.cat((own, mean.unsqueeze(1).expand_as(own)), dim=-1))
 
 
 class Mlp(nn.Module):

@@ -49,7 +49,8 @@ class ModelConfig:
 
     `frames` (t) and `mels` (f) are the spectrogram's size; patches are `patch` x `patch` pixels taken every
     `time_stride` frames and `freq_stride` bins. `norm_eps` belongs to the blocks' LayerNorms, `head_norm_eps` to the
-    one before the classifier. Raises `ValueError` for sizes that do not fit together.
+    one before the classifier. `predictors` are the blocks before which a learned predictor can choose patches
+    (DynamicViT); most models have none. Raises `ValueError` for sizes that do not fit together.
     """
 
     family: Family
@@ -65,6 +66,7 @@ class ModelConfig:
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
     head_norm_eps: float = 1e-6
+    predictors: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.family not in FAMILY_SIZES:
@@ -93,6 +95,22 @@ class ModelConfig:
                 f"{self.patches:,} patches of width {self.width:,} need a position table of more than "
                 f"{LARGEST_TABLE:,} numbers"
             )
+        if self.predictors:
+            self._check_predictors()
+
+    def _check_predictors(self) -> None:
+        if self.width % 4:
+            raise ValueError(f"a model of width {self.width} cannot have predictors: they need a width that 4 divides")
+        blocks = self.predictors
+        if list(blocks) != sorted({block for block in blocks if block in range(self.depth)}):
+            raise ValueError(
+                f"predictors at blocks {list(blocks)!r:.80}: name blocks from 0 to {self.depth - 1}, each once, rising"
+            )
+
+    def __repr__(self) -> str:
+        """The fields, without `predictors` where there are none: stored sweeps compare this text."""
+        fields = {name: value for name, value in vars(self).items() if name != "predictors" or value}
+        return f"ModelConfig({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     @classmethod
     def of_size(cls, family: Family, size: str, **changes: Any) -> "ModelConfig":
@@ -166,8 +184,12 @@ class Card:
             raise ValueError(f"feature mean {self.mean} and std {self.std} must be finite and std positive")
 
     def to_json(self) -> dict[str, Any]:
-        """The card as plain values; `from_json` reads them back."""
-        return dataclasses.asdict(self)
+        """The card as plain values; `from_json` reads them back. A model without predictors does not mention them, so
+        that earlier versions read its card too."""
+        plain = dataclasses.asdict(self)
+        if not self.model.predictors:
+            del plain["model"]["predictors"]
+        return plain
 
     @classmethod
     def from_json(cls, data: Any) -> "Card":

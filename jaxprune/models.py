@@ -20,6 +20,7 @@ from jaxprune.config import ModelConfig
 from jaxprune.ops.layers import LayerNorm, Linear
 from jaxprune.positions import patch_corners, sincos_positions
 from jaxprune.reduction.policy import Policy, masked_stages, stage_rates, top_k_stages
+from jaxprune.reduction.predictors import Predictor
 from jaxprune.reduction.scores import ClsAttention, ReceivedAttention, Score
 from jaxprune.reduction.selection import Selection
 from jaxprune.vit import BlockTrace, DropPath, Encoder, select
@@ -57,6 +58,7 @@ class Classifier(nnx.Module):
         self.head_norm = LayerNorm(config.width, eps=config.head_norm_eps, dtype=jnp.float32, rngs=rngs)
         start = nnx.initializers.truncated_normal(self.head_std)
         self.head = Linear(config.width, config.classes, init=start, dtype=jnp.float32, rngs=rngs)
+        self.predictors = nnx.List([Predictor(config.width, dtype=dtype, rngs=rngs) for _ in config.predictors])
 
     def __call__(
         self,
