@@ -14,6 +14,7 @@ from quick import QUICK
 import jaxprune
 from jaxprune.data.batches import Batches, Workers, train_batches
 from jaxprune.data.records import Dataset, Record
+from jaxprune.training.classification import Classification
 from jaxprune.training.loop import Training
 from jaxprune.training.settings import AdamW, Augment, Cosine, Data, Loop, Precision, Prune, Recipe, Start
 
@@ -71,7 +72,10 @@ def model(family: str = "audiomae", **changes):
 
 
 def training(made: Recipe, **changes) -> Training:
-    return Training(made, **{"model": model(made.start.family), "steps_per_epoch": STEPS, "seed": 7} | changes)
+    """A training of a recipe; `model` and `steps_per_epoch` may be others."""
+    settings = {"model": model(made.start.family), "steps_per_epoch": STEPS, "seed": 7} | changes
+    given = settings.pop("model")
+    return Training(Classification(made, given, steps_per_epoch=settings.pop("steps_per_epoch")), given, **settings)
 
 
 class Rewound:

@@ -25,6 +25,7 @@ from jaxprune.models import Classifier, topk
 from jaxprune.parallel.devices import Layout, divided, whole
 from jaxprune.parallel.processes import by_first, gather, is_first, together
 from jaxprune.training.checkpoints import Checkpoints, Facts, start_or_resume
+from jaxprune.training.classification import Classification
 from jaxprune.training.events import Evaluation, Metric, Step
 from jaxprune.training.loop import Training
 from jaxprune.training.run_directory import (
@@ -155,7 +156,8 @@ class _Run:
         layout = Layout(spread=SPREADS[self.options.weights])
         layout.check(self._eval_batch)
         with self._train_batches() as batches:
-            training = Training(self.recipe, model, steps_per_epoch=batches.steps, seed=self.seed, layout=layout)
+            task = Classification(self.recipe, model, steps_per_epoch=batches.steps)
+            training = Training(task, model, seed=self.seed, layout=layout)
             by_first(lambda: open_run(self.out, self.recipe, seed=self.seed))
             with Checkpoints(self.out / CHECKPOINTS, keep=self.options.keep) as checkpoints:
                 training.put(start_or_resume(checkpoints, training.state, batches))

@@ -1,9 +1,9 @@
 """The training loop: a recipe's updates, one after the other, and what happens between them.
 
-A `Training` holds the present state and moves it on. Before each update the host makes a `Plan`: the keep rate, the
-sizes it gives and the augmentation that is on. The rest is the device's (`jaxprune.training.step`), from a key that is
-a function of the seed and the step. So a run is decided by its recipe, data and seed, and goes on from a saved state as
-if it had not been interrupted. Steps are updates, counted from 0; a state of step n has seen n updates. Reports are
+A `Training` holds the present state and moves it on. Before each update the task makes a plan on the host
+(`jaxprune.training.task`). The rest is the device's (`jaxprune.training.step`), from a key that is a function of the
+seed and the step. So a run is decided by its recipe, data and seed, and goes on from a saved state as if it had not
+been interrupted. Steps are updates, counted from 0; a state of step n has seen n updates. Reports are
 `jaxprune.training.events`, saving is `jaxprune.training.checkpoints`.
 """
 
@@ -15,39 +15,32 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from jaxprune.data.batches import Batch, Batches
-from jaxprune.evaluation.evaluate import evaluate as measure
-from jaxprune.models import Classifier, topk
 from jaxprune.parallel.devices import Layout, on_host
-from jaxprune.reduction.policy import Policy
-from jaxprune.training import augment, schedules
-from jaxprune.training.events import Evaluation, Metric, Step, not_finite, offenders
-from jaxprune.training.settings import Recipe
-from jaxprune.training.step import Measured, Plan, Program, Sound, State, Weights, check_fit
+from jaxprune.training.events import Evaluation, Step, not_finite, offenders
+from jaxprune.training.step import Measured, Program, State, Weights
+from jaxprune.training.task import Plan, Sound, Task
 
 
 class Training:
-    """A run of a recipe: its compiled programs, and the `state` that `fit` moves on.
+    """A run of a task: its compiled programs, and the `state` that `fit` moves on.
 
-    `steps_per_epoch` is the loader's (`Batches.steps`). The devices of `layout` (default: all, each with all weights)
-    share each batch; a batch, and each of its `accumulate` parts, must divide by their number. A whole run compiles at
-    most ten sizes (`schedules.stages_at`).
+    The devices of `layout` (default: all, each with all weights) share each batch; a batch, and each of its
+    `accumulate` parts, must divide by their number.
 
     Of several processes each has such a training and its rows of every batch, and all call the same methods.
     """
 
-    def __init__(
-        self, recipe: Recipe, model: Classifier, *, steps_per_epoch: int, seed: int = 0, layout: Layout | None = None
-    ):
-        check_fit(recipe, model)
+    def __init__(self, task: Task, model: nnx.Module, *, seed: int = 0, layout: Layout | None = None):
+        loop = task.recipe.loop
         self.layout = Layout() if layout is None else layout
-        self.layout.check(recipe.loop.batch // recipe.loop.accumulate)
-        self.recipe, self.config, self.score = recipe, model.config, model.score
-        self.steps_per_epoch = steps_per_epoch
-        self.total_steps = recipe.loop.epochs * steps_per_epoch
-        self._schedule = schedules.keep_rate_schedule(recipe.prune, steps_per_epoch=steps_per_epoch)
-        self._program = Program(recipe, model, steps_per_epoch=steps_per_epoch, layout=self.layout)
+        self.layout.check(loop.batch // loop.accumulate)
+        self.task, self.recipe = task, task.recipe
+        self.steps_per_epoch = task.steps_per_epoch
+        self.total_steps = loop.epochs * self.steps_per_epoch
+        self._program = Program(task, model, layout=self.layout)
         self._key = self._program.key(seed)
         self.state = self._program.begin(model)
 
@@ -57,19 +50,8 @@ class Training:
         return self._program.compilations
 
     def plan(self, step: int) -> Plan:
-        """An update's plan. From shrink start on SpecAugment and patch masking are off, if the target is below 1."""
-        settings, prune = self.recipe.augment, self.recipe.prune
-        if self._schedule.shrinking(step):
-            settings = settings.while_shrinking()
-        now = self._schedule(step)
-        entering = augment.visible_count(self.config, hidden=settings.patch_mask)
-        return Plan(
-            keep_rate_now=now,
-            policy=Policy(self.score, schedules.stages_at(now, prune, patches=entering)),
-            amounts=augment.amounts(settings),
-            drop_path=jnp.float32(settings.drop_path),
-            hidden=settings.patch_mask,
-        )
+        """An update's plan, which the task makes."""
+        return self.task.plan(step)
 
     def step(self, batch: Batch) -> Measured:
         """One update with a batch (this process's rows): changes `state`, and returns before the device is done."""
@@ -116,36 +98,15 @@ class Training:
             if stopping:
                 return
 
-    def evaluate(
-        self, batches: Batches, *, keep_rate: float, metric: Metric, params: Weights | None = None
-    ) -> Evaluation:
-        """The present weights (or `params`) on every clip of the batches, without augmentation, at exactly a rate.
+    def evaluate(self, batches: Batches, *, params: Weights | None = None, **asked: Any) -> Evaluation:
+        """The present weights (or `params`) on every clip of the batches, without augmentation.
 
-        They stay where they are; `jaxprune.evaluation.evaluate` does the work and raises what it raises.
+        They stay where they are; the task does the work (`asked` is handed to it) and raises what it raises.
         """
         model = self._program.model((self.state.params if params is None else params) | self.state.tables)
-        policy = topk(model, dict.fromkeys(self.recipe.prune.blocks, keep_rate), score=self.score)
-        found = measure(
-            model,
-            batches,
-            card=self.recipe.card(self.config),
-            policies={keep_rate: policy},
-            single_label=metric == "accuracy",
-            layout=self.layout,
-        )
-        measured = found.rates[keep_rate]
-        names = ("top1", "top5", "mean_average_precision", "auc", "d_prime")
-        return Evaluation(
-            step=int(self.state.step),
-            keep_rate=keep_rate,
-            clips=found.clips,
-            loss=measured.loss,
-            **{name: measured.metrics.get(name) for name in names},
-            metric=metric,
-            score=next(iter(measured.metrics.values())),
-        )
+        return self.task.evaluate(model, batches, step=int(self.state.step), layout=self.layout, **asked)
 
-    def model(self, params: Weights | None = None) -> Classifier:
+    def model(self, params: Weights | None = None) -> nnx.Module:
         """The model with the present weights (or `params`), as copies."""
         weights = (self.state.params if params is None else params) | self.state.tables
         return self._program.model({name: jnp.array(on_host(leaf), copy=True) for name, leaf in weights.items()})

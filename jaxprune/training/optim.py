@@ -19,6 +19,13 @@ from jaxprune.training.settings import AdamL2, AdamW
 
 Tree = Any  # a pytree of arrays, one per parameter
 NEVER_DECAYED = ("extra_tokens", "positions")
+# True for parameters that weight decay acts on, by dotted name and number of axes.
+Decayed = Callable[[str, int], bool]
+
+
+def finetuning_decay(name: str, ndim: int) -> bool:
+    """The rule of both fine-tuning codes: no decay of biases, norms, extra tokens and position tables."""
+    return ndim > 1 and name.partition(".")[0] not in NEVER_DECAYED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,34 +37,37 @@ class Group:
 
 
 def optimizer(
-    settings: AdamW | AdamL2, learning_rate: optax.ScalarOrSchedule, *, depth: int
+    settings: AdamW | AdamL2, learning_rate: optax.ScalarOrSchedule, *, depth: int, decayed: Decayed = finetuning_decay
 ) -> optax.GradientTransformation:
     """The optimiser for a model of `depth` blocks, for `optax` or `nnx.Optimizer(model, ..., wrt=nnx.Param)`.
 
-    `learning_rate` is a number or a schedule of the update's number. Gradients are clipped to the settings' global norm
+    `learning_rate` is a number or a schedule of the update's number. `decayed` chooses the parameters that AdamW's
+    weight decay acts on. Gradients are clipped to the settings' global norm
     (torch divides by the norm plus 1e-6 there, optax by the norm), then handed to the optimiser. Steps equal
     `torch.optim.AdamW` and `torch.optim.Adam` (`test_ten_steps_equal_pytorch`).
     """
     match settings:
         case AdamW():
-            steps = adamw(settings, learning_rate, depth=depth)
+            steps = adamw(settings, learning_rate, depth=depth, decayed=decayed)
         case AdamL2():
             steps = adam_l2(settings, learning_rate)
     return optax.chain(optax.clip_by_global_norm(settings.clip), steps) if settings.clip else steps
 
 
-def adamw(settings: AdamW, learning_rate: optax.ScalarOrSchedule, *, depth: int) -> optax.GradientTransformation:
+def adamw(
+    settings: AdamW, learning_rate: optax.ScalarOrSchedule, *, depth: int, decayed: Decayed
+) -> optax.GradientTransformation:
     """AdamW whose updates, decay included, are scaled by layer_decay ** (depth + 1 - layer) (AudioMAE, BEiT)."""
 
     def scale(name: str, update: jax.Array) -> jax.Array:
         return update * settings.layer_decay ** (depth + 1 - group(name, ndim=update.ndim, depth=depth).layer)
 
-    def decayed(params: Tree) -> Tree:
-        return map_named(lambda name, leaf: group(name, ndim=leaf.ndim, depth=depth).decayed, params)
+    def mask(params: Tree) -> Tree:
+        return map_named(lambda name, leaf: decayed(name, leaf.ndim), params)
 
     return optax.chain(
         optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=1e-8),
-        optax.add_decayed_weights(settings.weight_decay, mask=decayed),
+        optax.add_decayed_weights(settings.weight_decay, mask=mask),
         optax.stateless(lambda updates, params: map_named(scale, updates)),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -85,7 +95,7 @@ def group(name: str, *, ndim: int, depth: int) -> Group:
         layer = int(match[1]) + 1
     else:
         layer = depth + 1
-    return Group(layer, decayed=ndim > 1 and first not in NEVER_DECAYED)
+    return Group(layer, decayed=finetuning_decay(name, ndim))
 
 
 def map_named(function: Callable[[str, Any], Any], tree: Tree) -> Tree:

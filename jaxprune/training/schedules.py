@@ -8,6 +8,7 @@ updates, counted from 0.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,23 @@ from jaxtyping import Array, Float, Int
 
 from jaxprune.reduction.policy import stage_counts, top_k_stages
 from jaxprune.reduction.selection import MaskedTopK, Stage
-from jaxprune.training.settings import Cosine, Prune, Recipe, StepDecay
+from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
+from jaxprune.training.settings import Loop, Prune
 
 LearningRate = Callable[[int | Int[Array, ""]], Float[Array, ""]]
+
+
+@runtime_checkable
+class Course(Protocol):
+    """The part of a recipe that decides the course of a training, whatever its task."""
+
+    optimizer: AdamW | AdamL2
+    schedule: Cosine | StepDecay
+    loop: Loop
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate after warm-up."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +112,7 @@ def compilations(rates: Sequence[float], prune: Prune, *, patches: int) -> int:
     return len({jax.tree.structure(stages_at(rate, prune, patches=patches)) for rate in set(rates)})
 
 
-def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> LearningRate:
+def learning_rate(recipe: Course, *, steps_per_epoch: int) -> LearningRate:
     """The recipe's learning rate as an optax schedule of the update's number.
 
     Raises `ValueError` for less than one step an epoch.

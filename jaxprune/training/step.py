@@ -1,8 +1,8 @@
 """One update on the device: from waveforms and a key to new weights, in one jitted program.
 
-`Program` holds a recipe's program, which is compiled once for every structure of a `Plan`. It keeps no state: the same
-arguments give the same result on any number of devices, up to rounding. `jaxprune.training.loop` decides the plans and
-feeds the batches; where arrays lie is `jaxprune.parallel.devices`' matter.
+`Program` holds a task's program, which is compiled once for every structure of a plan. It keeps no state: the same
+arguments give the same result on any number of devices, up to rounding. `jaxprune.training.task` says what is learned,
+`jaxprune.training.loop` feeds the batches; where arrays lie is `jaxprune.parallel.devices`' matter.
 """
 
 from typing import Any
@@ -14,14 +14,11 @@ from flax import nnx, struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxprune.checkpoint import dotted
-from jaxprune.evaluation.metrics import LOSSES, weighted_mean
-from jaxprune.models import Classifier, abstract
+from jaxprune.evaluation.metrics import weighted_mean
 from jaxprune.parallel.devices import Layout, on_host
-from jaxprune.reduction.policy import Policy
-from jaxprune.training import augment, schedules
+from jaxprune.training import schedules
 from jaxprune.training.optim import optimizer
-from jaxprune.training.settings import Recipe
-from jaxprune.vit import DropPath
+from jaxprune.training.task import Plan, Sound, Task
 
 Weights = dict[str, Array]  # by dotted name
 
@@ -40,31 +37,6 @@ class State:
 
 
 @struct.dataclass
-class Sound:
-    """A batch on the device: `jaxprune.data.batches.Batch` without its indices."""
-
-    waveforms: Float[Array, "b samples"]
-    lengths: Int[Array, "b"]
-    targets: Float[Array, "b y"]
-    weights: Float[Array, "b"]
-
-
-@struct.dataclass
-class Plan:
-    """The host's decisions for one update. Another structure of `policy`, or another `hidden`, compiles anew.
-
-    `policy` keeps patches at the rate `keep_rate_now`, which is there to be reported. `hidden` is the share of patch
-    rows and columns masked out before the blocks.
-    """
-
-    keep_rate_now: augment.Number
-    policy: Policy
-    amounts: augment.Amounts
-    drop_path: Float[Array, ""]
-    hidden: float = struct.field(pytree_node=False)
-
-
-@struct.dataclass
 class Measured:
     """An update's report: the mean loss, each clip's (in the batch's order), the gradient's global norm, the learning
     rate."""
@@ -76,21 +48,25 @@ class Measured:
 
 
 class Program:
-    """The jitted update of a recipe for models like the given one, on the devices of a layout.
+    """The jitted update of a task for models like the given one, on the devices of a layout.
 
     `compilations` counts the sizes that it was traced for.
     """
 
-    def __init__(self, recipe: Recipe, model: Classifier, *, steps_per_epoch: int, layout: Layout):
-        self.recipe, self.config, self.layout = recipe, model.config, layout
+    def __init__(self, task: Task, model: nnx.Module, *, layout: Layout):
+        self.task, self.layout = task, layout
         self.compilations = 0
-        self._lr = schedules.learning_rate(recipe, steps_per_epoch=steps_per_epoch)
-        self._optimizer = optimizer(recipe.optimizer, self._lr, depth=model.config.depth)
-        self._graph, shapes = nnx.split(abstract(model.config, dtype=model.dtype))
-        self._leaves = list(nnx.to_flat_state(shapes))
+        self._lr = schedules.learning_rate(task.recipe, steps_per_epoch=task.steps_per_epoch)
+        self._optimizer = optimizer(task.recipe.optimizer, self._lr, depth=model.config.depth, decayed=task.decayed)
+        self._graph, state = nnx.split(model)
+        # Shapes alone: the program holds no weights.
+        self._leaves = [
+            (path, leaf.replace(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)))
+            for path, leaf in nnx.to_flat_state(state)
+        ]
         self._step = jax.jit(self._update, donate_argnums=0)
 
-    def begin(self, model: Classifier) -> State:
+    def begin(self, model: nnx.Module) -> State:
         """The state before the first update, of copies: the program reuses its buffers, the caller's model stays."""
         params, tables = (
             self.layout.put({dotted(path): on_host(leaf[...]) for path, leaf in nnx.to_flat_state(part)})
@@ -112,7 +88,7 @@ class Program:
         shape = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.layout.whole)
         return self._step.lower(self.layout.describe(state), shape, sound, plan)
 
-    def model(self, weights: Weights) -> Classifier:
+    def model(self, weights: Weights) -> nnx.Module:
         """The model that has these weights, `params` and `tables` together."""
         leaves = [(path, leaf.replace(weights[dotted(path)])) for path, leaf in self._leaves]
         return nnx.merge(self._graph, nnx.from_flat_state(leaves))
@@ -123,11 +99,12 @@ class Program:
         key = jax.random.fold_in(key, state.step)
 
         def of_part(params: Weights, key: Key[Array, ""], part: Sound) -> tuple[Array, Array]:
-            losses = self._losses(params | state.tables, key, part, plan)
+            model = self.model(self.layout.gathered(params | state.tables))
+            losses = self.task.losses(model, key, part, plan)
             return weighted_mean(losses, part.weights), losses
 
         gradient_of = jax.value_and_grad(of_part, has_aux=True)
-        parts = self.recipe.loop.accumulate
+        parts = self.task.recipe.loop.accumulate
         if parts == 1:
             (loss, losses), gradient = gradient_of(state.params, key, sound)
         else:
@@ -147,44 +124,3 @@ class Program:
         losses = jax.lax.with_sharding_constraint(losses, self.layout.rows)
         measured = Measured(loss, losses, optax.tree.norm(gradient), jnp.float32(self._lr(state.step)))
         return self.layout.lay(State(params, state.tables, moments, state.step + 1)), measured
-
-    def _losses(self, weights: Weights, key: Key[Array, ""], sound: Sound, plan: Plan) -> Float[Array, "b"]:
-        """Each clip's loss, augmented and with patches masked out before the blocks."""
-        for_input, for_mask, for_drop = jax.random.split(key, 3)
-        facts = self.recipe.data
-        clips = len(sound.waveforms)
-        batch = augment.training_input(
-            for_input,
-            sound.waveforms,
-            lengths=sound.lengths,
-            labels=sound.targets,
-            amounts=plan.amounts,
-            frames=facts.frames,
-            mean=facts.mean,
-            std=facts.std,
-            padding=facts.fill,
-            mels=self.config.mels,
-        )
-        visible = None
-        if plan.hidden:
-            visible = augment.visible_patches(for_mask, clips=clips, config=self.config, hidden=plan.hidden)
-        output = self.model(self.layout.gathered(weights))(
-            batch.mel, plan.policy, visible=visible, drop_path=DropPath(for_drop, plan.drop_path)
-        )
-        return LOSSES[self.recipe.loop.loss](output.logits, batch.labels)
-
-
-def check_fit(recipe: Recipe, model: Classifier) -> None:
-    """Raises `ValueError` where the model is not the one the recipe trains."""
-    config, facts = model.config, recipe.data
-    pairs = {
-        "family": (config.family, recipe.start.family),
-        "frames": (config.frames, facts.frames),
-        "classes": (config.classes, facts.classes),
-        "compute dtype": (str(model.dtype), recipe.precision.compute),
-    }
-    for name, (has, wants) in pairs.items():
-        if has != wants:
-            raise ValueError(f"the model's {name} is {has}, but the recipe {recipe.name} calls for {wants}")
-    if beyond := [block for block in recipe.prune.blocks if block >= config.depth]:
-        raise ValueError(f"blocks {beyond} cannot prune: the model has blocks 0 to {config.depth - 1}")

@@ -32,11 +32,13 @@ from jaxprune.features import sample_count
 from jaxprune.files import write_text
 from jaxprune.models import Classifier, abstract
 from jaxprune.parallel.devices import Layout
+from jaxprune.training.classification import Classification
 from jaxprune.training.finetune import SPREADS
 from jaxprune.training.loop import Training
 from jaxprune.training.recipes import recipe as named
 from jaxprune.training.settings import Recipe
-from jaxprune.training.step import Program, Sound
+from jaxprune.training.step import Program
+from jaxprune.training.task import Sound
 from scripts.scaling.projection import steady
 
 COLUMNS = ("recipe", "size", "keep", "weights", "devices", "clips each", "collective", "count", "MB", "MB on the wire")
@@ -186,7 +188,8 @@ def compiled_step(recipe: Recipe, config: ModelConfig, *, layout: Layout, clips:
     recipe = dataclasses.replace(recipe, loop=dataclasses.replace(recipe.loop, batch=batch))
     model = blank(config, dtype=recipe.precision.compute)
     # The state lies on one device, because 64 copies would not fit anywhere; the step is traced for all of them.
-    training = Training(recipe, model, steps_per_epoch=1, layout=Layout(layout.devices[:1], spread=layout.spread))
+    task = Classification(recipe, model, steps_per_epoch=1)
+    training = Training(task, model, layout=Layout(layout.devices[:1], spread=layout.spread))
     parameters = sum(leaf.size for leaf in training.state.params.values())
     plan = training.plan(training.total_steps - 1)
     rows = {"waveforms": (sample_count(recipe.data.frames), np.float32), "lengths": (None, np.int32)}
@@ -197,7 +200,7 @@ def compiled_step(recipe: Recipe, config: ModelConfig, *, layout: Layout, clips:
             for name, (size, dtype) in rows.items()
         }
     )
-    program = Program(recipe, model, steps_per_epoch=1, layout=layout)
+    program = Program(task, model, layout=layout)
     lowered = program.lowered(training.state, jax.random.key(0), sound, plan)
     hlo = lowered.compile(compiler_options=QUICK).as_text()
     return Compiled(hlo=hlo, parameters=parameters, devices=len(layout.devices), clips=clips)

@@ -256,6 +256,7 @@ def serve(task: dict[str, Any]) -> None:
     """Times as many steps as each line of the input asks for."""
     from jaxprune.models import build
     from jaxprune.parallel.processes import Launch, joined
+    from jaxprune.training.classification import Classification
     from jaxprune.training.loop import Training
 
     os.sched_setaffinity(0, {task["core"]})  # before XLA counts the cores to make its threads for
@@ -263,7 +264,7 @@ def serve(task: dict[str, Any]) -> None:
     recipe = dataclasses.replace(recipe, loop=dataclasses.replace(recipe.loop, batch=clips * launch.count))
     with joined(launch):
         model = build(ModelConfig(**task["config"]), dtype=recipe.precision.compute)
-        training = Training(recipe, model, steps_per_epoch=1_000_000)
+        training = Training(Classification(recipe, model, steps_per_epoch=1_000_000), model)
         batch = noise(recipe, clips=clips)
 
         def timed(count: int) -> list[float]:

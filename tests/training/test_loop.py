@@ -90,7 +90,7 @@ def test_losses_of_a_whole_run_equal_those_of_exact_gathering(dataset, run):
     def gathered(step):
         now = plan(step)
         stages = top_k_stages(dict.fromkeys(made.prune.blocks, now.keep_rate_now))
-        return now.replace(policy=Policy(exact.score, stages))
+        return now.replace(policy=Policy(exact.task.score, stages))
 
     exact.plan = gathered
     with batches(dataset, made) as loader:
@@ -139,7 +139,7 @@ def test_the_models_passed_in_and_out_share_nothing_with_the_run():
     made = recipe()
     given = model()
     before = {name: np.array(leaf[...]) for name, leaf in leaves(given).items()}
-    trained = Training(made, given, steps_per_epoch=STEPS)
+    trained = training(made, model=given)
     out = trained.model()
     for seed in range(2):
         trained.step(random_batch(seed=seed))
@@ -236,7 +236,7 @@ def test_evaluation_counts_every_clip_once_at_an_exact_rate(dataset, run):
     assert found["accuracy"].auc is found["mAP"].top1 is None
     assert found["mAP"].score == found["mAP"].mean_average_precision > 0
     assert found["mAP"].loss == found["accuracy"].loss
-    assert LOSSES[made.loop.loss] is LOSS_OF[made.card(trained.config).activation]
+    assert LOSSES[made.loop.loss] is LOSS_OF[made.card(trained.task.config).activation]
 
 
 def evaluated(trained: Training, dataset: Dataset) -> list[float]:

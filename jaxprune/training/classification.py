@@ -1,0 +1,137 @@
+"""Fine-tuning as a task: labelled clips, a keep rate that falls, and augmentation that stops when it begins to.
+
+The host plans each update (`Plan`): the keep rate, the sizes that it gives and the augmentation that is on. The loss of
+a clip is computed on the device. Schedules are `jaxprune.training.schedules`, augmentation is
+`jaxprune.training.augment`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Key
+
+from jaxprune.data.batches import Batches
+from jaxprune.evaluation.evaluate import evaluate as measure
+from jaxprune.evaluation.metrics import LOSSES
+from jaxprune.models import Classifier, topk
+from jaxprune.parallel.devices import Layout
+from jaxprune.reduction.policy import Policy
+from jaxprune.training import augment, schedules
+from jaxprune.training.events import Evaluation, Metric
+from jaxprune.training.optim import finetuning_decay
+from jaxprune.training.settings import Recipe
+from jaxprune.training.task import Sound
+from jaxprune.vit import DropPath
+
+
+@struct.dataclass
+class Plan:
+    """The host's decisions for one update. Another structure of `policy`, or another `hidden`, compiles anew.
+
+    `policy` keeps patches at the rate `keep_rate_now`, which is there to be reported. `hidden` is the share of patch
+    rows and columns masked out before the blocks.
+    """
+
+    keep_rate_now: augment.Number
+    policy: Policy
+    amounts: augment.Amounts
+    drop_path: Float[Array, ""]
+    hidden: float = struct.field(pytree_node=False)
+
+
+class Classification:
+    """A recipe's fine-tuning of models like the given one. A whole run compiles at most ten sizes
+    (`schedules.stages_at`).
+
+    Raises `ValueError` where the model is not the one that the recipe trains.
+    """
+
+    decayed = staticmethod(finetuning_decay)
+
+    def __init__(self, recipe: Recipe, model: Classifier, *, steps_per_epoch: int):
+        check_fit(recipe, model)
+        self.recipe, self.config, self.score = recipe, model.config, model.score
+        self.steps_per_epoch = steps_per_epoch
+        self._schedule = schedules.keep_rate_schedule(recipe.prune, steps_per_epoch=steps_per_epoch)
+
+    def plan(self, step: int) -> Plan:
+        """An update's plan. From shrink start on SpecAugment and patch masking are off, if the target is below 1."""
+        settings, prune = self.recipe.augment, self.recipe.prune
+        if self._schedule.shrinking(step):
+            settings = settings.while_shrinking()
+        now = self._schedule(step)
+        entering = augment.visible_count(self.config, hidden=settings.patch_mask)
+        return Plan(
+            keep_rate_now=now,
+            policy=Policy(self.score, schedules.stages_at(now, prune, patches=entering)),
+            amounts=augment.amounts(settings),
+            drop_path=jnp.float32(settings.drop_path),
+            hidden=settings.patch_mask,
+        )
+
+    def losses(self, model: Classifier, key: Key[Array, ""], sound: Sound, plan: Plan) -> Float[Array, "b"]:
+        """Each clip's loss, augmented and with patches masked out before the blocks."""
+        for_input, for_mask, for_drop = jax.random.split(key, 3)
+        facts = self.recipe.data
+        clips = len(sound.waveforms)
+        batch = augment.training_input(
+            for_input,
+            sound.waveforms,
+            lengths=sound.lengths,
+            labels=sound.targets,
+            amounts=plan.amounts,
+            frames=facts.frames,
+            mean=facts.mean,
+            std=facts.std,
+            padding=facts.fill,
+            mels=self.config.mels,
+        )
+        visible = None
+        if plan.hidden:
+            visible = augment.visible_patches(for_mask, clips=clips, config=self.config, hidden=plan.hidden)
+        output = model(batch.mel, plan.policy, visible=visible, drop_path=DropPath(for_drop, plan.drop_path))
+        return LOSSES[self.recipe.loop.loss](output.logits, batch.labels)
+
+    def evaluate(
+        self, model: Classifier, batches: Batches, *, step: int, layout: Layout, keep_rate: float, metric: Metric
+    ) -> Evaluation:
+        """The model on every clip of the batches at exactly a keep rate.
+
+        `jaxprune.evaluation.evaluate` does the work and raises what it raises.
+        """
+        policy = topk(model, dict.fromkeys(self.recipe.prune.blocks, keep_rate), score=self.score)
+        found = measure(
+            model,
+            batches,
+            card=self.recipe.card(self.config),
+            policies={keep_rate: policy},
+            single_label=metric == "accuracy",
+            layout=layout,
+        )
+        measured = found.rates[keep_rate]
+        names = ("top1", "top5", "mean_average_precision", "auc", "d_prime")
+        return Evaluation(
+            step=step,
+            keep_rate=keep_rate,
+            clips=found.clips,
+            loss=measured.loss,
+            **{name: measured.metrics.get(name) for name in names},
+            metric=metric,
+            score=next(iter(measured.metrics.values())),
+        )
+
+
+def check_fit(recipe: Recipe, model: Classifier) -> None:
+    """Raises `ValueError` where the model is not the one the recipe trains."""
+    config, facts = model.config, recipe.data
+    pairs = {
+        "family": (config.family, recipe.start.family),
+        "frames": (config.frames, facts.frames),
+        "classes": (config.classes, facts.classes),
+        "compute dtype": (str(model.dtype), recipe.precision.compute),
+    }
+    for name, (has, wants) in pairs.items():
+        if has != wants:
+            raise ValueError(f"the model's {name} is {has}, but the recipe {recipe.name} calls for {wants}")
+    if beyond := [block for block in recipe.prune.blocks if block >= config.depth]:
+        raise ValueError(f"blocks {beyond} cannot prune: the model has blocks 0 to {config.depth - 1}")
