@@ -21,50 +21,11 @@ from jaxprune.models import Classifier
 from jaxprune.positions import adapt_positions, released_audiomae_cut
 
 from . import export, mapping
+from .about import About
 from .errors import shown
-from .read import TorchCheckpoint, read_torch
+from .read import TorchCheckpoint
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class About:
-    """Facts about the source that its file does not tell."""
-
-    labels: Path | None = None
-    """class names: a CSV with index and display_name, ESC-50's meta CSV, JSON, or one name a line."""
-    dataset: str | None = None
-    """whose feature statistics and activation to use: audioset, esc50, speechcommands or voxceleb1."""
-    mean: float | None = None
-    """the mean of the log-mel features that the model was trained with; goes with --std."""
-    std: float | None = None
-    """their standard deviation."""
-    classes: int | None = None
-    """size of the new head for a checkpoint that has none, such as a pre-trained AudioMAE."""
-    padding: Literal["minimum", "zero"] | None = None
-    """the log-mel that filled short clips in its training: the clip's minimum (the token-pruning code) or 0."""
-    predictors: tuple[int, ...] = ()
-    """the blocks at which the source's predictors choose (DynamicViT), if not 3, 6 and 9."""
-    key: str | None = None
-    """the weights to take where the file has several, such as model_ema or checkpoint.model."""
-    num_heads: int | None = None
-    """attention heads, if not width / 64."""
-    source_frames: int | None = None
-    """frames the source's position table was made for, if its size fits several."""
-    mels: int | None = None
-    """the source's mel bins, if not 128."""
-    time_stride: int | None = None
-    """the source's patch stride in frames, if it cannot be told from its size."""
-    freq_stride: int | None = None
-    """the source's patch stride in mel bins, if it cannot be told from its size."""
-    origin: str = ""
-    """a remark on where the weights come from, kept in the card beside the file name."""
-
-    def read(self, source: Path) -> TorchCheckpoint:
-        """The source with these facts, and its origin in the card."""
-        facts = {name: value for name, value in vars(self).items() if name != "origin"}
-        read = read_torch(source, **facts)
-        head = "" if read.card.trained else "random weights in its new head"
-        origin = "; ".join(filter(None, (read.card.source, self.origin, head)))
-        return dataclasses.replace(read, card=dataclasses.replace(read.card, source=origin))
+NOTHING_TOLD = About()
 
 
 def convert(
@@ -74,7 +35,7 @@ def convert(
     to_torch: Literal["official", "huggingface"] | None = None,
     frames: int | None = None,
     positions: Literal["right", "released"] = "right",
-    about: Annotated[About, tyro.conf.arg(name="")] = About(),
+    about: Annotated[About, tyro.conf.arg(name="")] = NOTHING_TOLD,
     overwrite: bool = False,
 ) -> None:
     """Convert a checkpoint between PyTorch and JAX; every number arrives, or nothing is written.
@@ -145,8 +106,6 @@ def adapted(
 ) -> tuple[Card, dict[str, np.ndarray]]:
     """The card and official tensors for spectrograms of another length."""
     key = next(key for key in state if key.endswith("pos_embed"))
-    if positions == "released" and card.model.family != "audiomae":
-        raise ValueError("--positions released is AudioMAE's published slip; an AST has only the right way")
     adapt = {"right": adapt_positions, "released": released_audiomae_cut}[positions]
     state[key] = adapt(state[key][0], card.model, frames=frames)[None]
     return dataclasses.replace(card, model=dataclasses.replace(card.model, frames=frames)), state

@@ -8,16 +8,15 @@ with the path.
 import dataclasses
 import math
 
-from jaxprune.config import LARGEST, Activation, Card, Family, ModelConfig, Padding
+from jaxprune.config import LARGEST, Activation, Card, ModelConfig, Padding
+from jaxprune.families import FAMILIES
 from jaxprune.features import MELS, MOST_MELS, STATISTICS
 from jaxprune.reduction.policy import default_blocks
 
 from .geometry import Geometry
 from .grids import Grid, infer_grid
-from .mapping import TOKENS
 
 HEAD_WIDTH = 64  # channels of an attention head in every published model
-NORM_EPS: dict[Family, tuple[float, float]] = {"ast": (1e-6, 1e-5), "audiomae": (1e-6, 1e-6)}  # (blocks, classifier)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +91,7 @@ def make_card(geometry: Geometry, hints: Hints, *, said: Said, source: str) -> t
     padding = _padding(hints, said, notes=notes)
     heads = _heads(geometry, hints, said)
     predictors = _predictors(geometry, hints, notes=notes)
-    norm_eps, head_norm_eps = (said.norm_eps, said.norm_eps) if said.norm_eps else NORM_EPS[geometry.family]
+    published = FAMILIES[geometry.family]
     try:
         model = ModelConfig(
             family=geometry.family,
@@ -106,8 +105,8 @@ def make_card(geometry: Geometry, hints: Hints, *, said: Said, source: str) -> t
             time_stride=grid.time_stride,
             freq_stride=grid.freq_stride,
             mlp_ratio=geometry.mlp_ratio,
-            norm_eps=norm_eps,
-            head_norm_eps=head_norm_eps,
+            norm_eps=said.norm_eps or ModelConfig.norm_eps,
+            head_norm_eps=said.norm_eps or published.head_norm_eps,
             predictors=predictors,
         )
         card = Card(
@@ -147,7 +146,7 @@ def _grid(geometry: Geometry, hints: Hints, *, said: Said, mels: int | None) -> 
             freq_stride=freq_stride,
         )
     except ValueError as error:
-        tokens = geometry.patches + len(TOKENS[geometry.family])
+        tokens = geometry.patches + FAMILIES[geometry.family].extra_tokens
         raise ValueError(f"has a position table of {tokens} tokens, but {error}") from error
 
 

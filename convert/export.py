@@ -10,18 +10,16 @@ import torch
 from torch import Tensor
 
 from jaxprune.config import ModelConfig
+from jaxprune.families import FAMILIES
 from jaxprune.files import replace_file, whole_directory
 
 from .huggingface import Layout, config_json, preprocessor_json, to_huggingface
+from .mapping import OFFICIAL
 
 
 def write_official(path: str | os.PathLike, state: Mapping[str, Tensor], config: ModelConfig) -> None:
     """One file in the layout the model's authors save: AST with DataParallel's `module.`, AudioMAE under `model`."""
-    wrap = {
-        "ast": lambda tensors: {f"module.{key}": value for key, value in tensors.items()},
-        "audiomae": lambda tensors: {"model": dict(tensors)},
-    }
-    save_pickle(path, wrap[config.family](state))
+    save_pickle(path, OFFICIAL[config.family].saved(state))
 
 
 def write_huggingface(
@@ -41,7 +39,7 @@ def write_huggingface(
     Raises `ValueError` for a model that is not an AST, one with predictors, one whose two LayerNorm eps differ (Hugging
     Face knows one), and where `directory` holds something that is not to be overwritten.
     """
-    if config.family != "ast":
+    if not FAMILIES[config.family].in_transformers:
         raise ValueError(f"Hugging Face's transformers has no {config.family} classifier; write it as official instead")
     if config.predictors:
         raise ValueError("Hugging Face's transformers has no place for predictors; write the model as official instead")

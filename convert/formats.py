@@ -12,7 +12,7 @@ import torch
 from jaxprune.config import Family
 
 from . import huggingface
-from .mapping import CLASSIFIERS
+from .mapping import OFFICIAL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,8 +109,9 @@ class Names:
 
 def missing_modules(keys: Collection[str], family: Family) -> tuple[str, ...]:
     """The classifier's modules that must be made anew: none where it has its last layer, else those wholly absent."""
-    absent = [module for module in CLASSIFIERS[family] if not any(key.startswith(f"{module}.") for key in keys)]
-    return tuple(absent) if CLASSIFIERS[family][-1] in absent else ()
+    modules = OFFICIAL[family].classifier
+    absent = [module for module in modules if not any(key.startswith(f"{module}.") for key in keys)]
+    return tuple(absent) if modules[-1] in absent else ()
 
 
 def in_file(official: str, form: Format) -> tuple[str, ...]:

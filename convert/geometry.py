@@ -9,9 +9,10 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 
-from jaxprune.config import Family, ModelConfig
+from jaxprune.config import ModelConfig
+from jaxprune.families import FAMILIES, Family
 
-from .mapping import BLOCK, CLASSIFIERS, PREDICTOR, PREFIX, TOKENS, Shape, official_shapes
+from .mapping import BLOCK, OFFICIAL, PREDICTOR, Shape, official_shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Geometry:
     @classmethod
     def of_shapes(cls, shapes: Mapping[str, Shape], *, family: Family, classifier: bool) -> "Geometry":
         """Derives the sizes. `ValueError`, a line a problem, where a tensor they need is missing or malformed."""
-        prefix, tokens = PREFIX[family], len(TOKENS[family])
+        prefix, (_, head) = OFFICIAL[family].prefix, OFFICIAL[family].classifier
         problems: list[str] = []
 
         def size(key: str, ndim: int, axis: int) -> int:
@@ -50,8 +51,8 @@ class Geometry:
             depth=depth_of(shapes),
             mlp_width=size(f"{prefix}blocks.0.mlp.fc1.weight", 2, 0),
             patch=size(f"{prefix}patch_embed.proj.weight", 4, 3),
-            patches=size(f"{prefix}pos_embed", 3, 1) - tokens,
-            classes=size(f"{CLASSIFIERS[family][1]}.weight", 2, 0) if classifier else None,
+            patches=size(f"{prefix}pos_embed", 3, 1) - FAMILIES[family].extra_tokens,
+            classes=size(f"{head}.weight", 2, 0) if classifier else None,
             predictors=predictors_of(shapes),
         )
         if not problems and geometry.patches < 1:

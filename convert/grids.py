@@ -3,11 +3,10 @@
 import dataclasses
 from collections.abc import Iterator
 
-from jaxprune.config import Family
+from jaxprune.families import FAMILIES, Family
 from jaxprune.features import MELS
 
 STANDARD_FRAMES = (128, 512, 1024)  # of the published models
-AST_STRIDES = (10, 16)  # the original's, then the pruning work's
 HINTS = "--source-frames, --mels, --time-stride or --freq-stride"
 
 
@@ -44,7 +43,7 @@ def infer_grid(
     if time_stride is not None or freq_stride is not None:
         strides = [(time_stride or freq_stride, freq_stride or time_stride)]
     else:
-        strides = [(stride, stride) for stride in (AST_STRIDES if family == "ast" else (patch,))]
+        strides = [(stride, stride) for stride in FAMILIES[family].strides or (patch,)]
     grids, tried = [], []
     for time, freq in strides:
         rows = (mels - patch) // freq + 1

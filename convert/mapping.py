@@ -20,13 +20,45 @@ from jaxprune.models import Classifier, abstract, build
 
 Shape = tuple[int, ...]
 
-# Official names that differ between the families: what stands before the body's, the extra tokens, and the classifier's
-# LayerNorm and Linear.
-PREFIX: Mapping[Family, str] = {"ast": "v.", "audiomae": ""}
-TOKENS: Mapping[Family, tuple[str, ...]] = {"ast": ("cls_token", "dist_token"), "audiomae": ("cls_token",)}
-CLASSIFIERS: Mapping[Family, tuple[str, str]] = {"ast": ("mlp_head.0", "mlp_head.1"), "audiomae": ("fc_norm", "head")}
 BLOCK = re.compile(r"\bblocks\.(\d{1,3})\.")
 PREDICTOR = re.compile(r"\bscore_predictor\.(\d{1,3})\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Official:
+    """A family's official tensors, as far as they differ from the other's.
+
+    `prefix` stands before the body's names. `tokens` are the extra tokens, `norms` the LayerNorms after the last
+    block, `classifier` its LayerNorm and Linear. `kernel` is the patch convolution as an einops pattern. `saved` is
+    what the authors' code saves of a state dict.
+    """
+
+    prefix: str
+    tokens: tuple[str, ...]
+    norms: tuple[str, ...]
+    classifier: tuple[str, str]
+    kernel: str
+    saved: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+OFFICIAL: Mapping[Family, Official] = {
+    "ast": Official(
+        prefix="v.",
+        tokens=("cls_token", "dist_token"),
+        norms=("norm",),
+        classifier=("mlp_head.0", "mlp_head.1"),
+        kernel="d 1 pf pt -> (pt pf) d",
+        saved=lambda state: {f"module.{key}": value for key, value in state.items()},  # under DataParallel
+    ),
+    "audiomae": Official(
+        prefix="",
+        tokens=("cls_token",),
+        norms=(),
+        classifier=("fc_norm", "head"),
+        kernel="d 1 pt pf -> (pt pf) d",
+        saved=lambda state: {"model": dict(state)},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -91,44 +123,28 @@ def official_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 def pairs(config: ModelConfig) -> list[Pair]:
     """Every tensor and leaf of a model of this configuration."""
-    blocks = [pair for i in range(config.depth) for pair in block(f"blocks.{i}", f"encoder.blocks.{i}")]
-    blocks += predictor_pairs(len(config.predictors))
-    return {"ast": ast_pairs, "audiomae": audiomae_pairs}[config.family](config, blocks)
-
-
-def ast_pairs(config: ModelConfig, blocks: list[Pair]) -> list[Pair]:
-    """The blocks' pairs under `v.`, and AST's own."""
+    names = OFFICIAL[config.family]
+    head_norm, head = names.classifier
     body = [
-        *patch_embed("patch_embed.proj", "d 1 pf pt -> (pt pf) d", config),
-        Pair(
-            TOKENS["ast"],
-            "extra_tokens",
-            lambda cls, dist: np.concatenate([cls, dist], axis=1)[0],
-            lambda leaf: (leaf[None, :1], leaf[None, 1:]),
-        ),
+        *patch_embed("patch_embed.proj", names.kernel, config),
+        extra_tokens(names.tokens),
         reshaped("pos_embed", "positions", "1 s d -> s d"),
-        *norm("norm", "norm"),
-        *blocks,
+        *(pair for name in names.norms for pair in norm(name, name)),
+        *(pair for i in range(config.depth) for pair in block(f"blocks.{i}", f"encoder.blocks.{i}")),
+        *predictor_pairs(len(config.predictors)),
     ]
-    under_v = [replace(pair, official=tuple(PREFIX["ast"] + key for key in pair.official)) for pair in body]
-    return [*under_v, *classifier(config.family)]
+    prefixed = [replace(pair, official=tuple(names.prefix + key for key in pair.official)) for pair in body]
+    return [*prefixed, *norm(head_norm, "head_norm"), *linear(head, "head")]
 
 
-def audiomae_pairs(config: ModelConfig, blocks: list[Pair]) -> list[Pair]:
-    """The blocks' pairs, and AudioMAE's own."""
-    return [
-        *patch_embed("patch_embed.proj", "d 1 pt pf -> (pt pf) d", config),
-        reshaped(*TOKENS["audiomae"], "extra_tokens", "1 p d -> p d"),
-        reshaped("pos_embed", "positions", "1 s d -> s d"),
-        *blocks,
-        *classifier(config.family),
-    ]
-
-
-def classifier(family: Family) -> tuple[Pair, ...]:
-    """The classifier's LayerNorm and Linear."""
-    head_norm, head = CLASSIFIERS[family]
-    return *norm(head_norm, "head_norm"), *linear(head, "head")
+def extra_tokens(names: tuple[str, ...]) -> Pair:
+    """The extra tokens, each `(1, 1, d)`, one below the other."""
+    return Pair(
+        names,
+        "extra_tokens",
+        lambda *tokens: np.concatenate(tokens, axis=1)[0],
+        lambda leaf: tuple(leaf[None, i : i + 1] for i in range(len(names))),
+    )
 
 
 def block(official: str, leaf: str) -> tuple[Pair, ...]:

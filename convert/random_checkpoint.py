@@ -19,6 +19,7 @@ from torch import Tensor
 
 from jaxprune.cli.console import run
 from jaxprune.config import ModelConfig
+from jaxprune.families import FAMILIES
 from jaxprune.positions import published_positions
 
 from . import export
@@ -36,7 +37,7 @@ def write_ast_official(path: str | os.PathLike, config: ModelConfig, *, seed: in
     for name in ("v.head", "v.head_dist"):
         shapes = {f"{name}.weight": (IMAGENET_CLASSES, config.width), f"{name}.bias": (IMAGENET_CLASSES,)}
         state |= draw(shapes, seed=seed + 1)
-    save_pickle(path, {f"module.{key}": value for key, value in state.items()})
+    export.write_official(path, state, config)
 
 
 def write_huggingface(
@@ -113,7 +114,7 @@ def random_state(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in build(config).state_dict().items()}
     state = draw(shapes, seed=seed)
-    if config.family == "audiomae":
+    if FAMILIES[config.family].positions == "sincos":
         state["pos_embed"] = _positions(config)
     return state
 

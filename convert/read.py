@@ -24,7 +24,7 @@ from .formats import Format, Names, in_file, missing_modules
 from .geometry import Geometry, depth_of, predictors_of
 from .huggingface import Layout
 from .huggingface_config import HuggingFaceConfig
-from .mapping import CLASSIFIERS, Shape
+from .mapping import OFFICIAL, Shape
 from .timm_config import read_timm
 
 __all__ = ["CheckpointError", "TorchCheckpoint", "read_torch"]
@@ -213,7 +213,7 @@ def _geometry(found: _Found, shapes: Mapping[str, Shape]) -> Geometry:
     family, said = found.form.family, found.said
     if not isinstance(said, HuggingFaceConfig):
         return Geometry.of_shapes(shapes, family=family, classifier=not found.fresh)
-    head = shapes.get(f"{CLASSIFIERS[family][1]}.weight", ())
+    head = shapes.get(f"{OFFICIAL[family].classifier[1]}.weight", ())
     return Geometry(
         family=family,
         width=said.width,

@@ -4,11 +4,12 @@ A rung is one comparison with its tolerance. The order in which they are climbed
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxprune.models import Output
 
@@ -38,9 +39,14 @@ def forced_rungs(
 ) -> Iterator[Rung]:
     """Tokens leaving each pruning block, and logits, where JAX was made to keep the reference's patches."""
     for block in sorted(blocks):
-        pair = theirs.blocks[block], ours.trace[block].tokens
-        yield compare(f"block {block}, forced", *pair, keep_rate=keep_rate, tolerance=tolerance)
-    yield compare_logits("logits, forced", theirs.logits, ours.logits, keep_rate=keep_rate, tolerance=tolerance)
+        yield compare_tokens(
+            theirs.blocks[block],
+            ours.trace[block].tokens,
+            stage=f"block {block}, forced",
+            keep_rate=keep_rate,
+            tolerance=tolerance,
+        )
+    yield compare(theirs.logits, ours.logits, stage="logits, forced", keep_rate=keep_rate, tolerance=tolerance)
 
 
 def free_rungs(
@@ -58,45 +64,43 @@ def free_rungs(
         wrong = same & (overlaps < 1) & (gaps > GAP)
         tied = same & (overlaps < 1) & (gaps <= GAP)
         rung = compare(
-            f"scores and choice at block {block}, free",
             by_patch(theirs.scores[block].numpy(), before(theirs, block))[same],
             by_patch(np.asarray(trace.score), np.asarray(trace.scored_ids))[same],
+            stage=f"scores and choice at block {block}, free",
             keep_rate=keep_rate,
             tolerance=tolerance * float(theirs.scores[block].max()),
-            relative=False,
         )
         remark = (
             f"{tied.sum()} clips tied" if tied.any() else f"{wrong.sum()} clips chose otherwise" if wrong.any() else ""
         )
-        yield Rung(
-            **asdict(rung)
-            | {
-                "passed": rung.passed and not wrong.any(),
-                "overlap": float(overlaps[same].min(initial=1)),
-                "gap": smallest if np.isfinite(smallest := float(gaps[same].min(initial=np.inf))) else None,
-                "remark": remark,
-            }
+        yield replace(
+            rung,
+            passed=rung.passed and not wrong.any(),
+            overlap=float(overlaps[same].min(initial=1)),
+            gap=smallest if np.isfinite(smallest := float(gaps[same].min(initial=np.inf))) else None,
+            remark=remark,
         )
         same &= overlaps == 1
     logits = theirs.logits.numpy()[same], np.asarray(ours.logits)[same]
-    yield compare_logits("logits, free", *logits, keep_rate=keep_rate, tolerance=tolerance)
+    yield compare(*logits, stage="logits, free", keep_rate=keep_rate, tolerance=tolerance)
 
 
-def compare(stage: str, theirs, ours, *, keep_rate: float, tolerance: float, relative: bool = True) -> Rung:
-    """Largest and mean absolute difference of two arrays; with `relative`, the tolerance grows with values above 1."""
-    theirs, ours = np.asarray(theirs, np.float64), np.asarray(ours, np.float64)
-    if theirs.size == 0:
+def compare(theirs: ArrayLike, ours: ArrayLike, *, stage: str, keep_rate: float, tolerance: float) -> Rung:
+    """The largest and the mean absolute difference of two arrays of one shape. Empty ones pass: every clip had a tie.
+
+    The largest is held to the tolerance as it stands, however large the values are.
+    """
+    difference = np.abs(np.asarray(theirs, np.float64) - np.asarray(ours, np.float64))
+    if difference.size == 0:
         return Rung(stage, keep_rate, 0.0, 0.0, tolerance, passed=True, remark="every clip had a tie")
-    difference = np.abs(theirs - ours)
-    allowed = tolerance * max(1.0, float(np.abs(theirs).max())) if relative else tolerance
-    return Rung(
-        stage, keep_rate, float(difference.max()), float(difference.mean()), allowed, bool(difference.max() <= allowed)
-    )
+    largest = float(difference.max())
+    return Rung(stage, keep_rate, largest, float(difference.mean()), tolerance, passed=largest <= tolerance)
 
 
-def compare_logits(stage: str, theirs, ours, *, keep_rate: float, tolerance: float) -> Rung:
-    """`compare`, held to the tolerance as it stands however large the logits are."""
-    return compare(stage, theirs, ours, keep_rate=keep_rate, tolerance=tolerance, relative=False)
+def compare_tokens(theirs: ArrayLike, ours: ArrayLike, *, stage: str, keep_rate: float, tolerance: float) -> Rung:
+    """`compare` with a tolerance that grows with the largest of their values, if that exceeds 1."""
+    largest = max(1.0, float(np.abs(np.asarray(theirs)).max()))
+    return compare(theirs, ours, stage=stage, keep_rate=keep_rate, tolerance=tolerance * largest)
 
 
 def ranks(reference: torch_reference.Reference, patches: int) -> jax.Array:

@@ -28,9 +28,12 @@ from jaxprune.reduction.policy import default_blocks
 from jaxprune.reduction.scores import Given
 
 from . import torch_features, torch_reference
+from .about import Facts
 from .mapping import to_flax
-from .read import TorchCheckpoint, read_torch
-from .rungs import Rung, compare, compare_logits, forced_rungs, free_rungs, ranks
+from .read import TorchCheckpoint
+from .rungs import Rung, compare, compare_tokens, forced_rungs, free_rungs, ranks
+
+NOTHING_TOLD = Facts()
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,7 @@ def main(
     keep_rates: tuple[float, ...] = (1.0, 0.9, 0.7, 0.5),
     blocks: tuple[int, ...] = (),
     tolerance: float = 1e-4,
-    num_heads: int | None = None,
-    dataset: str | None = None,
-    source_frames: int | None = None,
+    facts: Annotated[Facts, tyro.conf.arg(name="")] = NOTHING_TOLD,
     out: Path | None = None,
 ) -> int:
     """Compare a PyTorch checkpoint in PyTorch and in JAX, stage by stage; exit code 1 when out of tolerance.
@@ -62,12 +63,12 @@ def main(
         blocks: 0-based blocks that prune; those of 3, 6 and 9 that the model has unless given.
         tolerance: largest difference allowed in logits; in tokens it grows with the largest value, if that exceeds 1;
             log-mel has its own.
-        num_heads: attention heads, if not width / 64.
-        dataset: whose feature statistics to use, if the checkpoint does not tell.
-        source_frames: frames the position table was made for, if its size fits several.
+        facts: facts about the source, as for jaxprune convert.
         out: write the comparison as JSON here.
     """
-    checkpoint = read_torch(source, num_heads=num_heads, dataset=dataset, source_frames=source_frames)
+    checkpoint = facts.read(source)
+    for note in checkpoint.notes:
+        notice(note)
     if checkpoint.missing:
         raise ValueError(
             f"{source} has no classifier ({', '.join(checkpoint.missing)}), so it has no logits to compare"
@@ -134,13 +135,13 @@ def validate(
         "block 0": (theirs.blocks[0], ours.trace[0].tokens),
         "encoder, unpruned": (theirs.blocks[-1], ours.trace[-1].tokens),
     }
-    rungs += [compare(name, *pair, keep_rate=1.0, tolerance=tolerance) for name, pair in pairs.items()]
-    rungs.append(compare_logits("logits, unpruned", theirs.logits, ours.logits, keep_rate=1.0, tolerance=tolerance))
+    rungs += [compare_tokens(*pair, stage=stage, keep_rate=1.0, tolerance=tolerance) for stage, pair in pairs.items()]
+    logits = {"logits, unpruned": theirs.logits}
     if checkpoint.huggingface is not None:
-        logits = transformers_logits(source, mel)
-        rungs.append(
-            compare_logits("logits, unpruned, transformers", logits, ours.logits, keep_rate=1.0, tolerance=tolerance)
-        )
+        logits["logits, unpruned, transformers"] = transformers_logits(source, mel)
+    rungs += [
+        compare(found, ours.logits, stage=stage, keep_rate=1.0, tolerance=tolerance) for stage, found in logits.items()
+    ]
     for rate, policy in policies.items():
         if rate == 1:
             continue  # nothing is selected: the rungs above are it
@@ -178,8 +179,8 @@ def sound_rungs(
         )
     heard = run_reference(reference, theirs, {}).logits
     return [
-        compare("input, from the sound", theirs, mel, keep_rate=1.0, tolerance=2e-3 / (2 * card.std), relative=False),
-        compare_logits("logits, from the sound", heard, logits, keep_rate=1.0, tolerance=max(tolerance, 1e-3)),
+        compare(theirs, mel, stage="input, from the sound", keep_rate=1.0, tolerance=2e-3 / (2 * card.std)),
+        compare(heard, logits, stage="logits, from the sound", keep_rate=1.0, tolerance=max(tolerance, 1e-3)),
     ]
 
 
@@ -188,13 +189,10 @@ def extractor_input(source: Path, sounds: Sounds) -> np.ndarray:
 
     Raises `ValueError` where `transformers` is not installed.
     """
-    try:
-        from transformers import ASTFeatureExtractor
-    except ImportError as error:
-        raise ValueError("comparing a Hugging Face checkpoint needs transformers: pip install transformers") from error
+    kind = of_transformers("ASTFeatureExtractor")
     folder = source if source.is_dir() else source.parent
     found = any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json"))
-    extract = ASTFeatureExtractor.from_pretrained(folder, local_files_only=True) if found else ASTFeatureExtractor()
+    extract = kind.from_pretrained(folder, local_files_only=True) if found else kind()
     waveforms = list(sounds.waveforms)
     return extract(waveforms, sampling_rate=SAMPLE_RATE, return_tensors="np")["input_values"]
 
@@ -210,10 +208,10 @@ def feature_rungs(sounds: Sounds, *, mels: int) -> list[Rung]:
     ]
     theirs, ours = (np.concatenate(values) for values in zip(*pairs, strict=True))
     loud = theirs > -10
-    rungs = [compare("log-mel", theirs, ours, keep_rate=1.0, tolerance=2e-3, relative=False)]
+    rungs = [compare(theirs, ours, stage="log-mel", keep_rate=1.0, tolerance=2e-3)]
     if loud.any():
-        name = "log-mel where above -10"
-        rungs.append(compare(name, theirs[loud], ours[loud], keep_rate=1.0, tolerance=6e-4, relative=False))
+        stage = "log-mel where above -10"
+        rungs.append(compare(theirs[loud], ours[loud], stage=stage, keep_rate=1.0, tolerance=6e-4))
     return rungs
 
 
@@ -229,14 +227,19 @@ def transformers_logits(source: Path, mel: jax.Array) -> np.ndarray:
 
     Raises `ValueError` if it is not installed.
     """
-    try:
-        from transformers import ASTForAudioClassification
-    except ImportError as error:
-        raise ValueError("comparing a Hugging Face checkpoint needs transformers: pip install transformers") from error
     folder = source if source.is_dir() else source.parent
-    model = ASTForAudioClassification.from_pretrained(folder, local_files_only=True).eval()
+    model = of_transformers("ASTForAudioClassification").from_pretrained(folder, local_files_only=True).eval()
     with torch.inference_mode():
         return model(torch.tensor(np.asarray(mel))).logits.numpy()
+
+
+def of_transformers(name: str) -> type:
+    """A class of `transformers`. Raises `ValueError` if it is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError("comparing a Hugging Face checkpoint needs transformers: pip install transformers") from error
+    return getattr(transformers, name)
 
 
 def recordings(paths: Sequence[Path]) -> Sounds:

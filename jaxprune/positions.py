@@ -50,11 +50,11 @@ def adapt_positions(table: Float[np.ndarray, "s d"], config: ModelConfig, *, fra
     if longer.grid == config.grid:
         return np.asarray(table)
     extra, patches = np.split(np.asarray(table), [config.extra_tokens])
-    adapt = {"ast": adapt_ast, "audiomae": adapt_audiomae}[config.family]
+    adapt = {"learned": adapt_learned, "sincos": adapt_sincos}[FAMILIES[config.family].positions]
     return np.concatenate([extra, adapt(patches, config, longer)])
 
 
-def adapt_ast(patches: Float[np.ndarray, "n d"], old: ModelConfig, new: ModelConfig) -> Float[np.ndarray, "n2 d"]:
+def adapt_learned(patches: Float[np.ndarray, "n d"], old: ModelConfig, new: ModelConfig) -> Float[np.ndarray, "n2 d"]:
     """AST's patch positions, frequency-major, on a shorter or longer time axis."""
     (nt, nf), (new_nt, _) = old.grid, new.grid
     grid = rearrange(patches, "(nf nt) d -> nf nt d", nf=nf)
@@ -66,7 +66,7 @@ def adapt_ast(patches: Float[np.ndarray, "n d"], old: ModelConfig, new: ModelCon
     return rearrange(grid, "nf nt d -> (nf nt) d")
 
 
-def adapt_audiomae(patches: Float[np.ndarray, "n d"], old: ModelConfig, new: ModelConfig) -> Float[np.ndarray, "n2 d"]:
+def adapt_sincos(patches: Float[np.ndarray, "n d"], old: ModelConfig, new: ModelConfig) -> Float[np.ndarray, "n2 d"]:
     """AudioMAE's patch positions, time-major, on a shorter or longer time axis."""
     if new.patches <= old.patches:
         return patches[: new.patches]
@@ -84,8 +84,10 @@ def released_audiomae_cut(table: Float[np.ndarray, "s d"], config: ModelConfig, 
     """The table that AudioMAE's released fine-tuning code makes for shorter clips; not what it should be.
 
     It reads the time-major table as (frequency, time) and cuts the last axis, which scrambles the rows. Only for
-    reproducing runs that trained that way; `adapt_positions` is right.
+    reproducing runs that trained that way; `adapt_positions` is right. Raises `ValueError` for an AST.
     """
+    if FAMILIES[config.family].positions != "sincos":
+        raise ValueError(f"the released cut is AudioMAE's published slip; a model of family {config.family} has none")
     (nt, nf), (new_nt, _) = config.grid, dataclasses.replace(config, frames=frames).grid
     extra, patches = np.split(np.asarray(table), [config.extra_tokens])
     cut = rearrange(patches, "(nf nt) d -> nf nt d", nf=nf, nt=nt)[:, :new_nt]

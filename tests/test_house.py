@@ -89,6 +89,12 @@ def test_docstrings_begin_with_what_a_thing_is(file):
     assert not [text for text in texts if re.match(r"(What|How|Which|Whether|Where|When)\b", text)]
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if not file.is_relative_to(ROOT / "tests")], ids=name)
+def test_no_code_asks_which_family_a_model_is_of(file):
+    """The families differ in the facts of `jaxprune.families`, of `convert.mapping.OFFICIAL`, and in their classes."""
+    assert not re.search(r"""family\s*(==|!=|in)\s*[("'\[{]""", file.read_text())
+
+
 @pytest.mark.parametrize("file", LIBRARY, ids=name)
 def test_the_library_knows_neither_torch_nor_the_scripts(file):
     text = file.read_text()

@@ -62,6 +62,12 @@ def test_the_released_cut_reads_the_table_as_frequency_by_time():
     assert (found[1:] != table[1:257]).any()
 
 
+def test_a_learned_table_has_no_released_cut():
+    config = small("ast", frames=1024)
+    with pytest.raises(ValueError, match="AudioMAE's published slip; a model of family ast has none"):
+        released_audiomae_cut(table_of(config), config, frames=512)
+
+
 def test_the_sincos_table_follows_its_definition():
     config = small("audiomae", width=8, heads=2, frames=48, mels=32)  # 3 x 2 patches
     table = sincos_positions(config)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxprune.families import FAMILIES, Family
+
 from . import machine
 from .job import ADAMW, DEVICES, Job, Unavailable
 
@@ -104,7 +106,7 @@ class Variant:
     build: Build
     ready: Callable[[Callable[..., Any]], Callable[..., Any]] = as_written
     missing: Callable[[], str] = nothing_missing
-    covers: Callable[[str, float], bool] = lambda family, keep_rate: True
+    covers: Callable[[Family, float], bool] = lambda family, keep_rate: True
     remark: str = ""
 
 
@@ -116,7 +118,7 @@ TORCH: Mapping[str, Variant] = {
     "transformers": Variant(
         transformers,
         missing=no_transformers,
-        covers=lambda family, keep_rate: family == "ast" and keep_rate == 1,
+        covers=lambda family, keep_rate: FAMILIES[family].in_transformers and keep_rate == 1,
         remark="transformers has AST and no pruning: it is measured there, at keep rate 1, and nowhere else.",
     ),
 }

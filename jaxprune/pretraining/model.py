@@ -14,6 +14,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Float, Int
 
 from jaxprune.config import ModelConfig
+from jaxprune.families import FAMILIES
 from jaxprune.models import AudioMAE, Table, cut_patches
 from jaxprune.ops.layers import LayerNorm, Linear
 from jaxprune.positions import sincos_positions
@@ -35,7 +36,7 @@ class PretrainingConfig:
     decoder: DecoderConfig
 
     def __post_init__(self):
-        if self.encoder.family != "audiomae":
+        if not FAMILIES[self.encoder.family].pretrains:
             raise ValueError(f"family is {self.encoder.family!r}; masked pretraining is AudioMAE's")
 
 

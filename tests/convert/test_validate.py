@@ -10,7 +10,12 @@ import pytest
 import torch
 from helpers import TESTS, small
 from jaxprune.convert import rungs, torch_features, validate
-from jaxprune.convert.random_checkpoint import write_ast_official, write_audiomae_finetuned, write_huggingface
+from jaxprune.convert.random_checkpoint import (
+    random_state,
+    write_ast_official,
+    write_audiomae_finetuned,
+    write_huggingface,
+)
 from jaxprune.convert.read import read_torch
 from quick import quick_compiling  # noqa: F401
 
@@ -62,9 +67,23 @@ def test_a_converted_model_agrees_on_recordings(tmp_path, monkeypatch, capsys, w
     stages = [rung["stage"] for rung in proof["rungs"]]
     assert stages[:4] == ["log-mel", "log-mel where above -10", "input, from the sound", "logits, from the sound"]
     assert stages[4:7] == ["patch embedding", "block 0", "encoder, unpruned"]
-    free = [rung for rung in proof["rungs"] if "choice" in rung["stage"]]
+    free = [rung for rung in proof["rungs"] if rung["overlap"] is not None]
     assert len(free) == 2
     assert all(rung["overlap"] == 1 for rung in free)
+
+
+def test_the_facts_that_convert_takes_are_taken_here_too(tmp_path, monkeypatch, capsys):
+    """The same file is another model with other facts: 32 patches are 64 frames x 128 mel bins unless told."""
+    models = {name: random_state(small("ast", depth=4, mels=64), seed=seed) for seed, name in enumerate(("raw", "ema"))}
+    torch.save(models, tmp_path / "model.pth")
+    facts = ("--key", "ema", "--mels", 64, "--mean", -5, "--std", 4, "--padding", "minimum")
+    arguments = (tmp_path / "model.pth", *OPTIONS, *facts, "--out", tmp_path / "proof.json")
+    assert command(*arguments, monkeypatch=monkeypatch) == 0
+    proof = json.loads((tmp_path / "proof.json").read_text())
+    assert (proof["model"]["frames"], proof["model"]["mels"]) == (128, 64)
+    tolerances = {rung["stage"]: rung["tolerance"] for rung in proof["rungs"]}
+    assert tolerances["input, from the sound"] == 2e-3 / (2 * 4)
+    assert "the file also has raw" in capsys.readouterr().err
 
 
 def test_a_hugging_face_checkpoint_is_compared_with_transformers_too(tmp_path, monkeypatch, capsys):
@@ -151,9 +170,7 @@ def test_a_pretrained_checkpoint_has_nothing_to_compare(tmp_path, monkeypatch, c
 
 def test_another_padding_than_the_reference_fails_from_the_sound_alone(tmp_path, monkeypatch, capsys):
     write_huggingface(tmp_path / "hf", dataclasses.replace(AST, norm_eps=1e-12, head_norm_eps=1e-12), seed=1)
-    read = read_torch(tmp_path / "hf", padding="minimum")
-    monkeypatch.setattr(validate, "read_torch", lambda *_, **__: read)
-    assert command(tmp_path / "hf", *OPTIONS, monkeypatch=monkeypatch) == 1
+    assert command(tmp_path / "hf", *OPTIONS, "--padding", "minimum", monkeypatch=monkeypatch) == 1
     out = capsys.readouterr().out
     passed = {line.split("│")[1].strip(): "FAILED" not in line for line in out.splitlines() if line.count("│") > 5}
     assert not passed["input, from the sound"]
