@@ -13,7 +13,7 @@ from jaxprune.config import ModelConfig
 from jaxprune.families import FAMILIES
 from jaxprune.files import replace_file, whole_directory
 
-from .huggingface import Layout, config_json, preprocessor_json, to_huggingface
+from .huggingface import KeyLayout, config_json, preprocessor_json, to_huggingface
 from .mapping import OFFICIAL
 
 
@@ -30,7 +30,7 @@ def write_huggingface(
     mean: float,
     std: float,
     labels: Sequence[str] = (),
-    layout: Layout = "legacy",
+    layout: KeyLayout = "legacy",
     container: Literal["safetensors", "bin"] = "safetensors",
     overwrite: bool = False,
 ) -> None:

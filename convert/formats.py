@@ -27,7 +27,7 @@ class Format:
     headless: str
     family: Family
     marks: tuple[tuple[str, ...], ...]
-    layout: huggingface.Layout | None = None
+    layout: huggingface.KeyLayout | None = None
     unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     needed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

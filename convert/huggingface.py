@@ -15,12 +15,12 @@ from torch import Tensor
 
 from jaxprune.config import ModelConfig
 
-Layout = Literal["v5", "legacy"]
+KeyLayout = Literal["v5", "legacy"]
 BODY = "audio_spectrogram_transformer."  # in front of everything but the classifier; absent in files of a bare ASTModel
 
 
 @dataclass(frozen=True)
-class Row:
+class ModuleNames:
     """One module. Several names on Hugging Face's side are tensors that the official one joins on its first axis."""
 
     official: str
@@ -28,31 +28,31 @@ class Row:
     v5: tuple[str, ...]
 
 
-def row(official: str, legacy: str, v5: str | None = None) -> Row:
-    return Row(official, tuple(legacy.split()), tuple((v5 or legacy).split()))
+def module(official: str, legacy: str, v5: str | None = None) -> ModuleNames:
+    return ModuleNames(official, tuple(legacy.split()), tuple((v5 or legacy).split()))
 
 
 # {i} is the block's number. A name stands for the parameter itself or for its module's .weight and .bias.
 TABLE = (
-    row("v.cls_token", "embeddings.cls_token"),
-    row("v.dist_token", "embeddings.distillation_token"),
-    row("v.pos_embed", "embeddings.position_embeddings"),
-    row("v.patch_embed.proj", "embeddings.patch_embeddings.projection"),
-    row("v.blocks.{i}.norm1", "encoder.layer.{i}.layernorm_before", "layers.{i}.layernorm_before"),
-    row(
+    module("v.cls_token", "embeddings.cls_token"),
+    module("v.dist_token", "embeddings.distillation_token"),
+    module("v.pos_embed", "embeddings.position_embeddings"),
+    module("v.patch_embed.proj", "embeddings.patch_embeddings.projection"),
+    module("v.blocks.{i}.norm1", "encoder.layer.{i}.layernorm_before", "layers.{i}.layernorm_before"),
+    module(
         "v.blocks.{i}.attn.qkv",
         "encoder.layer.{i}.attention.attention.query"
         " encoder.layer.{i}.attention.attention.key"
         " encoder.layer.{i}.attention.attention.value",
         "layers.{i}.attention.q_proj layers.{i}.attention.k_proj layers.{i}.attention.v_proj",
     ),
-    row("v.blocks.{i}.attn.proj", "encoder.layer.{i}.attention.output.dense", "layers.{i}.attention.o_proj"),
-    row("v.blocks.{i}.norm2", "encoder.layer.{i}.layernorm_after", "layers.{i}.layernorm_after"),
-    row("v.blocks.{i}.mlp.fc1", "encoder.layer.{i}.intermediate.dense", "layers.{i}.mlp.fc1"),
-    row("v.blocks.{i}.mlp.fc2", "encoder.layer.{i}.output.dense", "layers.{i}.mlp.fc2"),
-    row("v.norm", "layernorm"),
-    row("mlp_head.0", "classifier.layernorm"),
-    row("mlp_head.1", "classifier.dense"),
+    module("v.blocks.{i}.attn.proj", "encoder.layer.{i}.attention.output.dense", "layers.{i}.attention.o_proj"),
+    module("v.blocks.{i}.norm2", "encoder.layer.{i}.layernorm_after", "layers.{i}.layernorm_after"),
+    module("v.blocks.{i}.mlp.fc1", "encoder.layer.{i}.intermediate.dense", "layers.{i}.mlp.fc1"),
+    module("v.blocks.{i}.mlp.fc2", "encoder.layer.{i}.output.dense", "layers.{i}.mlp.fc2"),
+    module("v.norm", "layernorm"),
+    module("mlp_head.0", "classifier.layernorm"),
+    module("mlp_head.1", "classifier.dense"),
 )
 
 
@@ -95,7 +95,7 @@ def from_huggingface(state: Mapping[str, Tensor]) -> Renamed:
     return Renamed(renamed, tuple(leftover))
 
 
-def to_huggingface(state: Mapping[str, Tensor], *, layout: Layout = "legacy") -> Renamed:
+def to_huggingface(state: Mapping[str, Tensor], *, layout: KeyLayout = "legacy") -> Renamed:
     """Official names (without `module.`) -> the names in `layout`, for `ASTForAudioClassification`; qkv is split.
 
     The ImageNet heads `v.head`, `v.head_dist` are left over. Split tensors own their memory, as safetensors demands.
@@ -120,7 +120,7 @@ def to_huggingface(state: Mapping[str, Tensor], *, layout: Layout = "legacy") ->
     return Renamed(renamed, tuple(leftover))
 
 
-def config_json(config: ModelConfig, *, layout: Layout = "legacy", labels: Sequence[str] = ()) -> dict[str, Any]:
+def config_json(config: ModelConfig, *, layout: KeyLayout = "legacy", labels: Sequence[str] = ()) -> dict[str, Any]:
     """The content of config.json, as the transformers of that layout's time writes it; classes without `labels` are
     called LABEL_0 and so on.
 

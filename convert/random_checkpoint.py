@@ -24,7 +24,7 @@ from jaxprune.positions import published_positions
 
 from . import export
 from .export import save_pickle
-from .huggingface import Layout
+from .huggingface import KeyLayout
 from .torch_reference import build
 
 IMAGENET_CLASSES = 1000
@@ -45,7 +45,7 @@ def write_huggingface(
     config: ModelConfig,
     *,
     seed: int,
-    layout: Layout = "v5",
+    layout: KeyLayout = "v5",
     container: Literal["safetensors", "bin"] = "safetensors",
     labels: Sequence[str] = (),
     mean: float = AUDIOSET_MEAN,

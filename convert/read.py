@@ -22,7 +22,7 @@ from .containers import WEIGHT_FILES, Container, open_container
 from .errors import CheckpointError, shown
 from .formats import Format, Names, in_file, missing_modules
 from .geometry import Geometry, depth_of, predictors_of
-from .huggingface import Layout
+from .huggingface import KeyLayout
 from .huggingface_config import HuggingFaceConfig
 from .mapping import OFFICIAL, Shape
 from .timm_config import read_timm
@@ -48,7 +48,7 @@ class TorchCheckpoint:
     card: Card
     state: Mapping[str, np.ndarray]
     layout: str
-    huggingface: Layout | None
+    huggingface: KeyLayout | None
     names: Mapping[str, tuple[str, ...]]
     ignored: Mapping[str, str]
     missing: Mapping[str, str]

@@ -40,7 +40,7 @@ class Output:
     trace: tuple[BlockTrace, ...]
 
 
-class Table(nnx.Variable):
+class FixedTable(nnx.Variable):
     """A fixed array that is saved with the parameters but never trained."""
 
 
@@ -143,7 +143,7 @@ class AudioMAE(Classifier):
         super().__init__(config, dtype=dtype, rngs=rngs)
         init = nnx.initializers.truncated_normal(0.02)
         self.extra_tokens = nnx.Param(init(rngs.params(), (config.extra_tokens, config.width)))
-        self.positions = Table(jnp.asarray(sincos_positions(config), jnp.float32))
+        self.positions = FixedTable(jnp.asarray(sincos_positions(config), jnp.float32))
 
     def embed(self, patches):
         p, positions = self.config.extra_tokens, self.positions[...]

@@ -26,7 +26,7 @@ from jaxprune.config import Card, ModelConfig
 from jaxprune.data.batches import eval_batches
 from jaxprune.data.published import Manifest
 from jaxprune.data.records import Dataset
-from jaxprune.evaluation.evaluate import Measured, evaluate, keep_policies
+from jaxprune.evaluation.evaluate import RateResult, evaluate, keep_policies
 from jaxprune.evaluation.timing import milliseconds
 from jaxprune.files import write_text
 from jaxprune.inference import Report, classify_clips
@@ -181,13 +181,13 @@ def short_recipe(model: Path, table: Path, *, keep_rate: float) -> Recipe:
 
 def accuracies(
     model: Classifier, card: Card, *, dataset: Dataset, keep_rates: tuple[float, ...]
-) -> Mapping[float, Measured]:
+) -> Mapping[float, RateResult]:
     with eval_batches(dataset, "test", frames=model.config.frames, batch_size=70) as batches:
         policies = keep_policies(model, keep_rates)
         return evaluate(model, batches, card=card, policies=policies, single_label=True).rates
 
 
-def words_row(name: str, keep_rate: float, *, found: Measured, speed: Mapping[float, float]) -> dict[str, object]:
+def words_row(name: str, keep_rate: float, *, found: RateResult, speed: Mapping[float, float]) -> dict[str, object]:
     return {
         "model": name,
         "keep_rate": keep_rate,

@@ -14,7 +14,7 @@ import jax
 from jaxprune import files
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import Subject, check_file, left_out, with_data
-from jaxprune.evaluation.evaluate import Evaluation, evaluate, keep_policies
+from jaxprune.evaluation.evaluate import EvaluationResult, evaluate, keep_policies
 
 COLUMNS = {  # heading and factor of each metric
     "top1": ("top-1 %", 100),
@@ -77,7 +77,7 @@ def main(
         cli.notice(f"saved {out}")
 
 
-def print_evaluation(found: Evaluation, *, title: str, device: str, dtype: str) -> None:
+def print_evaluation(found: EvaluationResult, *, title: str, device: str, dtype: str) -> None:
     """A row for each keep rate, and what the numbers are from."""
     names = list(next(iter(found.rates.values())).metrics)
     rows = [

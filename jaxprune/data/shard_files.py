@@ -61,7 +61,7 @@ class Index(TypedDict):
     inexact: _Count
 
 
-class Table(TypedDict):
+class ShardTable(TypedDict):
     """The content of a shard's own JSON file. A clip is its name, class ids, split, fold and number of samples."""
 
     bytes: _Count
@@ -107,10 +107,10 @@ def read_index(folder: Path) -> Index:
     return _held(content, Index, path)
 
 
-def read_table(shard: Path) -> Table:
+def read_table(shard: Path) -> ShardTable:
     """The table of a shard. Raises `ValueError` for anything else, and for clips with names outside the data set."""
     path = shard.with_suffix(".json")
-    table = _held(read_json(path), Table, path)
+    table = _held(read_json(path), ShardTable, path)
     for name, *_ in table["clips"]:
         parts = PurePosixPath(name).parts
         if not parts or name[0] in "/\\" or ".." in parts or "\0" in name:

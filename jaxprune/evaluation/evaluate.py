@@ -32,7 +32,7 @@ from jaxprune.reduction.policy import Policy, at_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Measured:
+class RateResult:
     """One policy's cost and quality.
 
     `metrics` are shares from 0 to 1, except d_prime. The one to choose by comes first. They are top1 and top5 if every
@@ -47,7 +47,7 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class EvaluationResult:
     """Results of one pass over a split, by keep rate in the order asked for.
 
     All metrics are from the same `clips`. `classes_present` of the `classes` have a clip; mAP is the mean over those.
@@ -59,7 +59,7 @@ class Evaluation:
     (`jaxprune.data.prefetch.Feed` measures it). Each of several processes reports its own unusable files and speed.
     """
 
-    rates: Mapping[float, Measured]
+    rates: Mapping[float, RateResult]
     clips: int
     classes: int
     classes_present: int
@@ -96,7 +96,7 @@ def evaluate(
     single_label: bool,
     layout: Layout | None = None,
     watch: Callable[[int], None] = lambda clips: None,
-) -> Evaluation:
+) -> EvaluationResult:
     """Runs every remaining batch through the model under each policy. Counts rows of positive weight.
 
     `policies` are named by their keep rates, as `keep_policies` gives them. `card` normalises the features and decides
@@ -130,7 +130,7 @@ def evaluate(
     first = next(iter(tallies.values()))
     if not first.clips:
         raise ValueError(f"none of the {run.clips} clips could be used, so there is nothing to report")
-    return Evaluation(
+    return EvaluationResult(
         rates=_measured(model, policies, tallies=tallies, single_label=single_label),
         clips=first.clips,
         classes=model.config.classes,
@@ -288,12 +288,12 @@ def _count_and_rank(
 
 def _measured(
     model: Classifier, policies: Mapping[float, Policy], *, tallies: Mapping[float, _Tally], single_label: bool
-) -> dict[float, Measured]:
+) -> dict[float, RateResult]:
     """Each policy's cost and quality."""
     unpruned = macs(model, topk(model, {}))
     found = {}
     for rate, tally in tallies.items():
         cost = macs(model, policies[rate])
         metrics = tally.accuracy() if single_label else tally.ranking()
-        found[rate] = Measured(macs=cost, saving=1 - cost / unpruned, loss=tally.loss / tally.clips, metrics=metrics)
+        found[rate] = RateResult(macs=cost, saving=1 - cost / unpruned, loss=tally.loss / tally.clips, metrics=metrics)
     return found

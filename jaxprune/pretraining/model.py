@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxprune.config import ModelConfig
 from jaxprune.families import FAMILIES
-from jaxprune.models import AudioMAE, Table, cut_patches
+from jaxprune.models import AudioMAE, FixedTable, cut_patches
 from jaxprune.ops.layers import LayerNorm, Linear
 from jaxprune.positions import sincos_positions
 from jaxprune.pretraining.decoders import EPS, BiasDropout, DecoderConfig
@@ -59,13 +59,13 @@ class Pretraining(nnx.Module):
         init = nnx.initializers.normal(0.02)
         self.patch_embed = Linear(encoder.patch**2, encoder.width, dtype=dtype, rngs=rngs)
         self.extra_tokens = nnx.Param(init(rngs.params(), (encoder.extra_tokens, encoder.width)))
-        self.positions = Table(jnp.asarray(sincos_positions(encoder), jnp.float32))
+        self.positions = FixedTable(jnp.asarray(sincos_positions(encoder), jnp.float32))
         self.encoder = Encoder(encoder, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(encoder.width, eps=EPS, dtype=dtype, rngs=rngs)
         self.decoder_embed = Linear(encoder.width, decoder.width, dtype=dtype, rngs=rngs)
         self.mask_token = nnx.Param(init(rngs.params(), (decoder.width,)))
         places = sincos_positions(dataclasses.replace(encoder, width=decoder.width, heads=decoder.heads))
-        self.decoder_positions = Table(jnp.asarray(places, jnp.float32))
+        self.decoder_positions = FixedTable(jnp.asarray(places, jnp.float32))
         self.decoder = decoder.build(encoder, dtype=dtype, rngs=rngs)
         self.decoder_norm = LayerNorm(decoder.width, eps=EPS, dtype=dtype, rngs=rngs)
         self.predict = Linear(decoder.width, encoder.patch**2, dtype=jnp.float32, rngs=rngs)

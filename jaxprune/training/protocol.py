@@ -66,7 +66,7 @@ class Next:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class RunResult:
     """One run's outcome on `clips` clips. `score` and `loss` are the saved model's, of step `saved_step`; `best_score`
     is the best epoch's on the clips that were evaluated after each epoch."""
 
@@ -98,7 +98,7 @@ class Summary:
     folds, where it is the mean.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[RunResult, ...]
     split: Split
     metric: Metric
     keep_rate: float
@@ -257,7 +257,7 @@ def summarize(results: Mapping[Run, Mapping[str, Any]]) -> Summary:
         if found["score"] is None or result["best_score"] is None:
             raise ValueError(f"the run of {run} has a score that is not a number, so there is no mean")
         rows.append(
-            Row(
+            RunResult(
                 fold=run.fold,
                 seed=run.seed,
                 clips=found["clips"],
