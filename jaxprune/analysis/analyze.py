@@ -1,10 +1,10 @@
 """The paper's statistics of an extraction: does attention follow intensity, and what does pruning keep?
 
-`analyze` does all of it and returns plain arrays in dataclasses, for tables and pictures. The parts: ranks are
-`jaxprune.analysis.clusters`', rank correlation `jaxprune.analysis.kendall`'s, kept patches
-`jaxprune.analysis.retained`'s, intervals `jaxprune.analysis.bootstrap`'s. All on the normalised spectrogram of the
-extracted clips, per block, following the kept patches through the stages (section 5 of Lee & Lee 2025). Numpy on the
-host: what is to be done is sorting and counting, at which XLA is slower on a CPU. `jaxprune analyze` is the command.
+`analyze` computes them all and returns plain arrays in dataclasses, for tables and pictures. Ranks come from
+`jaxprune.analysis.clusters`, rank correlation from `kendall`, kept patches from `retained`, intervals from
+`bootstrap`. Every statistic is of the normalised spectrograms of the extracted clips. It is computed per block and
+follows the kept patches through the stages (section 5 of Lee & Lee 2025). Numpy does the work on the host: sorting and
+counting are slower in XLA on a CPU. `jaxprune analyze` is the command.
 """
 
 import dataclasses
@@ -39,8 +39,10 @@ QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Values:
-    """A signal's values over all patches of all clips: their `mean`, `std` (ddof 1), `QUANTILES`, and k-means
-    `clusters`."""
+    """The values of a signal over all patches of all clips.
+
+    They have a `mean`, a `std` (ddof 1), the quantiles of `QUANTILES`, and k-means `clusters`.
+    """
 
     mean: float
     std: float
@@ -50,11 +52,11 @@ class Values:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kendall:
-    """Rank correlation of a block's score with a signal's ranks, each `(blocks,)`, and the mean over blocks of each.
+    """Rank correlation of each block's score with a signal's ranks, `(blocks,)`, and its mean over blocks.
 
-    `published` is the paper's: pairs in agreement, ties included, minus pairs in disagreement, over all pairs, summed
-    over clips. Ties lift it, so `chance` `(blocks,)` says what scores that know nothing of the ranks would get: the
-    share of tied pairs. `tau_b` is the mean over clips of the usual coefficient, where a clip has one; its chance is 0.
+    `published` is the paper's definition: pairs that agree, ties included, minus pairs that disagree, over all pairs,
+    summed over clips. Ties lift it. `chance` `(blocks,)` is what scores that know nothing of the ranks would get, which
+    is the share of tied pairs. `tau_b` is the usual coefficient, averaged over clips that have one. Its chance is 0.
     """
 
     published: Estimate
@@ -68,8 +70,8 @@ class Kendall:
 class KeptPatches:
     """The patches that a pruned model kept.
 
-    `places` is by pruning block, as the rows of `clusters` are. `attention` is of the patches kept to the end against
-    the others, with the scores of `attention_of`.
+    `places` is by pruning block, and so are the rows of `clusters`. `attention` compares the patches kept to the end
+    with the others. Its scores are those of the model that `attention_of` names.
     """
 
     histograms: Histograms
@@ -81,12 +83,12 @@ class KeptPatches:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """All statistics of one extraction. `values` and `kendall` are by signal: the mean and std of a patch's pixels.
+    """All statistics of one extraction.
 
-    `top1` is the share of clips answered rightly (None where clips have several classes). `kept` is None for a model
-    without pruning. `block_overlap` is of the `top` best patches of every two blocks. `overlaps` maps the name of each
-    other extraction to the agreement of kept sets, by pruning block where both prune at the same ones, else of
-    the last (key -1).
+    `values` and `kendall` are by signal; the signals are the mean and std of a patch's pixels. `top1` is the share of
+    right answers, None where clips have several classes. `kept` is None for a model without pruning. `block_overlap`
+    compares the `top` best patches of every two blocks. `overlaps` maps the name of each other extraction to the
+    agreement of kept sets. It is by pruning block if both prune at the same ones, else of the last (key -1).
     """
 
     name: str
@@ -104,7 +106,7 @@ class Analysis:
     overlaps: Mapping[str, Mapping[int, Overlap]]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything in JSON's types; what is not a finite number becomes None, block numbers strings."""
+        """Everything in JSON's types. Numbers that are not finite become None, block numbers strings."""
         return _plain(self)
 
 
@@ -120,12 +122,12 @@ def analyze(
 ) -> Analysis:
     """All statistics of an extraction.
 
-    `unpruned`, the same weights on the same clips without pruning, lends its scores to the contrast of retained and
-    pruned patches, which then reaches to the last block. `others` are compared with, kept set by kept set. `clusters`
-    and `seed` are k-means'.
+    `unpruned` is of the same weights and clips without pruning. Its scores then serve for the contrast of retained and
+    pruned patches, which so reaches to the last block. The kept sets of `others` are compared with this one's.
+    `clusters` and `seed` are k-means'.
 
-    Raises `ValueError` for extractions that may not be compared, and where kept patches are needed but one was
-    extracted without pruning.
+    Raises `ValueError` for extractions that may not be compared, and for one without pruning where kept patches are
+    needed.
     """
     if unpruned is not None:
         check_same_model(extraction, unpruned)
@@ -179,8 +181,8 @@ def kendall(
     levels: int,
     bootstrap: Bootstrap,
 ) -> dict[str, Kendall]:
-    """`Kendall` of each signal's `ranks` `(clips, n)`, by original position, with the `scores` of the patches `ids`
-    entering each block (-1: no patch)."""
+    """`Kendall` of each signal. `ranks` `(clips, n)` are by original position. `scores` are of the patches `ids` that
+    enter each block (-1: no patch)."""
     above, below, chances = [], [], []  # of the ratios: signals, blocks, definitions, clips
     for rank in ranks.values():
         counts = [_pair_counts(score, patch_ids, rank, levels) for score, patch_ids in zip(scores, ids, strict=True)]
@@ -205,17 +207,18 @@ def kendall(
 
 
 def _pair_counts(score: np.ndarray, patch_ids: np.ndarray, rank: np.ndarray, levels: int) -> PairCounts:
-    """Of the patches entering a block."""
+    """`PairCounts` of the patches that enter a block."""
     alive = patch_ids >= 0
     here = np.take_along_axis(rank, np.maximum(patch_ids, 0).astype(np.intp), axis=1)
     return pair_counts(score, here, levels=levels, alive=None if alive.all() else alive)
 
 
 def kept_overlap(first: Extraction, second: Extraction, *, bootstrap: Bootstrap = DEFAULT) -> dict[int, Overlap]:
-    """Agreement of two extractions' kept sets of the same clips: at other keep rates, by other scores or models.
+    """Agreement of the kept sets of two extractions of the same clips, at other keep rates, by other scores or models.
 
-    By pruning block where both prune at the same ones, else after the last of each (key -1). Patches are compared by
-    place, so the families' orders may differ. Raises `ValueError` for other clips or sizes and for unpruned models.
+    It is by pruning block if both prune at the same ones, else after the last of each (key -1). Patches are compared by
+    place, so the orders of the families may differ. Raises `ValueError` for other clips or sizes and for unpruned
+    models.
     """
     for extraction in (first, second):
         extraction.check_pruned()
@@ -244,7 +247,7 @@ def _kept(
     levels: int,
     bootstrap: Bootstrap,
 ) -> KeptPatches:
-    """The part that needs kept patches."""
+    """The statistics that need kept patches."""
     masks = {block: extraction.kept_mask(block) for block in extraction.stages}
     last, frames = masks[extraction.stages[-1]], extraction.column("frames")
     seen, attention_of = extraction, "the pruned model"

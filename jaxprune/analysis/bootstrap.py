@@ -1,7 +1,8 @@
 """Bootstrap confidence intervals over clips (Efron 1979): percentiles of a statistic over clips drawn with replacement.
 
-Every statistic here is a ratio of sums over clips; a mean is the ratio with ones below. Many are resampled together,
-with the same draws, as one matrix product. The draws are scipy.stats.bootstrap's for the same seed.
+Every statistic here is a ratio of sums over clips. A mean is such a ratio, with the number of clips below. All
+statistics of a call are resampled with the same draws, in one matrix product. The draws are those of
+scipy.stats.bootstrap for the same seed.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ AT_A_TIME = 256  # resamples
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """Settings of the intervals: number of `resamples`, `confidence` from 0 to 1, and the `seed` of the draws."""
+    """Settings of the intervals: the number of `resamples`, the `confidence` from 0 to 1, the `seed` of the draws."""
 
     resamples: int = 9999
     confidence: float = 0.95
@@ -24,8 +25,8 @@ class Bootstrap:
     def __post_init__(self):
         if self.resamples < 1 or not 0 < self.confidence < 1:
             raise ValueError(
-                f"resamples is {self.resamples} and confidence {self.confidence}; they must be at least 1, and between "
-                "0 and 1"
+                f"resamples is {self.resamples} and confidence {self.confidence}; resamples must be at least 1, "
+                "confidence between 0 and 1"
             )
 
 
@@ -34,7 +35,7 @@ DEFAULT = Bootstrap()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Values and the ends of their intervals, of one shape; not a number where no clip tells."""
+    """Values and the ends of their intervals, of one shape. NaN where no clip has a value."""
 
     value: Float[np.ndarray, "..."]
     low: Float[np.ndarray, "..."]
@@ -48,7 +49,7 @@ class Estimate:
 def ratio(
     numerator: Num[np.ndarray, "clips ..."], denominator: Num[np.ndarray, "clips ..."], *, bootstrap: Bootstrap
 ) -> Estimate:
-    """The sum of `numerator` over clips divided by that of `denominator`, for each place on the other axes."""
+    """The sum of `numerator` over clips, divided by that of `denominator`, for each place on the other axes."""
     value, draws = resampled(numerator, denominator, bootstrap=bootstrap)
     return interval(value, draws, confidence=bootstrap.confidence)
 
@@ -62,9 +63,9 @@ def mean(values: Num[np.ndarray, "clips ..."], *, bootstrap: Bootstrap) -> Estim
 def resampled(
     numerator: Num[np.ndarray, "clips ..."], denominator: Num[np.ndarray, "clips ..."], *, bootstrap: Bootstrap
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "resamples ..."]]:
-    """The ratio itself and its value in every resample, for statistics that combine several ratios.
+    """The ratio and its value in every resample, for statistics that combine several ratios.
 
-    Not a number where a denominator is 0. Raises `ValueError` without clips.
+    NaN where a denominator is 0. Raises `ValueError` without clips.
     """
     clips, shape = len(numerator), numerator.shape[1:]
     if not clips:
@@ -83,7 +84,7 @@ def resampled(
 def interval(
     value: Float[np.ndarray, "..."], draws: Float[np.ndarray, "resamples ..."], *, confidence: float
 ) -> Estimate:
-    """The percentile interval of resampled values, without those that are not numbers."""
+    """The percentile interval of resampled values. NaN among them are left out."""
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     known = ~np.isnan(value)
     low, high = np.full((2, *value.shape), np.nan)

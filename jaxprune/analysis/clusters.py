@@ -1,9 +1,10 @@
 """k-means of single numbers, and each number's rank: the cluster it falls in, counted from the lowest.
 
-The same clusters as scikit-learn's `KMeans(clusters, random_state=seed)` on the same float64 values (n_init 1): its
-seeding is repeated draw for draw, and Lloyd's steps, which on a line only move the bounds between neighbours, run on
-sorted values at the price of a few look-ups. The paper ranks patches so (5 clusters, seed 123). scikit-learn itself
-would be a dependency for this one function, and walks all values in every step; the tests hold ours against it.
+The paper ranks patches so (5 clusters, seed 123). The clusters are those of scikit-learn's
+`KMeans(clusters, random_state=seed)` on the same float64 values (n_init 1); the tests compare them. Its seeding is
+repeated draw for draw. On a line, Lloyd's steps only move the bounds between neighbours, so here they cost a few
+look-ups in sorted values. scikit-learn walks through all values in every step, and would be a dependency for this one
+function.
 """
 
 import dataclasses
@@ -18,11 +19,14 @@ STEPS, TOLERANCE = 300, 1e-4  # scikit-learn's defaults
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clusters:
-    """Clusters on a line, lowest first: `centres` (K,), the inner `bounds` (K - 1,) halfway between them, how many of
-    the clustered values each holds in `counts` (K,), and the `lowest` and `highest` value."""
+    """Clusters on a line, lowest first.
+
+    They have `centres` (K,) and the inner `bounds` (K - 1,) halfway between them. `counts` (K,) says how many of the
+    clustered values each holds. `lowest` and `highest` are the ends of the values.
+    """
 
     centres: Float[np.ndarray, "K"]
-    bounds: Float[np.ndarray, "gaps"]  # no "K-1": fields of a file are checked one by one
+    bounds: Float[np.ndarray, "gaps"]  # not "K-1": the fields of a file are checked one by one
     counts: Int[np.ndarray, "K"]
     lowest: float
     highest: float
@@ -33,10 +37,10 @@ class Clusters:
 
 
 def k_means(values: Float[np.ndarray, "..."], *, clusters: int = CLUSTERS, seed: int = SEED) -> Clusters:
-    """Clusters of all values, in float64; their order decides which are the seeds, as in scikit-learn.
+    """Clusters of all values, in float64. As in scikit-learn, the order of the values decides which are the seeds.
 
-    Differs from scikit-learn only where a cluster runs empty on the way: it keeps its place, there it moves to the
-    farthest value. Raises `ValueError` for fewer different values than clusters, and values that are not finite.
+    The one difference is a cluster that becomes empty on the way. Here it keeps its place; in scikit-learn it moves to
+    the farthest value. Raises `ValueError` for fewer different values than clusters and for values that are not finite.
     """
     flat = values.astype(np.float64).ravel()
     if not 1 <= clusters <= 127:
@@ -81,8 +85,10 @@ def _seeds(values: Float[np.ndarray, "_"], *, clusters: int, seed: int) -> Float
 def _lloyd(
     ordered: Float[np.ndarray, "_"], centres: Float[np.ndarray, "K"]
 ) -> tuple[Float[np.ndarray, "K"], Int[np.ndarray, "K"]]:
-    """Centres moved to the means of what is nearest, until nothing changes, they hardly move, or 300 steps are over;
-    with them the number of values nearest to each."""
+    """Moves centres to the means of their nearest values, until nothing changes, they hardly move, or after 300 steps.
+
+    Returns them, and the number of values nearest to each.
+    """
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
     before = None
     for _ in range(STEPS):
@@ -97,6 +103,6 @@ def _lloyd(
 
 
 def _ends(ordered: Float[np.ndarray, "_"], centres: Float[np.ndarray, "K"]) -> Int[np.ndarray, "_"]:
-    """The places where each centre's values begin and end among the sorted ones: K + 1 of them."""
+    """The K + 1 places among the sorted values where each centre's values begin and end."""
     inner = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2, side="right")
     return np.concatenate([[0], inner, [len(ordered)]])

@@ -1,4 +1,4 @@
-"""One evaluation pass whose every finding is kept: scores, kept patches, patch statistics, logits and names, in shards.
+"""Runs a split through a model and keeps every finding: scores, kept patches, patch statistics, logits and names.
 
     out/manifest.json      what was extracted: checkpoint, data set, policy, compute; `complete` once all of it is there
     out/shard-00000.npz    the first clips of the split, in its order; uncompressed, read by `numpy.load` without pickle
@@ -20,9 +20,9 @@ a 0-based block in two digits.
 | `mel` | (clips, t, f) | normalised spectrogram, only where asked for |
 | `state` | () str | JSON: where the data stood after the shard, and the unusable clips so far |
 
-The patches that `score_BB` is for are the `kept` of the last pruning block before BB, or 0 ... n - 1 without one. -1 in
-`kept_BB` is a place that a masked stage left empty; scores of such places mean nothing. One process fills one
-folder. Reading is `jaxprune.analysis.extraction`'s matter, `jaxprune extract` is the command.
+The patches of `score_BB` are the `kept` of the last pruning block before BB, or 0 ... n - 1 without one. In `kept_BB`,
+-1 is a place that a masked stage left empty. Scores of such places mean nothing. One process fills one folder.
+`jaxprune.analysis.extraction` reads it; `jaxprune extract` is the command.
 """
 
 import functools
@@ -73,16 +73,16 @@ def extract(
     place: Callable[[Any], Any] = jax.device_put,
     watch: Callable[[int], None] = lambda clips: None,
 ) -> Extraction:
-    """Runs a split through the model and writes what the module's table lists to `out`, going on where it stopped.
+    """Runs a split through the model and writes the arrays of the module's table to `out`. Goes on where it stopped.
 
-    `batches` are `eval_batches` from the start of the split; `description` is what `describe` says of the same things.
-    A shard is `shard_batches` batches, written by a thread while the device computes the next; at most two are in
-    memory. `mel` is the type in which spectrograms are kept (None: not at all). `place` and `watch` are as in
-    `forward_pass`; `watch` first hears how many clips were done before. A complete extraction is only read.
+    `batches` are `eval_batches` from the start of the split; `description` is `describe`'s of the same arguments. A
+    shard is `shard_batches` batches. A thread writes it while the device computes the next; at most two are in memory.
+    `mel` is the type in which spectrograms are kept (None: not at all). `place` and `watch` are as in `forward_pass`;
+    the first call of `watch` gives the number of clips that were done before. A complete extraction is only read.
 
-    Raises `ValueError` when `out` holds anything but an extraction of this description or another process writes there,
-    for another number of classes than the model's, and for scores that are not finite; `OSError` when a shard cannot be
-    written. What was written before stays, and the next call goes on after it.
+    Raises `ValueError` when `out` holds anything but an extraction of this description, when another process writes
+    there, for another number of classes than the model's, and for scores that are not finite. Raises `OSError` when a
+    shard cannot be written. What was written before stays, and the next call goes on after it.
     """
     out = Path(out)
     run = functools.partial(_run_through, model, batches, card=card, policy=policy, mel=mel, place=place)
@@ -109,7 +109,7 @@ def _run_through(
     collect: Callable[[dict[str, np.ndarray], dict[str, Any]], None],
     watch: Callable[[int], None],
 ) -> None:
-    """Runs the batches that are left; `collect` gets each one's rows, and where the loader stood after it."""
+    """Runs the batches that are left. `collect` gets the rows of each, and the loader's state after it."""
     graph, state = nnx.split(model)
     program = _program(graph, _pruning_blocks(policy), padding=card.padding)
 
@@ -131,13 +131,13 @@ def _run_through(
 
 
 def _pruning_blocks(policy: Policy) -> tuple[int, ...]:
-    """The blocks that drop patches: a stage that keeps all of them is none."""
+    """The blocks that drop patches. A stage that keeps all of them does not count."""
     keeps_all = {block for block, stage in policy.stages.items() if isinstance(stage, TopK) and stage.rate == 1}
     return tuple(block for block in policy.stages if block not in keeps_all)
 
 
 class _Placed(NamedTuple):
-    """A batch's waveforms and lengths on the device, and where its loader stood after it."""
+    """A batch's waveforms and lengths on the device, and its loader's state after it."""
 
     sound: tuple[Array, Array]
     state: dict[str, Any]
@@ -145,7 +145,7 @@ class _Placed(NamedTuple):
 
 @struct.dataclass
 class _Findings:
-    """A batch's results on the device; `kept` by pruning block, dead places -1."""
+    """A batch's results on the device. `kept` is by pruning block; dead places are -1."""
 
     logits: Float[Array, "b y"]
     mean: Float32[Array, "b n"]
@@ -169,7 +169,7 @@ def _program(
             waveforms, lengths, frames=config.frames, mean=mean, std=std, padding=padding, mels=config.mels
         )
         output = model(mel, policy)
-        pixels = cut_patches(mel, model.config).astype(jnp.float32)  # as the model's own, so XLA computes them once
+        pixels = cut_patches(mel, model.config).astype(jnp.float32)  # the model's own: XLA computes them once
         kept = {
             block: jnp.where(output.trace[block].alive, output.trace[block].patch_ids, -1).astype(jnp.int16)
             for block in stages
@@ -182,7 +182,7 @@ def _program(
 
 
 def _start_copies(findings: _Findings, *, mel: MelType | None) -> None:
-    """Asks for the arrays that will be written as soon as they are computed."""
+    """Starts copying the arrays that will be written, as soon as they are computed."""
     wanted = [findings.logits, findings.mean, findings.std, *findings.scores, *findings.kept.values()]
     for array in [*wanted, findings.mel] if mel else wanted:
         array.copy_to_host_async()
@@ -191,7 +191,7 @@ def _start_copies(findings: _Findings, *, mel: MelType | None) -> None:
 def _rows(
     batch: Batch, findings: _Findings, *, batches: Batches, frames: int, mel: MelType | None
 ) -> dict[str, np.ndarray]:
-    """A batch's rows of every array, waiting for the device; those that only fill it or stand for bad clips are left
+    """A batch's rows of every array. Waits for the device. Rows that fill the batch or stand for bad clips are left
     out."""
     real = np.flatnonzero(batch.weights > 0)
     found = {
@@ -211,9 +211,9 @@ def _rows(
 
 
 class _Writer(ThreadPoolExecutor):
-    """Writes shards in one thread, while the caller collects the next; never more than one waits for it.
+    """Writes shards in one thread while the caller collects the next. At most one waits for the thread.
 
-    `shards` grows by each path handed over. A shard's error surfaces when the next is handed over, or at the end.
+    `shards` grows by each path that is handed over. An error shows when the next shard is handed over, or at the end.
     """
 
     def __init__(self, out: Path, shards: list[Path], *, batches: int):
@@ -224,7 +224,7 @@ class _Writer(ThreadPoolExecutor):
         self._pending: Future | None = None
 
     def add(self, rows: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        """One more batch, after which the loader stood at `state`."""
+        """Adds a batch. `state` is the loader's after it."""
         self._rows.append(rows)
         self._state = state
         if len(self._rows) == self._batches:
@@ -244,7 +244,7 @@ class _Writer(ThreadPoolExecutor):
     def __exit__(self, kind, error, traceback):
         if kind is None and self._rows:
             self._hand_over()
-        super().__exit__(kind, error, traceback)  # what was handed over is written, whatever happened since
+        super().__exit__(kind, error, traceback)  # writes what was handed over, also after an error
         if kind is None:
             self._wait()
 
@@ -268,7 +268,7 @@ def _start(out: Path, description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish(out: Path, manifest: Mapping[str, Any], *, shards: list[Path], unusable: Mapping[str, str]) -> None:
-    """The manifest of a complete extraction."""
+    """Writes the manifest of a complete extraction."""
     complete = {"complete": True, "shards": [path.name for path in shards], "unusable": dict(unusable)}
     _write_manifest(out, dict(manifest) | complete)
 
@@ -278,7 +278,7 @@ def _write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _whole_shards(out: Path) -> list[Path]:
-    """The shards that are there, from 0 without a gap."""
+    """The shards in a folder, from 0. Raises `ValueError` for a gap."""
     found = {path.name: path for path in out.glob("shard-*.npz")}
     names = [f"shard-{number:05d}.npz" for number in range(len(found))]
     if missing := [name for name in names if name not in found]:
@@ -287,7 +287,7 @@ def _whole_shards(out: Path) -> list[Path]:
 
 
 def _go_on(batches: Batches, shards: list[Path]) -> int:
-    """Moves the batches behind the last shard; the number of clips that are done."""
+    """Moves the batches behind the last shard. Returns the number of clips that are done."""
     if not shards:
         return 0
     try:

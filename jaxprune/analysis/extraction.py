@@ -1,7 +1,7 @@
-"""An extraction on disk, as `jaxprune.analysis.extract` wrote it: arrays over all clips, checks that two compare.
+"""Reads an extraction that `jaxprune.analysis.extract` wrote: arrays over all clips, and checks that two compare.
 
-Files are read when an array is asked for, one array at a time. The format is in `jaxprune.analysis.extract`'s
-docstring.
+Files are read when an array is asked for, one array at a time. The docstring of `jaxprune.analysis.extract` has the
+format.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from jaxprune.positions import patch_corners
 
 KIND, VERSION = "jaxprune extraction", 1
 MANIFEST = "manifest.json"
-# What a damaged zip file or a strange array in it raises.
+# Errors of a damaged zip file or of a strange array in it.
 DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
 
 
@@ -72,7 +72,7 @@ class ManifestFields:
     data: _Data
     policy: _Pruning
     compute: dict[str, Any]
-    # Names without folders: an extraction reads no file but its own.
+    # Names without folders, so that an extraction reads no file but its own.
     shards: list[Annotated[str, msgspec.Meta(pattern=r"^shard-[0-9]{5,9}\.npz$")]] = dataclasses.field(
         default_factory=list
     )
@@ -85,8 +85,11 @@ class ManifestFields:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """A complete extraction. `config` has the model's geometry, `stages` the blocks that pruned, rising (none: an
-    unpruned model), `manifest` everything else that was written down."""
+    """A complete extraction.
+
+    `config` is the model's geometry. `stages` are the blocks that pruned, rising; an unpruned model has none.
+    `manifest` is everything else that was written down.
+    """
 
     path: Path
     manifest: Mapping[str, Any]
@@ -115,14 +118,14 @@ class Extraction:
 
     @property
     def name(self) -> str:
-        """In tables and messages: family, data set, and what the stages kept."""
+        """Its name in tables and messages: family, data set, and what the stages kept."""
         rates = [stage.get("rate", stage["kind"]) for stage in self.manifest["policy"]["stages"].values()]
         kept = "/".join(dict.fromkeys(f"{rate:g}" if isinstance(rate, float) else str(rate) for rate in rates)) or "1"
         return f"{self.config.family} {self.manifest['data']['name']} {self.manifest['data']['split']} keep {kept}"
 
     @property
     def padding(self) -> Padding:
-        """The log-mel that filled short clips; the minimum where an older manifest does not tell."""
+        """The log-mel that filled short clips. An older manifest does not tell; there it was the minimum."""
         return self.manifest["checkpoint"]["card"].get("padding", "minimum")
 
     @property
@@ -131,11 +134,11 @@ class Extraction:
         return bool(self.manifest["compute"].get("mel"))
 
     def column(self, name: str) -> np.ndarray:
-        """An array of all clips, by its name in the shards. Raises `ValueError` if it was not extracted."""
+        """The array of this name over all clips. Raises `ValueError` if it was not extracted."""
         return np.concatenate([self._read(shard, name) for shard in self.manifest["shards"]])
 
     def rows(self, name: str, clips: Sequence[int]) -> np.ndarray:
-        """`column(name)` at some rows, given rising, opening only the shards they lie in. Raises as `column`."""
+        """`column(name)` at some rows, given rising. Opens only the shards they lie in. Raises as `column`."""
         parts, first = [], 0
         for shard, count in zip(self.manifest["shards"], self._counts, strict=True):
             here = [clip - first for clip in clips if first <= clip < first + count]
@@ -145,11 +148,11 @@ class Extraction:
         return np.concatenate(parts)
 
     def score(self, block: int) -> Float[np.ndarray, "clips n"]:
-        """Scores of the patches entering a block, for the patches in `scored`."""
+        """Scores of the patches that enter a block, in the order of `scored`."""
         return self.column(f"score_{self._block(block):02d}")
 
     def scored(self, block: int) -> Int[np.ndarray, "clips n"]:
-        """Original positions of the patches entering a block; -1 where there is none."""
+        """Original positions of the patches that enter a block; -1 where there is none."""
         before = [stage for stage in self.stages if stage < self._block(block)]
         if before:
             return self.kept(before[-1])
@@ -178,7 +181,7 @@ class Extraction:
             )
 
     def _read(self, shard: str, name: str) -> np.ndarray:
-        """An array of one shard, held against the model. Raises `ValueError` as `column`, and where it is damaged."""
+        """An array of one shard, checked against the model. Raises `ValueError` as `column`, and for damage."""
         path = self.path / shard
         try:
             with zipfile.ZipFile(path) as file:
@@ -200,7 +203,7 @@ class Extraction:
 
 
 def read_extraction(path: str | os.PathLike[str]) -> Extraction:
-    """The extraction in a folder. Raises `ValueError` when there is none, or it is unfinished or of another version."""
+    """The extraction in a folder. Raises `ValueError` if there is none, or it is unfinished or of another version."""
     path = Path(path)
     manifest = read_manifest(path)
     if not manifest["complete"]:
@@ -224,7 +227,7 @@ def is_extraction(path: Path) -> bool:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a folder. Raises `ValueError` when there is none or it is not ours."""
+    """The manifest of a folder. Raises `ValueError` if there is none or it is not an extraction's."""
     file = path / MANIFEST
     try:
         manifest = read_json(file)
@@ -244,7 +247,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def check_same_clips(first: Extraction, second: Extraction) -> None:
     """Raises `ValueError` unless both are of the same clips, cut or padded alike, in the same patches.
 
-    The order of the patches may differ, as AST's and AudioMAE's does: compare on the grid (`on_grid`).
+    The order of the patches may differ, as AST's and AudioMAE's do. So compare on the grid (`on_grid`).
     """
     a, b = first.config, second.config
     for what, mine, theirs in (
@@ -275,7 +278,7 @@ def check_same_model(first: Extraction, second: Extraction) -> None:
 
 
 def members(ids: Int[np.ndarray, "clips k"], *, patches: int) -> Bool[np.ndarray, "clips {patches}"]:
-    """True for the patches among each row's ids; -1 names none."""
+    """True for the patches that each row's ids name; -1 names none."""
     found = np.zeros((len(ids), patches + 1), bool)
     np.put_along_axis(found, ids.astype(np.intp), True, axis=1)  # -1 is the last column
     return found[:, :patches]
@@ -294,7 +297,7 @@ class _NotExtracted(ValueError):
 
 
 def _array(file: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of a shard, its checksum compared and its size held against its shape before it is made."""
+    """An array of a shard. Its checksum, and its size against its shape, are checked before it is made."""
     entry = file.getinfo(f"{name}.npy")
     if entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed")

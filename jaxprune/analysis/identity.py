@@ -1,6 +1,6 @@
-"""The description of an extraction in JSON's types: weights, clips, pruning and how it is computed.
+"""The description of an extraction in JSON's types: weights, clips, pruning and computation.
 
-`jaxprune.analysis.extract` writes it into the manifest and goes on with an extraction only if it is described alike.
+`jaxprune.analysis.extract` writes it into the manifest. It goes on only with an extraction of the same description.
 """
 
 import hashlib
@@ -40,9 +40,9 @@ def describe(
 ) -> dict[str, Any]:
     """The description of an extraction. A call that differs in any of it does not go on with another's.
 
-    Weights and clips are told apart by SHA-256: of the model's parameters, and of the split's file names (below their
-    common folder) and labels; sound is not opened. `checkpoint`, where the weights lay, and `source`, the data set's
-    options, are notes: either may be moved.
+    SHA-256 tells weights and clips apart. The weights' is of the parameters; the clips' is of file names below their
+    common folder, and of labels. No sound is opened. `checkpoint`, the place of the weights, and `source`, the data
+    set's options, are notes only: either may be moved.
     """
     clips = dataset.clips(split)
     root = os.path.commonpath([os.path.dirname(os.path.abspath(clip.path)) for clip in clips])
@@ -72,12 +72,12 @@ def describe(
 
 
 def model_digest(model: Classifier) -> str:
-    """The digest of every parameter and table of a model, as cards of checkpoints have it."""
+    """The digest of all parameters and tables of a model, as in the card of a checkpoint."""
     return weights_digest({name: np.asarray(leaf[...]) for name, leaf in leaves(model).items()})
 
 
 def check_same(out: Path, manifest: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-    """Raises `ValueError`, one sentence on the first difference, unless both describe the same extraction."""
+    """Raises `ValueError`, with a sentence on the first difference, unless both describe the same extraction."""
 
     def told(*names: str) -> tuple[Any, Any]:
         there, here = manifest, description
@@ -115,7 +115,7 @@ def _card_now(card: Any) -> Any:
 
 
 def _described(part: Any) -> dict[str, Any]:
-    """A score or stage: its class and fields, arrays of more than one value by digest."""
+    """A score or stage: its class and its fields. Arrays of more than one value are given by digest."""
     values = {name: _value(getattr(part, name)) for name in getattr(part, "__dataclass_fields__", {})}
     return {"kind": type(part).__name__, **values}
 
@@ -128,7 +128,7 @@ def _value(value: Any) -> Any:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back, so that what was read compares with what is described."""
+    """The values as JSON gives them back, so that a description equals one that was read."""
     return json.loads(json.dumps(values, default=str))
 
 

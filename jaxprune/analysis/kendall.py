@@ -1,8 +1,8 @@
 """Kendall's rank correlation between a patch's score and its rank, clip by clip, by two definitions.
 
-Every pair of patches is counted, but none is visited: sorted by score, a patch's pairs are running counts of the ranks
-before it, so that a clip costs a sort and a pass per rank instead of n (n - 1) / 2 comparisons. Numpy, which sorts rows
-ten times as fast as XLA does on a CPU.
+Every pair of patches is counted, but none is visited. The patches are sorted by score; a patch's pairs are then running
+counts of the ranks before it. So a clip costs a sort and a pass per rank, not n (n - 1) / 2 comparisons. Numpy sorts
+rows ten times as fast as XLA does on a CPU.
 """
 
 import dataclasses
@@ -15,9 +15,11 @@ ROWS = 512  # clips at a time: what they need stays in cache
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairCounts:
-    """Pairs i < j of one clip's patches, all arrays (clips,) int64: `pairs` of them in all, `discordant` those that
-    score and rank order oppositely, `score_ties` and `rank_ties` those equal in the one or the other, `both_ties` in
-    both."""
+    """Counts of the pairs i < j of each clip's patches, (clips,) int64.
+
+    `pairs` are all of them. Score and rank order the `discordant` ones oppositely. `score_ties` are equal in score,
+    `rank_ties` in rank, `both_ties` in both.
+    """
 
     pairs: Int[np.ndarray, "clips"]
     discordant: Int[np.ndarray, "clips"]
@@ -32,13 +34,16 @@ class PairCounts:
 
     @property
     def agreement(self) -> Int[np.ndarray, "clips"]:
-        """Pairs with (s_i - s_j)(r_i - r_j) >= 0 minus pairs with < 0: ties count as agreeing. Over `pairs` and summed
-        over clips this is the paper's definition (Lee & Lee 2025), which is neither tau-a nor tau-b."""
+        """Pairs with (s_i - s_j)(r_i - r_j) >= 0 minus pairs with < 0, so ties count as agreeing.
+
+        The paper sums it over clips and divides by the sum of `pairs` (Lee & Lee 2025), which is neither tau-a nor
+        tau-b.
+        """
         return self.pairs - 2 * self.discordant
 
     @property
     def tau_b(self) -> Float[np.ndarray, "clips"]:
-        """scipy.stats.kendalltau's; not a number where all scores or all ranks of a clip are equal."""
+        """The coefficient of scipy.stats.kendalltau. NaN where all scores or all ranks of a clip are equal."""
         concordant = self.pairs - self.discordant - self.ties
         loose = (self.pairs - self.score_ties).astype(float) * (self.pairs - self.rank_ties)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -52,10 +57,10 @@ def pair_counts(
     levels: int,
     alive: Bool[np.ndarray, "clips n"] | None = None,
 ) -> PairCounts:
-    """`PairCounts` of each clip's patches; those that are not `alive` (None: all are) make no pairs.
+    """`PairCounts` of each clip's patches. Patches that are not `alive` make no pairs (None: all are alive).
 
-    Scores are compared as float32; `ranks` lie in 0 ... levels - 1. Raises `ValueError` for others, and for scores of
-    living patches that are not numbers.
+    Scores are compared as float32. `ranks` lie in 0 ... levels - 1. Raises `ValueError` for other ranks, and for a NaN
+    among the scores of living patches.
     """
     if ranks.size and not 0 <= ranks.min() <= ranks.max() < levels <= 126:
         raise ValueError(f"ranks go from {ranks.min()} to {ranks.max()}; they must lie in 0 to {levels - 1}, below 126")
@@ -70,8 +75,8 @@ def pair_counts(
 
 
 def _count(score: np.ndarray, ranks: np.ndarray, levels: int, alive: np.ndarray | None) -> Int[np.ndarray, "5 clips"]:
-    """The five counts of some clips."""
-    keys = (_ordered(score) << 8) | ranks  # by score, then by rank: pairs equal in score are never out of order
+    """The five counts of `PairCounts` for some clips."""
+    keys = (_ordered(score) << 8) | ranks  # score first, then rank: pairs equal in score are never out of order
     if alive is not None:
         keys[~alive] = np.iinfo(np.int64).max  # behind all others, at a rank of their own
     keys.sort(axis=1)

@@ -1,7 +1,7 @@
 """librosa's mel spectrograms beside Kaldi's, on the same frames of the same sound.
 
-AST and AudioMAE were trained on Kaldi's features. librosa's look alike and are easily taken for them. The difference is
-measured here, in log-mel.
+AST and AudioMAE were trained on Kaldi's features. librosa's look like them and are easily taken for them. This module
+measures the difference, in log-mel.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from jaxprune.features import FFT_SIZE, FLOOR, HOP, LOWEST_HZ, PREEMPHASIS, SAMP
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A way to call `librosa.feature.melspectrogram`: on the waveform as `prepare` returns it, with `options`."""
+    """A way to call `librosa.feature.melspectrogram`: with `options`, on the waveform that `prepare` returns."""
 
     prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
     options: Mapping[str, Any] = field(default_factory=dict)

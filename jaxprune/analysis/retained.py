@@ -1,7 +1,7 @@
 """Statistics of kept patches: their intensities, attention and places on the spectrogram; agreement of kept sets.
 
-Functions of plain arrays over all clips; `jaxprune.analysis.analyze` takes them from an extraction. Kept sets are masks
-`(clips, n)` by original position. Means are over clips, each clip counting alike, unless said otherwise.
+Functions of plain arrays over all clips; `jaxprune.analysis.analyze` takes the arrays from an extraction. Kept sets are
+masks `(clips, n)` by original position. Unless said otherwise, means are over clips, and every clip counts the same.
 """
 
 import dataclasses
@@ -22,9 +22,10 @@ BINS = 20  # as published
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Histograms:
-    """Patches of all clips by (mean, std): `before` pruning and `after` its last stage, (bins, bins), mean first.
+    """Counts of the patches of all clips by (mean, std), `before` pruning and `after` its last stage, (bins, bins).
 
-    Bins are even from the lowest to the highest value before pruning; the last one includes its upper edge.
+    The mean is the first axis. Bins are even from the lowest to the highest value before pruning. The last one includes
+    its upper edge.
     """
 
     before: Int[np.ndarray, "bins bins"]
@@ -33,15 +34,18 @@ class Histograms:
     std_edges: Float[np.ndarray, "edges"]
 
     def log_density(self, counts: Int[np.ndarray, "bins bins"]) -> Float[np.ndarray, "bins bins"]:
-        """log(1 + density), as the paper draws `before` and `after`; the density's integral is 1."""
+        """log(1 + density), as the paper draws it. The density's integral is 1."""
         area = np.outer(np.diff(self.mean_edges), np.diff(self.std_edges))
         return np.log1p(counts / (counts.sum() * area))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterCounts:
-    """Patches of all clips by intensity cluster, lowest first: `entering` (K,) the model, `kept` (stages, K) after each
-    pruning block, and the `share` (stages, K) of a cluster's patches that is kept, all clips together."""
+    """Counts of the patches of all clips by intensity cluster, lowest first.
+
+    `entering` (K,) are those that enter the model, `kept` (stages, K) those left after each pruning block. `share`
+    (stages, K) is kept over entering, all clips together.
+    """
 
     entering: Int[np.ndarray, "K"]
     kept: Int[np.ndarray, "stages K"]
@@ -55,9 +59,11 @@ class ClusterCounts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Places:
-    """The places that are kept: the share of clips that keep each patch, on the grid `(time, freq)`, low frequencies
-    first. The same per mel band `(freq,)` and per time step `(time,)`, and of the patches that hold `sound` or only
-    `padding` (not a number where there are none).
+    """The places that are kept.
+
+    `grid` `(time, freq)` is the share of clips that keep each patch, low frequencies first. The other fields are shares
+    of the patches kept: of a mel band `(freq,)`, of a time step `(time,)`, of those that hold `sound`, of those that
+    hold only `padding`. They are NaN where there are no such patches.
     """
 
     grid: Float[np.ndarray, "time freq"]
@@ -69,11 +75,11 @@ class Places:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """Attention of patches that pruning retains against those it drops, each `(blocks,)`.
+    """Attention of the patches that pruning retains, beside those it drops, `(blocks,)`.
 
-    `retained` and `pruned` are mean scores in multiples of the mean over all of a clip's patches in the block. `auc` is
-    the chance that a retained patch of a clip scores above a pruned one of it, ties counting half: 0.5 tells nothing,
-    1 parts them wholly. Not a number where a block has no pruned patches left.
+    `retained` and `pruned` are mean scores, in multiples of the mean over all patches of the clip in the block. `auc`
+    is the chance that a retained patch scores above a pruned patch of the same clip. Ties count half. At 0.5 the score
+    tells nothing; at 1 it parts the two wholly. NaN where a block has no pruned patches left.
     """
 
     retained: Estimate
@@ -83,8 +89,11 @@ class Contrast:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Agreement of two kept sets of a clip. `shared` is the share of the smaller one that lies in the other, `jaccard`
-    intersection over union, `chance` what `shared` would be for sets drawn at random."""
+    """Agreement of two kept sets of a clip.
+
+    `shared` is the share of the smaller set that lies in the other. `jaccard` is intersection over union. `chance` is
+    `shared` for sets drawn at random.
+    """
 
     shared: Estimate
     jaccard: Estimate
@@ -119,10 +128,10 @@ def kept_per_cluster(
 def places(
     kept: Bool[np.ndarray, "clips n"], config: ModelConfig, *, frames: Int[np.ndarray, "clips"], bootstrap: Bootstrap
 ) -> Places:
-    """`Places` of kept sets in the order of `config`'s family; `frames` of each clip hold sound."""
+    """`Places` of kept sets, which are in the order of `config`'s family. `frames` of each clip hold sound."""
     grid = on_grid(kept, config)  # clips time freq
     empty = patch_corners(config)[:, 0] >= frames[:, None]  # clips n
-    parts = {  # kept patches of each part of the spectrogram, and all of them
+    parts = {  # of each part of the spectrogram, its kept patches and all of its patches
         "by_band": (grid.sum(axis=1), np.full((len(kept), config.grid[1]), config.grid[0])),
         "by_time": (grid.sum(axis=2), np.full((len(kept), config.grid[0]), config.grid[1])),
         "sound": ((kept & ~empty).sum(axis=1), (~empty).sum(axis=1)),
@@ -147,11 +156,11 @@ def attention_contrast(
     *,
     bootstrap: Bootstrap,
 ) -> Contrast:
-    """`Contrast` of the patches in `retained`, by original position, against the others, block by block.
+    """`Contrast` of the patches in `retained` with the others, block by block. `retained` is by original position.
 
-    `scores` are of the patches `ids` that enter each block (-1: no patch). Retained are, for instance, those that a
-    pruned run keeps to the end; scores may be the same run's, where pruned patches vanish on the way, or those of the
-    unpruned model, which sees them all to the end.
+    `scores` are of the patches `ids` that enter each block (-1: no patch). Retained are, for instance, the patches that
+    a pruned run keeps to the end. The scores may be that run's, in which pruned patches vanish on the way. Or they are
+    the unpruned model's, which sees every patch to the end.
     """
     columns = []
     for score, patch_ids in zip(scores, ids, strict=True):
@@ -193,14 +202,14 @@ def block_overlap(
 ) -> Overlap:
     """Agreement of blocks on the best patches, as `Overlap` `(blocks, blocks)`.
 
-    The best are the `ceil(top * count)` patches that each of two blocks scores highest, among those that enter both.
-    Equal scores rank by lower position.
+    The best are the `ceil(top * count)` patches that a block scores highest, among the patches that enter both. Equal
+    scores rank by lower position.
 
-    `scores` and `ids` as in `attention_contrast`. Later blocks of a pruned model see only what earlier ones kept; an
-    unpruned one compares all blocks on all `patches`.
+    `scores` and `ids` are as in `attention_contrast`. The later blocks of a pruned model see only what earlier ones
+    kept. An unpruned model compares all blocks on all `patches`.
     """
     blocks, clips = len(scores), len(scores[0])
-    by_patch = np.full((blocks, clips, patches + 1), -np.inf, np.float32)  # the last is where -1 points
+    by_patch = np.full((blocks, clips, patches + 1), -np.inf, np.float32)  # -1 points to the last
     for values, score, patch_ids in zip(by_patch, scores, ids, strict=True):
         np.put_along_axis(values, patch_ids.astype(np.intp), score.astype(np.float32), axis=1)
     by_patch = by_patch[:, :, :patches]
@@ -225,7 +234,7 @@ def block_overlap(
 
 
 def _best(values: Float[np.ndarray, "clips n"], count: Int[np.ndarray, "clips"]) -> Bool[np.ndarray, "clips n"]:
-    """The `count` highest of each row."""
+    """True for the `count` highest of each row."""
     order = np.argsort(-values, axis=1, kind="stable")
     found = np.empty(values.shape, bool)
     np.put_along_axis(found, order, np.arange(values.shape[1]) < count[:, None], axis=1)
@@ -235,7 +244,7 @@ def _best(values: Float[np.ndarray, "clips n"], count: Int[np.ndarray, "clips"])
 def _per_level(
     ranks: Int[np.ndarray, "clips n"], mask: Bool[np.ndarray, "clips n"], levels: int
 ) -> Int[np.ndarray, "clips K"]:
-    """Counts of each clip's masked patches of each rank."""
+    """Counts of each clip's patches in the mask, by rank."""
     return np.stack([np.count_nonzero((ranks == level) & mask, axis=1) for level in range(levels)], axis=1)
 
 
@@ -245,7 +254,7 @@ def _mean_where(values: Float[np.ndarray, "clips n"], mask: Bool[np.ndarray, "cl
 
 
 def _mean_known(values: Float[np.ndarray, "clips ..."]) -> Float[np.ndarray, "..."]:
-    """The mean over clips of what is a number; not a number without any."""
+    """The mean over clips without NaN. NaN if every clip is."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(known, values, 0).sum(axis=0, dtype=np.float64) / known.sum(axis=0))

@@ -1,4 +1,4 @@
-"""An `Analysis` on disk: analysis.json, with where it came from, written by `jaxprune analyze` and read back here.
+"""An `Analysis` on disk: analysis.json and where it came from. `jaxprune analyze` writes it; it is read back here.
 
 out/analysis.json      everything: the statistics, the command, the extraction's manifest
 out/NAME.csv           each table of `jaxprune.analysis.tables`
@@ -25,8 +25,11 @@ NAME, KIND, VERSION = "analysis.json", "jaxprune analysis", 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedAnalysis:
-    """An analysis found in the folder `path`: the statistics, the model's geometry, where the `extraction`
-    lay, its `manifest`, and the `command` that analysed it."""
+    """An analysis found in the folder `path`.
+
+    It has the statistics, the model's geometry, the place of the `extraction`, its `manifest`, and the `command` that
+    analysed it.
+    """
 
     path: Path
     analysis: Analysis
@@ -48,7 +51,7 @@ class _Head:
 def save_analysis(analysis: Analysis, *, extraction: Extraction, out: Path, facts: Mapping[str, Any]) -> Path:
     """Writes `out`/analysis.json with some `facts` in front, and returns its path.
 
-    The extraction is named as seen from `out`, so both may be moved together.
+    The path of the extraction is relative to `out`, so both may be moved together.
     """
     head = {"kind": KIND, "version": VERSION, **facts}
     where = {"extraction": os.path.relpath(extraction.path, out), "extracted": extraction.manifest}
@@ -89,14 +92,14 @@ def read_analysis(path: str | os.PathLike[str]) -> SavedAnalysis:
 
 
 def _make(kind: type, found: Any) -> np.ndarray:
-    """A jaxtyping array from JSON's lists; msgspec then checks its type and number of axes."""
+    """A jaxtyping array from JSON's lists. msgspec then checks its type and number of axes."""
     if "int64" in kind.dtypes and "float64" not in kind.dtypes:
         return np.array(found, np.int64)
-    return np.array(found, np.float64)  # None, which stands for what is not a number, becomes NaN
+    return np.array(found, np.float64)  # None becomes NaN, for which it stands
 
 
 def _check_sizes(found: Analysis, config: ModelConfig) -> None:
-    """Raises `ValueError` unless the parts of an analysis are of one size each."""
+    """Raises `ValueError` unless the parts of an analysis have the sizes that belong together."""
     blocks, stages = config.depth, len(found.stages)
     bins = {values.clusters.centres.size for values in found.values.values()}
     sizes = [("patches", found.patches, config.patches), ("block_overlap", found.block_overlap.chance.shape[0], blocks)]

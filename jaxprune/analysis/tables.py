@@ -1,6 +1,6 @@
 """An `Analysis` as flat tables: a name, the columns, and rows of plain values, ready for CSV or a terminal.
 
-One number a row with its interval, so that any table program can filter them; nothing is rounded here.
+A row has one number and its interval, so any table program can filter them. Nothing is rounded here.
 """
 
 import csv
@@ -24,8 +24,9 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
 
     def to_csv(self) -> str:
-        """The table with a heading. A number that is not one is an empty cell; text that a spreadsheet would run as a
-        formula begins with an apostrophe, as spreadsheets mark text.
+        """The table with a heading. NaN is an empty cell.
+
+        Text that a spreadsheet would run as a formula begins with an apostrophe, which is how spreadsheets mark text.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -35,9 +36,9 @@ class Table:
 
 
 def tables(analysis: Analysis) -> dict[str, Table]:
-    """All tables by name; those on kept patches only where the model pruned, `overlap` only beside other extractions.
+    """All tables by name. Those on kept patches need a model that pruned; `overlap` needs other extractions.
 
-    Blocks and clusters count from 0, lowest intensity first; `mean` as a block is the mean over blocks.
+    Blocks and clusters count from 0, clusters from the lowest intensity. The block `mean` is the mean over blocks.
     """
     made = {
         "values": Table(columns=("signal", "what", "value"), rows=tuple(_values(analysis))),

@@ -1,6 +1,6 @@
 """Several devices and several processes: `devices` lays arrays out on a mesh, `processes` lets processes agree.
 
-Nothing here knows models or data. What is computed is written as for one device; XLA adds what devices exchange.
+Nothing here knows models or data. Programs are written as for one device; XLA adds what the devices exchange.
 """
 
 __all__ = ["devices", "processes"]

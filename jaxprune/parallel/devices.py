@@ -1,8 +1,8 @@
-"""The places of a training's arrays: all devices of all processes share each batch, and of the weights and the
-optimiser's moments each device holds all or its part.
+"""Places the arrays of a training on devices.
 
-One mesh with one axis. Programs are written as for one device and jitted with these placements; XLA adds what the
-devices tell each other. `jaxprune.parallel.processes` is about the processes themselves.
+All devices of all processes share each batch. Each device holds all of the weights and of the optimiser's moments, or
+its part. There is one mesh with one axis. Programs are written as for one device and jitted with these placements; XLA
+adds what the devices exchange. The processes are the matter of `jaxprune.parallel.processes`.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 AXIS = "data"
-SMALL = 1024  # numbers; to gather fewer costs more than to hold them
+SMALL = 1024  # numbers; fewer cost less to hold than to gather
 # The layout of an array of this shape on so many devices.
 Spread = Callable[[tuple[int, ...], int], PartitionSpec]
 
@@ -27,8 +27,8 @@ def whole(shape: tuple[int, ...], devices: int) -> PartitionSpec:
 
 
 def divided(shape: tuple[int, ...], devices: int) -> PartitionSpec:
-    """Divided (FSDP) along its longest axis that the devices divide, the first of equals; whole without one or under
-    1024 numbers."""
+    """Each device holds a part (FSDP). The array is cut along its longest axis that the devices divide, the first of
+    equals. An array without such an axis, or of fewer than 1024 numbers, stays whole."""
     axes = [axis for axis, length in enumerate(shape) if length % devices == 0]
     if not axes or np.prod(shape) < SMALL:
         return PartitionSpec()
@@ -37,8 +37,11 @@ def divided(shape: tuple[int, ...], devices: int) -> PartitionSpec:
 
 
 class Layout:
-    """The devices of a training (default: all, of all processes), and how its state spreads over them: `whole` or
-    `divided`. That decides memory and speed; the numbers change by rounding only."""
+    """The devices of a training, by default all devices of all processes.
+
+    `spread` is `whole` or `divided`: it says how the state spreads over them. It decides memory and speed. Numbers
+    change by rounding only.
+    """
 
     def __init__(self, devices: Sequence[jax.Device] | None = None, *, spread: Spread = whole):
         self.devices = tuple(jax.devices() if devices is None else devices)
@@ -55,7 +58,7 @@ class Layout:
             )
 
     def put(self, tree: Any) -> Any:
-        """A state, or part of one, where it belongs. All processes give the same values."""
+        """Puts a state, or part of one, where it belongs. All processes must give the same values."""
 
         def put(leaf: Any) -> Array:
             sharding = self._of(leaf)
@@ -67,27 +70,26 @@ class Layout:
         return jax.tree.map(put, tree)
 
     def describe(self, tree: Any) -> Any:
-        """A state's shapes and where they belong, for compiling a program without the state."""
+        """The shapes and placements of a state, to compile a program without the state."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._of(x)), tree)
 
     def lay(self, tree: Any) -> Any:
-        """The same inside a jitted program."""
+        """Does what `put` does, inside a jitted program."""
         return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, self._of(leaf)), tree)
 
     def gathered(self, weights: Any) -> Any:
-        """Inside a jitted program: weights as they are multiplied with, whole on every device. Their gradients come
-        back laid out as the weights are.
+        """The weights, whole on every device, inside a jitted program. Their gradients are laid out as the weights.
 
-        Left to itself XLA may keep weights divided and gather activations, which grow with the clips.
+        Left to itself, XLA may keep weights divided and gather activations, which grow with the clips.
         """
         return jax.tree.map(lambda leaf: _gathered(leaf, self.whole, self._of(leaf)), weights)
 
     def share(self, rows: Any) -> Any:
-        """Batches over all processes, put together from each one's own rows, in the order of the processes."""
+        """Joins each process's own rows to batches over all processes, in the order of the processes."""
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.rows, np.asarray(x)), rows)
 
     def shapes(self, rows: Any) -> Any:
-        """The result of `share` without the numbers."""
+        """The shapes and placements of what `share` returns."""
         processes = len({device.process_index for device in self.devices})
 
         def shape(x: np.ndarray) -> jax.ShapeDtypeStruct:
@@ -111,7 +113,7 @@ _gathered.defvjp(
 
 
 def on_host(array: Array | np.ndarray) -> np.ndarray:
-    """All of an array, also what other processes hold; then all of them must ask."""
+    """All of an array, including what other processes hold. If they hold any, all of them must call this."""
     if not isinstance(array, Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -1,8 +1,8 @@
 """Several processes that train together: they find each other, agree, and end together.
 
-Each runs the same program on its own devices and its own share of every batch (`ProcessRows`). Together they compute
-what one process with all the devices would. The first one alone writes and prints. Nothing here is different for a
-single process but that there is nobody to wait for.
+Each runs the same program on its own devices, with its own share of every batch (`ProcessRows`). Together they compute
+what one process with all the devices would. Only the first one writes and prints. A single process runs the same code
+and waits for nobody.
 """
 
 import atexit
@@ -27,30 +27,30 @@ AUTOMATIC = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """The meeting of a run's processes; without a coordinator the run has one process."""
+    """The meeting of a run's processes. Without a coordinator the run has one process."""
 
-    # Address of process 0, host:port, or auto: as SLURM, Open MPI, Kubernetes or a TPU pod tell.
+    # Address of process 0, host:port. With auto, SLURM, Open MPI, Kubernetes or a TPU pod tells it.
     coordinator: str = ""
     # Processes of the run, each started with the same command.
     count: int = 1
-    # Which of them this is, from 0.
+    # This process's number, from 0.
     index: int = 0
 
     def __post_init__(self):
         if not 0 <= self.index < self.count:
             raise ValueError(f"process {self.index} of {self.count} does not exist; count from 0 to {self.count - 1}")
         if self.count > 1 and self.coordinator in ("", AUTOMATIC):
-            raise ValueError(f"where the {self.count} processes meet was not said; give the address of process 0")
+            raise ValueError(f"the {self.count} processes have no place to meet; give the address of process 0")
         if self.coordinator not in ("", AUTOMATIC) and not self.coordinator.rpartition(":")[2].isdecimal():
             raise ValueError(f"the coordinator is {self.coordinator!r}; it must be host:port or {AUTOMATIC}")
 
 
 @contextmanager
 def joined(launch: Launch) -> Iterator[None]:
-    """The processes of a run, from before JAX is first used to the end, where they wait for each other.
+    """Joins the processes of a run before JAX is first used. At the end they wait for each other.
 
-    A process that ends in an error does not wait: it leaves with exit code 1 once Python is done, and the others get
-    an error in turn (on accelerators only when they miss its heartbeat, after 100 seconds).
+    A process that ends in an error does not wait. It leaves with exit code 1 once Python is done. Then the others get
+    an error too; on accelerators only when they miss its heartbeat, after 100 seconds.
     """
     if not launch.coordinator:
         yield
@@ -77,7 +77,7 @@ def is_first() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's JSON value, by process. All must ask."""
+    """The JSON value of every process, by process. All must call this."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
     padded = np.pad(text, (0, int(lengths.max()) - len(text)))
@@ -86,7 +86,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def by_first(action: Callable[[], T]) -> T:
-    """Lets the first process alone act while the others wait; all get the JSON value it returns, or its error."""
+    """Lets the first process act while the others wait. All get the JSON value that it returns, or its error."""
     result = failure = None
     if is_first():
         try:
@@ -102,20 +102,20 @@ def by_first(action: Callable[[], T]) -> T:
 
 
 def together(stop: Callable[[], bool], *, done: int) -> Callable[[], bool]:
-    """A `stop` for `Training.fit` from `done` updates on, which answers alike in all processes.
+    """A `stop` for `Training.fit` that answers alike in all processes, from `done` updates on.
 
-    With several, SIGTERM to any of them is what stops all, after the same update (JAX watches for it); `stop` itself
-    must answer alike.
+    SIGTERM to any process stops all of them after the same update: JAX watches for it. `stop` itself must answer alike
+    in all processes.
     """
     if jax.process_count() == 1:
         return stop
-    # Orbax asks, too, by the number of updates: the same count must be given here.
+    # Orbax asks by the number of updates, so this must count the same.
     updates = itertools.count(done + 1)
     return lambda: multihost_utils.reached_preemption_sync_point(next(updates)) or stop()
 
 
 class StopOnSignal:
-    """A context in which SIGTERM only raises a flag: call it to ask for the flag, then save and leave."""
+    """A context in which SIGTERM only raises a flag. Call it to read the flag; then save and leave."""
 
     def __init__(self):
         self.asked = False

@@ -1,8 +1,8 @@
 """Pictures as matplotlib figures, without pyplot, written whole as PNG, SVG or PDF.
 
-`clips` draws spectrograms with the dropped patches left blank, `log_mel` one spectrogram, `analysis` the statistics of
-`jaxprune.analysis`, `pareto` a sweep. `style` holds the palette of all of them. Nothing is computed here that a table
-would need.
+`clips` draws spectrograms with the dropped patches blank, `log_mel` one spectrogram, `analysis` the statistics of
+`jaxprune.analysis`, `pareto` a sweep. `style` holds their palette. Numbers that a table would need are computed
+elsewhere.
 """
 
 __all__ = ["analysis", "clips", "log_mel", "pareto", "style"]

@@ -1,8 +1,8 @@
 """An `Analysis` as pictures: rank correlation, intensity clusters, places, histograms, attention, agreement of blocks.
 
-Each `..._figure` returns a matplotlib figure and writes nothing; `pictures` makes all that an analysis allows.
-Intervals are the analysis' own. Blocks and clusters count from 0; time goes to the right, low frequencies are at the
-bottom; series differ by marker and dash as well as by colour, whose set is safe for colour-blind readers (Okabe & Ito
+Each `..._figure` returns a matplotlib figure and writes nothing. `pictures` makes all that an analysis allows.
+Intervals are those of the analysis. Blocks and clusters count from 0. Time goes to the right; low frequencies are at
+the bottom. Series differ by marker, dash and colour. Colour-blind readers can tell the colours apart (Okabe & Ito
 2008). Dotted lines are chance levels.
 """
 
@@ -28,11 +28,11 @@ from jaxprune.plots.style import BLANK, COLORS, MARKERS, SERIES, TICKS_HZ
 DASHES = ("-", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
 CROWDED = 20  # more points than this get a band instead of markers and bars
 SCORES = {"ClsAttention": "attention from CLS", "ReceivedAttention": "attention received"}
-WIDE = 7.4  # inches; what a page shows at a size that can be read
+WIDE = 7.4  # inches; a page shows it at a size that can be read
 
 
 def pictures(analysis: Analysis, config: ModelConfig) -> dict[str, Figure]:
-    """All figures of one analysis by name; those on kept patches only where the model pruned."""
+    """All figures of one analysis by name. Those on kept patches need a model that pruned."""
     made = {
         "kendall": kendall_figure({analysis.name: analysis.kendall}),
         "block_overlap": block_overlap_figure(analysis),
@@ -46,8 +46,10 @@ def pictures(analysis: Analysis, config: ModelConfig) -> dict[str, Figure]:
 
 
 def kendall_figure(runs: Mapping[str, Mapping[str, Kendall]]) -> Figure:
-    """Per block, for several runs by name: the published definition with its chance level above, tau-b below, against
-    the ranks of each signal from left to right."""
+    """Rank correlation per block, for several runs by name. A column is a signal.
+
+    The upper panels show the published definition and its chance level, the lower ones tau-b.
+    """
     signals = list(dict.fromkeys(signal for found in runs.values() for signal in found))
     figure = Figure(figsize=(WIDE, 5.2 + 0.18 * len(runs)), layout="constrained")
     panels = figure.subplots(2, len(signals), sharex=True, sharey="row", squeeze=False)
@@ -73,7 +75,7 @@ def kendall_figure(runs: Mapping[str, Mapping[str, Kendall]]) -> Figure:
 
 
 def clusters_figure(analysis: Analysis) -> Figure:
-    """Patches per intensity cluster, all clips together: entering, and kept after each pruning block with its share."""
+    """Patches per intensity cluster, all clips together: those entering, and the number and share of those kept."""
     found, centres = analysis.kept.clusters, analysis.values["mean"].clusters.centres
     figure = Figure(figsize=(WIDE, 3.6), layout="constrained")
     panel = figure.subplots()
@@ -108,14 +110,17 @@ def clusters_figure(analysis: Analysis) -> Figure:
 
 
 def places_figure(places: Mapping[int, Places], config: ModelConfig) -> Figure:
-    """Places of kept patches: per pruning block the share of clips that keep each place; below, the same per mel band
-    and per time step with intervals. All shares are of the patches that enter the model."""
+    """Places of kept patches: a map per pruning block, of the share of clips that keep each place.
+
+    Below it are the shares per mel band and per time step, with intervals. All are shares of the patches that enter the
+    model.
+    """
     figure = Figure(figsize=(WIDE, 5.6), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.05, 1), hspace=0.03)
     maps = upper.subplots(1, len(places), sharex=True, sharey=True, squeeze=False)[0]
     time, freq = config.grid
     step = config.time_stride * HOP / SAMPLE_RATE
-    # A cell is centred on its patch; with strides below the patch's size cells are narrower than patches.
+    # A cell is centred on its patch. It is narrower than the patch where strides are short.
     start = (config.patch - config.time_stride) / 2 * HOP / SAMPLE_RATE
     bottom = (config.patch - config.freq_stride) / 2
     extent = (start, start + time * step, bottom, bottom + freq * config.freq_stride)
@@ -157,7 +162,7 @@ def places_figure(places: Mapping[int, Places], config: ModelConfig) -> Figure:
 
 
 def histograms_figure(analysis: Analysis) -> Figure:
-    """Patches by mean and std before pruning and after its last stage, as the paper draws them, and the share kept."""
+    """Patches by mean and std, before pruning and after its last stage (the paper's pictures), and the share kept."""
     found: Histograms = analysis.kept.histograms
     figure = Figure(figsize=(WIDE, 3.1), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
@@ -171,7 +176,7 @@ def histograms_figure(analysis: Analysis) -> Figure:
     counts, last = [int(one.sum()) for one in (found.before, found.after)], analysis.stages[-1]
     titles = (f"before pruning\n{counts[0]:,} patches", f"after block {last}\n{counts[1]:,} patches", "share kept")
     for panel, values, top, title in zip(panels, (*densities, share), (highest, highest, 1), titles, strict=True):
-        shown = np.ma.masked_where(found.before == 0, values)  # no patch at all: blank, not zero
+        shown = np.ma.masked_where(found.before == 0, values)  # without any patch: blank, not zero
         image = panel.pcolormesh(
             found.mean_edges, found.std_edges, shown.T, vmin=0, vmax=top, cmap=COLORS, rasterized=True
         )
@@ -193,7 +198,7 @@ def histograms_figure(analysis: Analysis) -> Figure:
 
 
 def attention_figure(analysis: Analysis) -> Figure:
-    """Scores of patches kept to the end against the others, per block, and how well a score parts the two."""
+    """Scores of the patches kept to the end beside the others', per block, and how well a score parts the two."""
     found: Contrast = analysis.kept.attention
     figure = Figure(figsize=(WIDE, 4.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1.3, 1))
@@ -217,7 +222,7 @@ def attention_figure(analysis: Analysis) -> Figure:
 
 
 def block_overlap_figure(analysis: Analysis) -> Figure:
-    """Agreement of every two blocks on the best patches: the share that both choose."""
+    """Agreement of every two blocks: the share of the best patches that both choose."""
     found: Overlap = analysis.block_overlap
     blocks = len(found.chance)
     side = max(2.6, min(5.0, 1.4 + 0.36 * blocks))
@@ -245,7 +250,7 @@ def block_overlap_figure(analysis: Analysis) -> Figure:
 def _line(
     panel: Axes, estimate: Estimate, *, at: Float[np.ndarray, "_"] | None = None, shift: float = 0.0, **style: Any
 ) -> None:
-    """Values joined by a line, with their intervals; places without a value are left out."""
+    """Draws values joined by a line, with their intervals. Places without a value are left out."""
     at = np.arange(len(estimate.value)) if at is None else at
     spread = np.abs(np.stack([estimate.low, estimate.high]) - estimate.value)
     panel.errorbar(
@@ -254,7 +259,7 @@ def _line(
 
 
 def _styles(count: int) -> list[dict[str, Any]]:
-    """Colour, marker and dash for each of so many series."""
+    """The colour, marker and dash of each series."""
     styles = zip(cycle(SERIES), cycle(MARKERS), cycle(DASHES), range(count), strict=False)
     return [{"color": color, "marker": marker, "linestyle": dash} for color, marker, dash, _ in styles]
 
@@ -267,7 +272,7 @@ def _plain(panel: Axes, *, grid: str = "both") -> None:
 
 
 def _legend(figure: Figure | SubFigure, handles: Sequence, names: Sequence[str], *, columns: int) -> None:
-    """Below the panels, where it hides nothing; a dollar sign in a name is no formula."""
+    """Puts the legend below the panels, where it hides nothing. A dollar sign in a name begins no formula."""
     legend = figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -1,8 +1,8 @@
 """Pictures of clips, and the writing of all pictures. Figures are built without pyplot: no display, no state.
 
-`retained_patches` shows what pruning keeps: for each window its spectrogram, then the same with the patches dropped
-after each stage left blank (the paper's pictures). Files appear under their name only when they are complete. Pictures
-of statistics are `jaxprune.plots.analysis`'.
+`retained_patches` draws what pruning keeps, as the paper does. A window has its spectrogram, and after each stage the
+same spectrogram with the dropped patches blank. A file has its name only when it is complete. Pictures of statistics
+are in `jaxprune.plots.analysis`.
 """
 
 import os
@@ -31,11 +31,11 @@ ROWS = 6  # windows on a page
 def retained_patches(results: Sequence[Result], config: ModelConfig, *, path: str | os.PathLike[str]) -> list[Path]:
     """Draws every result that carries its spectrogram, six to a page, and returns the files written.
 
-    A row is one window: the model's input, then what is left of it after each pruning block, cumulative. Time goes to
-    the right in seconds of the file, frequency upwards on the mel scale. Rows end with the clip's sound; patches in the
-    padding beyond are not drawn but counted in the panel's title. One colour scale a row. Pages after the first get
-    `-2` and so on before the suffix. Raises `ValueError` for another suffix than .png, .svg and .pdf, and when no
-    result carries a spectrogram.
+    A row is one window: the model's input, then what is left of it after each pruning block. It has one colour scale.
+    Time goes to the right in seconds of the file, frequency upwards on the mel scale. A row ends with the clip's sound.
+    Patches in the padding beyond it are not drawn; the panel's title counts them. Pages after the first get `-2` and so
+    on before the suffix. Raises `ValueError` for another suffix than .png, .svg and .pdf, and when no result carries a
+    spectrogram.
     """
     path = picture_path(path)
     shown = [result for result in results if result.mel is not None]
@@ -49,7 +49,7 @@ def retained_patches(results: Sequence[Result], config: ModelConfig, *, path: st
 
 
 def retained_patches_figure(results: Sequence[Result], config: ModelConfig) -> Figure:
-    """One page of `retained_patches`; every result must carry its spectrogram."""
+    """One page of `retained_patches`. Every result must carry its spectrogram."""
     stages = max(len(result.kept) for result in results)
     figure = Figure(figsize=(2.9 * (1 + stages) + 0.9, 2.05 * len(results)), layout="constrained")
     rows = figure.subfigures(len(results), 1, squeeze=False, hspace=0.02)[:, 0]
@@ -60,7 +60,7 @@ def retained_patches_figure(results: Sequence[Result], config: ModelConfig) -> F
 
 
 def picture_path(path: str | os.PathLike[str]) -> Path:
-    """The path, if a picture can be written under its suffix; `ValueError` if not. For checks before long work."""
+    """The path, for checks before long work. Raises `ValueError` unless pictures are written under its suffix."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(
@@ -71,12 +71,12 @@ def picture_path(path: str | os.PathLike[str]) -> Path:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure in its suffix's format, whole or not at all."""
-    with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):  # text stays text
+    with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):  # keeps text as text
         replace_file(path, lambda unfinished: figure.savefig(unfinished, dpi=160))
 
 
 def _draw_row(row: SubFigure, result: Result, config: ModelConfig) -> None:
-    """A window's spectrogram and what each stage left of it."""
+    """Draws a window's spectrogram, and the patches that each stage left."""
     heading = row.suptitle(_heading(result), x=0.005, ha="left", fontsize=9, fontweight="bold")
     heading.set_parse_math(False)  # a dollar sign in a file name is not a formula
     panels = row.subplots(1, 1 + len(result.kept), sharex=True, sharey=True, squeeze=False)[0]
@@ -103,10 +103,10 @@ def _heading(result: Result) -> str:
 
 
 def _draw_mel(panel: Axes, mel: Float[np.ndarray, "t f"], *, result: Result, config: ModelConfig) -> AxesImage:
-    """A spectrogram up to the last patch that holds sound, blank where masked, the clip's end marked.
+    """Draws a spectrogram up to the last patch that holds sound. Masked values are blank; the clip's end is marked.
 
-    The axes are those of `librosa.display.specshow`: seconds to the right, a mel scale upwards. It would draw one
-    rectangle a pixel, and has no place for the blank patches and the clip's own start.
+    The axes are those of `librosa.display.specshow`: seconds to the right, a mel scale upwards. specshow itself draws a
+    rectangle for each pixel, and knows neither blank patches nor a clip's own start.
     """
     shown = frames_shown(config, frames=result.frames)
     low, high = color_range(result)
@@ -129,24 +129,24 @@ def _draw_mel(panel: Axes, mel: Float[np.ndarray, "t f"], *, result: Result, con
 
 
 def color_range(result: Result) -> tuple[float, float]:
-    """The values that the ends of the colour scale stand for: nearly all of the clip's sound lies between them."""
+    """The values at the ends of the colour scale. Nearly all of the clip's sound lies between them."""
     low, high = np.percentile(result.mel[: result.frames].astype(np.float32), (2, 99.8))
     return float(low), float(max(high, low + 1e-3))
 
 
 def frames_shown(config: ModelConfig, *, frames: int) -> int:
-    """The end of the last patch that holds any of the first `frames` frames; the whole length without padding."""
+    """The end of the last patch with any of the first `frames` frames. Without padding it is the whole length."""
     starts = patch_corners(config)[:, 0]
     sounding = starts[starts < frames]
     return config.frames if len(sounding) == len(starts) else int(sounding.max()) + config.patch
 
 
 def mel_heights(hertz: Sequence[float], *, mels: int) -> Float[np.ndarray, "_"]:
-    """Heights of frequencies on an axis where mel bin i covers i to i + 1, its centre at i + 0.5."""
+    """Heights of frequencies on an axis on which mel bin i reaches from i to i + 1."""
     lowest, highest, *heights = hertz_to_mel(np.array([LOWEST_HZ, SAMPLE_RATE / 2, *hertz]))
     return (np.array(heights) - lowest) / (highest - lowest) * (mels + 1) - 0.5
 
 
 def shortened(text: str, *, most: int = 48) -> str:
-    """The text, cut where it is longer than `most` characters."""
+    """The text, cut to at most `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,7 +1,7 @@
 """The picture of a sweep: accuracy over multiply-accumulates, and over measured time at each batch size.
 
-A colour for each score and a marker for each block set (or checkpoint, where there are several); the line joins the
-points that no other beats; hollow ones do not pay in time; black diamonds are published, of other models.
+Each score has a colour. Each block set has a marker, and each checkpoint if there are several. The line joins the
+points that no other beats. Hollow points do not pay in time. Black diamonds are published results of other models.
 """
 
 import os
@@ -28,10 +28,10 @@ def pareto_front(
     published: Sequence[Published] = (),
     chosen: Sequence[Point] = (),
 ) -> list[Path]:
-    """Draws a sweep's points as PNG and as SVG beside each other, and returns the files.
+    """Draws a sweep's points as a PNG and an SVG file beside each other, and returns the files.
 
-    `chosen` points are ringed. `path` names one of the two or .pdf. Raises `ValueError` for another suffix and without
-    points.
+    `chosen` points get a ring. `path` names one of the two files, or a .pdf to write besides. Raises `ValueError` for
+    another suffix and without points.
     """
     path = picture_path(path)
     figure = pareto_front_figure(points, title=title, published=published, chosen=chosen)
@@ -44,7 +44,7 @@ def pareto_front(
 def pareto_front_figure(
     points: Sequence[Point], *, title: str, published: Sequence[Published] = (), chosen: Sequence[Point] = ()
 ) -> Figure:
-    """One panel for the cost, one for the time at each batch size; all share the axis of accuracy."""
+    """A panel for the cost and one for the time at each batch size. All share the axis of accuracy."""
     if not points:
         raise ValueError("there are no points to draw")
     batches = list(dict.fromkeys(point.batch for point in points))
@@ -133,7 +133,7 @@ def _draw(
     markers: dict[tuple[str, str], str],
     hollow: bool,
 ) -> None:
-    """Points with their intervals, the line over those not beaten, and the keep rates of these."""
+    """Draws the points, the line through those that are not beaten, and their keep rates."""
     best = sorted((point for point in points if getattr(point, front)), key=lambda point: getattr(point, x))
     panel.plot(
         [getattr(p, x) for p in best], [100 * p.quality for p in best], "--", color="0.55", linewidth=1, zorder=1

@@ -156,7 +156,7 @@ def test_one_process_has_nobody_to_wait_for():
     ("fields", "said"),
     [
         ({"count": 2, "index": 2}, "process 2 of 2 does not exist"),
-        ({"count": 2}, "where the 2 processes meet was not said"),
+        ({"count": 2}, "the 2 processes have no place to meet"),
         ({"coordinator": "here"}, "the coordinator is 'here'; it must be host:port or auto"),
     ],
 )
