@@ -25,7 +25,7 @@ import tensorstore as ts
 from flax import nnx
 
 from jaxprune.config import Card
-from jaxprune.files import NotWritten, quiet_orbax, whole_directory, write_text
+from jaxprune.files import REFUSED, NotWritten, quiet_orbax, whole_directory, write_text
 from jaxprune.json_files import read_json
 from jaxprune.models import Classifier, abstract
 from jaxprune.positions import adapt_positions
@@ -164,7 +164,7 @@ def write_weights(directory: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         with _alone() as checkpointer:
             checkpointer.save((directory / WEIGHTS).absolute(), arrays)
-    except Exception as error:  # Orbax and TensorStore raise many types
+    except REFUSED as error:
         raise NotWritten(directory, error) from error
 
 

@@ -21,6 +21,10 @@ from typing import Any
 
 import filelock
 
+# Errors of Orbax where the system refuses to write. TensorStore, with which it writes, has its own: `ValueError` for
+# nearly all, `NotImplementedError` for what a file system cannot do.
+REFUSED = (OSError, ValueError, NotImplementedError)
+
 
 class NotWritten(OSError):
     """An output that could not be written, and why: no room, no permission, no such folder."""

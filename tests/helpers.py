@@ -1,5 +1,8 @@
 """Small models with true depth, and random input, shared by the tests."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,17 @@ def random_mel(config: ModelConfig, *, clips: int = 2, seed: int = 0) -> np.ndar
     """Noise of the size the model reads, `(b, t, f)` float32."""
     shape = (clips, config.frames, config.mels)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """A limit on file sizes, which stands in for a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def rates(keep) -> dict[int, float]:

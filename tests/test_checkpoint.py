@@ -13,11 +13,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT, random_mel, small
+from helpers import ROOT, limited, random_mel, small
 
 import jaxprune
 from jaxprune import checkpoint
 from jaxprune.analysis.identity import model_digest
+from jaxprune.files import NotWritten
 
 CONFIG = small("ast", depth=2)
 CARD = jaxprune.Card(model=CONFIG, mean=-4.2, std=4.5, activation="sigmoid", labels=tuple("abcdefghij"), source="test")
@@ -82,6 +83,22 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_no_debris(copy, monkeypatch
         jaxprune.save(copy, jaxprune.build(CONFIG, seed=6), card=CARD, overwrite=True)
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
     assert checkpoint.leaves(jaxprune.load(copy)).keys() == checkpoint.leaves(jaxprune.build(CONFIG)).keys()
+
+
+def test_a_full_disk_is_one_sentence_with_the_path(tmp_path):
+    with limited(20_000), pytest.raises(NotWritten, match=r"/model cannot be written: File too large$"):
+        jaxprune.save(tmp_path / "model", jaxprune.build(CONFIG, seed=6), card=CARD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_is_none_of_the_disk_shows_itself(tmp_path, monkeypatch):
+    def wrong(*arguments, **options):
+        raise TypeError("save() takes 1 argument")
+
+    monkeypatch.setattr("orbax.checkpoint.StandardCheckpointer.save", wrong)
+    with pytest.raises(TypeError, match="takes 1 argument"):
+        jaxprune.save(tmp_path / "model", jaxprune.build(CONFIG, seed=6), card=CARD)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_card_of_another_model_is_refused(tmp_path):

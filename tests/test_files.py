@@ -2,7 +2,6 @@
 
 import codecs
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from helpers import limited
 from training_runs import child_environment
 
 from jaxprune.files import NotWritten, locked, replace_file, whole_directory, write_text
@@ -17,17 +17,6 @@ from jaxprune.files import NotWritten, locked, replace_file, whole_directory, wr
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-@contextmanager
-def limited(size: int):
-    """A limit on file sizes, which stands in for a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.tree_util import keystr
 
 from jaxprune.data.batches import Batches
-from jaxprune.files import quiet_orbax, reason
+from jaxprune.files import REFUSED, quiet_orbax, reason
 from jaxprune.training.events import Evaluation
 from jaxprune.training.settings import Recipe
 from jaxprune.training.step import State, Weights
@@ -44,7 +44,9 @@ class Facts:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Facts":
-        """The inverse of `to_json`, without the step."""
+        """The inverse of `to_json`, without the step. Raises `ValueError` where a fact is missing."""
+        if not isinstance(data, Mapping) or not data.keys() >= {"recipe", "labels", "seed", "place"}:
+            raise ValueError("its facts are incomplete")
         return cls(
             recipe=Recipe.from_json(data["recipe"]),
             labels=tuple(data["labels"]),
@@ -66,16 +68,19 @@ class Checkpoints:
             raise ValueError(f"keep is {keep}; it must be at least 1 checkpoint")
         quiet_orbax()
         self.directory = Path(directory).absolute()
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: -math.inf if metrics["score"] is None else metrics["score"],
-                best_mode="max",
-                preservation_policy=LatestAndBest(keep),
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda metrics: -math.inf if metrics["score"] is None else metrics["score"],
+            best_mode="max",
+            preservation_policy=LatestAndBest(keep),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
         )
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except ValueError as error:
+            raise ValueError(
+                f"a checkpoint in {self.directory} is damaged ({reason(error)}); move it away to go on from another"
+            ) from error
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -114,25 +119,35 @@ class Checkpoints:
                 ),
                 metrics={"score": evaluation.score if scored else None},
             )
-        except Exception as error:  # Orbax and TensorStore raise many types
+        except REFUSED as error:
             raise self._not_written(error) from error
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises `OSError` where it could not be written."""
         try:
             self._manager.wait_until_finished()
-        except Exception as error:
+        except REFUSED as error:
             raise self._not_written(error) from error
 
     def restore(self, step: int, like: State) -> tuple[State, Facts]:
-        """The state and facts of a checkpoint, on the devices that `like` (of the same run) is on."""
+        """The state and facts of a checkpoint, on the devices that `like` (of the same run) is on.
+
+        Raises `ValueError` for a checkpoint that is damaged or of another run.
+        """
         names = named_arrays(like)
         shapes = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in names.items()
         }
-        saved = self._read(step, state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore())
-        state = jax.tree.unflatten(jax.tree.structure(like), [saved["state"][name] for name in names])
-        return state, Facts.from_json(saved["meta"])
+        try:
+            saved = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore())
+            )
+            facts = Facts.from_json(saved["meta"])
+        except Exception as error:  # of any type: Orbax raises `Exception` itself
+            raise ValueError(
+                f"the checkpoint {self.directory / str(step)} does not fit this run or is damaged ({reason(error)})"
+            ) from error
+        return jax.tree.unflatten(jax.tree.structure(like), [saved["state"][name] for name in names]), facts
 
     def params(self, step: int, like: State) -> Weights:
         """The trained parameters of a checkpoint alone."""
@@ -154,14 +169,6 @@ class Checkpoints:
                 self.close()
             except OSError:
                 self._manager.close()
-
-    def _read(self, step: int, **items: Any) -> Any:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax and TensorStore raise many types
-            raise ValueError(
-                f"the checkpoint {self.directory / str(step)} does not fit this run or is damaged ({reason(error)})"
-            ) from error
 
     def _not_written(self, error: Exception) -> OSError:
         kept = ", ".join(map(str, self.steps)) or "none"

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import limited
 from quick import quick_compiling  # noqa: F401
-from test_files import kill, limited, names, process
+from test_files import kill, names, process
 from training.test_finetune import EPOCHS, STEPS, arguments, card, clips, start  # noqa: F401, fixtures
 from training_runs import child_environment, model
 

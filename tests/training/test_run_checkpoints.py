@@ -204,6 +204,28 @@ def test_a_save_cut_off_at_a_bad_moment_leaves_a_whole_checkpoint(tmp_path, monk
     assert [path.name for path in found.iterdir()] == ["3"]
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics/metrics", b""),
+        ("metrics/metrics", b"\xff"),
+        ("meta/metadata", b"[]"),
+        ("meta/metadata", b"{}"),
+        ("state/_METADATA", b"[]"),
+        ("state/manifest.ocdbt", b""),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence_that_names_it(tmp_path, file, content):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(small_state(1), small_facts())
+    (tmp_path / "c" / "1" / file).write_bytes(content)
+    with (
+        pytest.raises(ValueError, match=rf"checkpoint.* {tmp_path}/c.* damaged"),
+        Checkpoints(tmp_path / "c") as checkpoints,
+    ):
+        checkpoints.restore(1, small_state(0))
+
+
 ON_EIGHT = """
 import sys
 from pathlib import Path
