@@ -2,8 +2,9 @@
 
 Every function is pure: a key and a batch in, a batch out, each clip drawn on its own. How much is done is given in
 numbers that may be traced (`Amounts`), so switching a part off is a value, not another program: a probability or a
-width of 0 returns its input bit for bit. Patch masking alone changes shapes, so its share is static. Features belong to
-`jaxprune.features`, settings to `jaxprune.training.settings`, drop-path to `jaxprune.vit`.
+width of 0 returns its input bit for bit. Patch masking changes shapes, so its share is static. Speed and time shift
+(`jaxprune.training.tempo`) cost time even at 0, so a recipe without them has a program without them. Features belong to
+`jaxprune.features`, settings to `jaxprune.training.variation`, drop-path to `jaxprune.vit`.
 """
 
 from typing import NamedTuple
@@ -11,14 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Int, Key
 
 from jaxprune.config import ModelConfig, Padding
 from jaxprune.families import FAMILIES
 from jaxprune.features import MELS, fit_frames, frame_count, log_mel, normalize, sample_count
-from jaxprune.training.settings import Augment
-
-Number = float | int | Num[Array, ""]
+from jaxprune.training.tempo import Number, change_speed, inside, shift_in_time
+from jaxprune.training.variation import UNCHANGED, Augment
 
 ROLL_FRAMES = 10  # frames are rolled by less than this, either way, with noise
 NOISE = 0.1  # the most that one factor scales uniform noise by
@@ -28,7 +28,8 @@ NOISE = 0.1  # the most that one factor scales uniform noise by
 class Amounts:
     """Amounts of each augmentation: probabilities a clip, and greatest widths of masks. All zero changes nothing.
 
-    A pytree, so new numbers do not retrace.
+    A pytree, so new numbers do not retrace. `speed` (lowest and highest factor) and `time_shift` (seconds) are None
+    where the program is to be without them.
     """
 
     mixup: Number = 0.0
@@ -36,6 +37,8 @@ class Amounts:
     noise: Number = 0.0
     time_mask: Number = 0.0
     freq_mask: Number = 0.0
+    speed: tuple[Number, Number] | None = None
+    time_shift: Number | None = None
 
 
 class Batch(NamedTuple):
@@ -47,7 +50,12 @@ class Batch(NamedTuple):
 
 def amounts(settings: Augment) -> Amounts:
     """A recipe's amounts, as float32 scalars of a type that never retraces."""
-    return Amounts(*(jnp.float32(getattr(settings, name)) for name in Amounts.__dataclass_fields__))
+    chosen = {name: getattr(settings, name) for name in Amounts.__dataclass_fields__}
+    if settings.speed == UNCHANGED:
+        del chosen["speed"]
+    if settings.time_shift == 0:
+        del chosen["time_shift"]
+    return Amounts(**jax.tree.map(jnp.float32, chosen))
 
 
 def training_input(
@@ -65,12 +73,18 @@ def training_input(
 ) -> Batch:
     """`features.model_input` with every augmentation in the originals' order, and the labels that go with it.
 
-    Roll and scale each waveform, mix waveforms, log-mel, cut or pad, mask (before normalising), normalise, add noise
-    and roll frames. With all amounts 0 it is `model_input` exactly. `lengths` are true lengths in samples, at least
-    400; `labels` are one-hot or multi-hot.
+    Change the speed, shift in time, roll and scale each waveform, mix waveforms, log-mel, cut or pad, mask (before
+    normalising), normalise, add noise and roll frames. With all amounts 0 it is `model_input` exactly. `lengths` are
+    true lengths in samples, at least 400; `labels` are one-hot or multi-hot.
     """
     keys = jax.random.split(key, 4)
     lengths = jnp.minimum(lengths, waveforms.shape[1])
+    if amounts.speed is not None:
+        drawn = jax.random.fold_in(key, 4)  # the four keys above are those of runs that are older
+        waveforms, lengths = change_speed(drawn, waveforms, lengths=lengths, factors=amounts.speed)
+    if amounts.time_shift is not None:
+        drawn = jax.random.fold_in(key, 5)
+        waveforms, lengths = shift_in_time(drawn, waveforms, lengths=lengths, most=amounts.time_shift)
     waveforms = roll_and_scale(keys[0], waveforms, lengths=lengths, probability=amounts.roll)
     waveforms, labels = mixup(keys[1], waveforms, lengths=lengths, labels=labels, probability=amounts.mixup)
     mel = log_mel(waveforms[:, : sample_count(frames)], mels=mels)
@@ -222,11 +236,6 @@ def stretch(key: Key[Array, ""], *, clips: int, size: int, widest: Number) -> Ar
 def roll(x: Float[Array, "b *rest"], shift: Int[Array, "b"]) -> Float[Array, "b *rest"]:
     """Each clip rolled along its first axis by its own shift, forward where that is positive."""
     return jax.vmap(lambda row, by: jnp.roll(row, by, axis=0))(x, shift)
-
-
-def inside(waveforms: Float[Array, "b samples"], lengths: Int[Array, "b"]) -> Array:
-    """True on each row's own samples, `(b, samples)`."""
-    return jnp.arange(waveforms.shape[1])[None] < lengths[:, None]
 
 
 def without_mean(waveforms: Float[Array, "b samples"], real: Array) -> Float[Array, "b samples"]:

@@ -27,7 +27,7 @@ from jaxprune.json_files import read_json
 from jaxprune.parallel.processes import by_first
 from jaxprune.training.events import Metric
 from jaxprune.training.finetune import Beginning, Event, Options, Outcome, finetune, tidy
-from jaxprune.training.run_directory import RESULT, differences, read_result
+from jaxprune.training.run_directory import RESULT, differences, read_result, with_defaults
 from jaxprune.training.settings import Recipe
 from jaxprune.training.start import Sources
 
@@ -231,14 +231,13 @@ def check_folds(recipe: Recipe, sources: Sources) -> None:
 
 def open_protocol(directory: Path, recipe: Recipe, sources: Sources) -> None:
     """Prepares a protocol's directory. Raises `ValueError` for one of other settings, or that is something else."""
-    shared = {"recipe": recipe.to_json(), "where": _place(sources)}
-    del shared["recipe"]["data"]["folds"], shared["recipe"]["loop"]["seeds"]
-    shared = json.loads(json.dumps(shared, default=str))
+    shared = json.loads(json.dumps({"recipe": recipe.to_json(), "where": _place(sources)}, default=str))
+    shared = _of_all_runs(shared)
     if not (directory / SHARED).exists():
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ValueError(f"{directory} exists and holds no protocol; choose another output directory")
         write_text(directory / SHARED, json.dumps(shared, indent=1) + "\n")
-    elif others := differences(read_json(directory / SHARED), shared):
+    elif others := differences(_of_all_runs(read_json(directory / SHARED)), shared):
         raise ValueError(
             f"{directory} holds a protocol with other settings ({'; '.join(others[:3])}); give the same ones to go on "
             "with it, or choose another output directory"
@@ -300,6 +299,17 @@ def _place(sources: Sources) -> dict[str, Any]:
     """The place of the clips. The default of `missing` is left out: protocols that are older do not have it."""
     place = dataclasses.asdict(sources)
     return {name: value for name, value in place.items() if name != "fold" and (name, value) != ("missing", "refuse")}
+
+
+def _of_all_runs(saved: Any) -> Any:
+    """The settings of a protocol, as JSON, without folds and seeds: there may be more of them each time."""
+    if not isinstance(saved, dict) or not isinstance(saved.get("recipe"), dict):
+        return saved
+    recipe = with_defaults(saved["recipe"])
+    for part, name in (("data", "folds"), ("loop", "seeds")):
+        if isinstance(recipe.get(part), dict):
+            recipe[part].pop(name, None)
+    return saved | {"recipe": recipe}
 
 
 def _finished(out: Path, planned: Sequence[Run]) -> dict[Run, dict[str, Any]]:

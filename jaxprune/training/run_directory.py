@@ -23,7 +23,7 @@ from jaxprune.data.records import Split
 from jaxprune.files import write_text
 from jaxprune.json_files import fit, read_json
 from jaxprune.training.events import Evaluation, Metric, Step
-from jaxprune.training.settings import Recipe
+from jaxprune.training.settings import PARTS, UNIONS, Recipe
 
 RECIPE, CHECKPOINTS, METRICS, MODEL, RESULT = "recipe.json", "checkpoints", "metrics.jsonl", "model", "result.json"
 # Of a recipe: they decide nothing, and a later version may word them anew.
@@ -209,12 +209,32 @@ def padding_of(directory: str | os.PathLike) -> Padding | None:
         return None  # a damaged one is refused, in words, by `finished` and `open_run`
 
 
+def with_defaults(saved: Any) -> Any:
+    """A recipe's saved JSON, with today's defaults for the settings that are younger than it. Nothing else changes."""
+    if not isinstance(saved, dict):
+        return saved
+    makes = dict(PARTS)
+    for part, kinds in UNIONS.items():
+        if isinstance(values := saved.get(part), dict) and values.get("kind") in kinds:
+            makes[part] = kinds[values["kind"]]
+    return saved | {
+        part: _defaults(make) | saved[part] for part, make in makes.items() if isinstance(saved.get(part), dict)
+    }
+
+
+def _defaults(make: type) -> dict[str, Any]:
+    """The defaults of a dataclass's fields, as JSON reads them."""
+    fields = dataclasses.fields(make)
+    plain = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    return json.loads(json.dumps(plain))
+
+
 def _saved(directory: Path) -> Any:
     """The content of recipe.json. Runs older than the choice of padding padded with the minimum."""
     saved = read_json(directory / RECIPE)
     if isinstance(saved, dict) and isinstance(saved.get("data"), dict):
         saved["data"].setdefault("padding", "minimum")
-    return saved
+    return with_defaults(saved)
 
 
 def _settings(recipe: Recipe, *, seed: int) -> dict[str, Any]:

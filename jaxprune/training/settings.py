@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxprune.config import FAMILY_SIZES, Activation, Card, Family, ModelConfig, Padding
-from jaxprune.features import STATISTICS
+from jaxprune.features import HOP, SAMPLE_RATE, STATISTICS
 from jaxprune.json_files import fit
-from jaxprune.training.checks import distinct, share, whole_number
+from jaxprune.training.checks import distinct, whole_number
 from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
+from jaxprune.training.variation import Augment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,40 +80,6 @@ class Data:
         stats = STATISTICS[dataset]
         known = {"frames": stats.frames, "mean": stats.mean, "std": stats.std, "classes": stats.classes}
         return cls(dataset=dataset, **known | changes)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Augment:
-    """Variation of training clips; 0 switches a part off."""
-
-    # Probability that a clip is mixed with another.
-    mixup: float = 0.0
-    # Probability that a waveform is rolled by a random offset and scaled by a random factor.
-    roll: float = 0.0
-    # Probability that noise is added to the spectrogram and its frames are rolled by up to 10.
-    noise: float = 0.0
-    # Greatest width of the SpecAugment time mask, in frames.
-    time_mask: int = 0
-    # Greatest width of the SpecAugment frequency mask, in mel bins.
-    freq_mask: int = 0
-    # Share of patch columns, and of patch rows, dropped before the blocks.
-    patch_mask: float = 0.0
-    # Drop-path rate of the last block; it rises linearly from 0 in the first.
-    drop_path: float = 0.0
-
-    def __post_init__(self):
-        for name in ("mixup", "roll", "noise"):
-            share(name, getattr(self, name), most=1.0)
-        for name in ("patch_mask", "drop_path"):
-            value = share(name, getattr(self, name), most=1.0)
-            if value == 1:
-                raise ValueError(f"{name} is 1, which would leave nothing; it must be below 1")
-        whole_number("time_mask", self.time_mask, least=0)
-        whole_number("freq_mask", self.freq_mask, least=0)
-
-    def while_shrinking(self) -> "Augment":
-        """The rest from shrink start on, when the target is below 1: SpecAugment and patch masking stop."""
-        return dataclasses.replace(self, time_mask=0, freq_mask=0, patch_mask=0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,6 +223,11 @@ class Recipe:
         if self.augment.time_mask > self.data.frames:
             raise ValueError(
                 f"a time mask of {self.augment.time_mask} is wider than clips of {self.data.frames} frames"
+            )
+        if self.augment.time_shift * SAMPLE_RATE > HOP * self.data.frames:
+            raise ValueError(
+                f"a time shift of {self.augment.time_shift:g} s is longer than clips of {self.data.frames} frames, "
+                f"{self.data.frames * HOP / SAMPLE_RATE:g} s"
             )
 
     def model(self, **changes: Any) -> ModelConfig:

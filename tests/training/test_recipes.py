@@ -6,7 +6,7 @@ import json
 import pytest
 import tyro
 
-from jaxprune.training import learning, recipes, settings
+from jaxprune.training import learning, recipes, settings, variation
 from jaxprune.training.recipes import RECIPES
 from jaxprune.training.settings import (
     AdamL2,
@@ -178,6 +178,7 @@ def test_settings_out_of_range_are_refused_in_a_sentence(make, sentence):
         ({"schedule": Cosine(warmup_epochs=120.0)}, "leaves nothing"),
         ({"schedule": Cosine(floor=1e-3)}, "above its peak"),
         ({"augment": Augment(time_mask=513)}, "wider than clips"),
+        ({"augment": Augment(time_shift=6.0)}, "a time shift of 6 s is longer than clips of 512 frames, 5.12 s"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(changes, sentence):
@@ -213,13 +214,15 @@ def test_options_make_a_variant():
     made = tyro.cli(
         tyro.conf.AvoidSubcommands[Recipe],
         default=RECIPES["audiomae-esc50"],
-        args=["--prune.keep-rate", "0.5", "--optimizer.clip", "1", "--data.root", "/data", "--loop.seeds", "1", "2"],
-    )
+        args=["--prune.keep-rate", "0.5", "--optimizer.clip", "1", "--data.root", "/data", "--loop.seeds", "1", "2",
+              "--augment.speed", "0.9", "1.1"],
+    )  # fmt: skip
     expected = RECIPES["audiomae-esc50"]
     expected = dataclasses.replace(
         expected,
         prune=dataclasses.replace(expected.prune, keep_rate=0.5),
         optimizer=AdamW(clip=1.0),
+        augment=dataclasses.replace(expected.augment, speed=(0.9, 1.1)),
         data=dataclasses.replace(expected.data, root="/data"),
         loop=dataclasses.replace(expected.loop, seeds=(1, 2)),
     )
@@ -232,7 +235,7 @@ def test_every_field_has_a_comment_for_its_help():
     import inspect
 
     found = 0
-    for module in (settings, learning):
+    for module in (settings, learning, variation):
         source = inspect.getsource(module)
         lines = source.splitlines()
         classes = [item for item in ast.parse(source).body if isinstance(item, ast.ClassDef)]

@@ -96,3 +96,16 @@ def test_a_directory_is_a_new_run_an_unfinished_one_or_refused(tmp_path):
     (tmp_path / "b" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="exists and is no run"):
         open_run(tmp_path / "b", made, seed=1)
+
+
+def test_a_run_of_before_a_setting_was_there_has_its_default(tmp_path):
+    """A younger setting at its default goes on with the run; at another value it is told as the difference."""
+    made = recipe()
+    open_run(tmp_path / "run", made, seed=1)
+    saved = json.loads((tmp_path / "run" / RECIPE).read_text())
+    del saved["augment"]["time_shift"], saved["augment"]["speed"], saved["optimizer"]["clip"]
+    (tmp_path / "run" / RECIPE).write_text(json.dumps(saved))
+    assert open_run(tmp_path / "run", made, seed=1)
+    other = dataclasses.replace(made, augment=dataclasses.replace(made.augment, speed=(0.9, 1.1)))
+    with pytest.raises(ValueError, match=r"augment\.speed is \[1.0, 1.0\] there, \[0.9, 1.1\] here"):
+        open_run(tmp_path / "run", other, seed=1)

@@ -1,0 +1,58 @@
+"""Settings of the variation of training clips, as a frozen dataclass.
+
+`jaxprune.training.augment` and `jaxprune.training.tempo` do what they say; the other settings of a recipe are in
+`jaxprune.training.settings`.
+"""
+
+import dataclasses
+import math
+
+from jaxprune.training.checks import share, whole_number
+
+UNCHANGED = (1.0, 1.0)  # speeds
+SLOWEST, FASTEST = 0.5, 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Variation of training clips; 0 switches a part off."""
+
+    # Probability that a clip is mixed with another.
+    mixup: float = 0.0
+    # Probability that a waveform is rolled by a random offset and scaled by a random factor.
+    roll: float = 0.0
+    # Probability that noise is added to the spectrogram and its frames are rolled by up to 10.
+    noise: float = 0.0
+    # Greatest width of the SpecAugment time mask, in frames.
+    time_mask: int = 0
+    # Greatest width of the SpecAugment frequency mask, in mel bins.
+    freq_mask: int = 0
+    # Share of patch columns, and of patch rows, dropped before the blocks.
+    patch_mask: float = 0.0
+    # Drop-path rate of the last block; it rises linearly from 0 in the first.
+    drop_path: float = 0.0
+    # Longest time that a clip is moved by, either way, in seconds; silence moves in. TensorFlow's example has 0.1.
+    time_shift: float = 0.0
+    # Lowest and highest speed of a clip, pitch included (Ko et al. 2015: 0.9 1.1); 1 1 changes nothing.
+    speed: tuple[float, float] = UNCHANGED
+
+    def __post_init__(self):
+        for name in ("mixup", "roll", "noise"):
+            share(name, getattr(self, name), most=1.0)
+        for name in ("patch_mask", "drop_path"):
+            value = share(name, getattr(self, name), most=1.0)
+            if value == 1:
+                raise ValueError(f"{name} is 1, which would leave nothing; it must be below 1")
+        whole_number("time_mask", self.time_mask, least=0)
+        whole_number("freq_mask", self.freq_mask, least=0)
+        if not 0 <= self.time_shift < math.inf:
+            raise ValueError(f"time_shift is {self.time_shift}; it must be 0 seconds or more")
+        low, high = self.speed
+        if not SLOWEST <= low <= high <= FASTEST:
+            raise ValueError(
+                f"speed is {low} to {high}; it must be two factors from {SLOWEST} to {FASTEST:g}, the lower one first"
+            )
+
+    def while_shrinking(self) -> "Augment":
+        """The rest from shrink start on, when the target is below 1: SpecAugment and patch masking stop."""
+        return dataclasses.replace(self, time_mask=0, freq_mask=0, patch_mask=0.0)
