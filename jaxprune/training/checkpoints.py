@@ -149,9 +149,9 @@ class Checkpoints:
             ) from error
         return jax.tree.unflatten(jax.tree.structure(like), [saved["state"][name] for name in names]), facts
 
-    def params(self, step: int, like: State) -> Weights:
-        """The trained parameters of a checkpoint alone."""
-        return self.restore(step, like)[0].params
+    def outcome(self, step: int, like: State) -> Weights:
+        """The parameters of a checkpoint to evaluate and to save (`State.outcome`)."""
+        return self.restore(step, like)[0].outcome
 
     def close(self) -> None:
         """Waits for what is being written, then lets go of the folder."""

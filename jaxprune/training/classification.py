@@ -7,6 +7,7 @@ a clip is computed on the device. Schedules are `jaxprune.training.schedules`, a
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from jaxtyping import Array, Float, Key
 
@@ -90,7 +91,8 @@ class Classification:
         if plan.hidden:
             visible = augment.visible_patches(for_mask, clips=clips, config=self.config, hidden=plan.hidden)
         output = model(batch.mel, plan.policy, visible=visible, drop_path=DropPath(for_drop, plan.drop_path))
-        return LOSSES[self.recipe.loop.loss](output.logits, batch.labels)
+        loop = self.recipe.loop
+        return LOSSES[loop.loss](output.logits, optax.smooth_labels(batch.labels, loop.label_smoothing))
 
     def evaluate(
         self, model: Classifier, batches: Batches, *, step: int, layout: Layout, keep_rate: float, metric: Metric

@@ -204,7 +204,7 @@ class _Run:
         """Chooses the model, evaluates and saves it, and writes the result."""
         last, best = int(training.state.step), checkpoints.best
         chosen = best if self.selects_on == "validation" and best is not None else last
-        params = training.state.params if chosen == last else checkpoints.params(chosen, training.state)
+        params = training.state.outcome if chosen == last else checkpoints.outcome(chosen, training.state)
         sizes = self.dataset.sizes()
         scores = {split: self._evaluate(training, split, params) for split in ("validation", "test") if split in sizes}
         model = training.model(params)
@@ -234,16 +234,17 @@ class _Run:
 
     def _save_model(self, model: Classifier, *, step: int) -> None:
         recipe = self.recipe
+        averaged = f", weights averaged (EMA {recipe.loop.ema:g})" if recipe.loop.ema else ""
         card = recipe.card(
             model.config,
             labels=self.dataset.labels,
             source=f"fine-tuned by jaxprune: recipe {recipe.name}, seed {self.seed}, step {step}, "
-            f"keep rate {recipe.prune.keep_rate:g}, from {recipe.start.checkpoint or 'scratch'}",
+            f"keep rate {recipe.prune.keep_rate:g}, from {recipe.start.checkpoint or 'scratch'}{averaged}",
         )
         by_first(lambda: str(checkpoint.save(self.out / MODEL, model, card=card, overwrite=True)))
 
     def _evaluate(self, training: Training, split: Split, params: Weights | None = None) -> Evaluation:
-        """The present weights (or `params`) on a split, at the target keep rate."""
+        """The present outcome (or `params`) on a split, at the target keep rate."""
         metric: Metric = "accuracy" if self.dataset.single_label else "mAP"
         with eval_batches(self.dataset, split, batch_size=self._eval_batch, **self._reading()) as clips:
             found = training.evaluate(clips, keep_rate=self.recipe.prune.keep_rate, metric=metric, params=params)

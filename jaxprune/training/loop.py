@@ -99,16 +99,16 @@ class Training:
                 return
 
     def evaluate(self, batches: Batches, *, params: Weights | None = None, **asked: Any) -> Evaluation:
-        """The present weights (or `params`) on every clip of the batches, without augmentation.
+        """The present outcome (`State.outcome`, or `params`) on every clip of the batches, without augmentation.
 
         They stay where they are; the task does the work (`asked` is handed to it) and raises what it raises.
         """
-        model = self._program.model((self.state.params if params is None else params) | self.state.tables)
+        model = self._program.model((self.state.outcome if params is None else params) | self.state.tables)
         return self.task.evaluate(model, batches, step=int(self.state.step), layout=self.layout, **asked)
 
     def model(self, params: Weights | None = None) -> nnx.Module:
-        """The model with the present weights (or `params`), as copies."""
-        weights = (self.state.params if params is None else params) | self.state.tables
+        """The model with the present outcome (or `params`), as copies."""
+        weights = (self.state.outcome if params is None else params) | self.state.tables
         return self._program.model({name: jnp.array(on_host(leaf), copy=True) for name, leaf in weights.items()})
 
     def put(self, state: State) -> None:

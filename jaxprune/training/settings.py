@@ -129,6 +129,10 @@ class Loop:
     loss: Literal["bce", "ce"] = "ce"
     # Seeds, one run each.
     seeds: tuple[int, ...] = (0,)
+    # Decay of the running average of the weights, which is evaluated, chosen and saved in their place; 0: none.
+    ema: float = 0.0
+    # Share of each target that is spread over all classes, with the loss ce (Szegedy et al. 2016: 0.1).
+    label_smoothing: float = 0.0
 
     def __post_init__(self):
         for name in ("epochs", "batch", "accumulate"):
@@ -137,6 +141,14 @@ class Loop:
             raise ValueError(f"a batch of {self.batch} cannot be split into {self.accumulate} equal parts")
         if self.loss not in ("bce", "ce"):
             raise ValueError(f"loss is {self.loss!r}; it must be 'bce' or 'ce'")
+        for name in ("ema", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.label_smoothing and self.loss != "ce":
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing}, but the loss is {self.loss}; labels are smoothed with ce "
+                "alone (one class a clip)"
+            )
         if not self.seeds:
             raise ValueError("no seed was given; give at least one")
         distinct("seeds", self.seeds)

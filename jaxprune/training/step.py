@@ -27,13 +27,20 @@ Weights = dict[str, Array]  # by dotted name
 class State:
     """Everything that changes in training, and `step`, the number of updates made.
 
-    `params` are trained, `tables` are fixed; both by dotted name. `optimizer` is the optimiser's own state.
+    `params` are trained, `tables` are fixed; both by dotted name. `optimizer` is the optimiser's own state. `average`
+    is the running average of `params`, or empty where the recipe has none.
     """
 
     params: Weights
     tables: Weights
     optimizer: Any
     step: Int[Array, ""]
+    average: Weights = struct.field(default_factory=dict)
+
+    @property
+    def outcome(self) -> Weights:
+        """The trained parameters to evaluate and to save: their average, where there is one."""
+        return self.average or self.params
 
 
 @struct.dataclass
@@ -73,7 +80,8 @@ class Program:
             for part in nnx.state(model, nnx.Param, ...)
         )
         moments = jax.jit(lambda params: self.layout.lay(self._optimizer.init(params)))(params)
-        return State(params, tables, moments, self.layout.put(jnp.int32(0)))
+        average = jax.tree.map(jnp.copy, params) if self.task.recipe.loop.ema else {}
+        return State(params, tables, moments, self.layout.put(jnp.int32(0)), average)
 
     def key(self, seed: int) -> Key[Array, ""]:
         """The key of a run. The seed is no part of the program, so that runs share it."""
@@ -123,4 +131,15 @@ class Program:
         params = optax.apply_updates(state.params, updates)
         losses = jax.lax.with_sharding_constraint(losses, self.layout.rows)
         measured = Measured(loss, losses, optax.tree.norm(gradient), jnp.float32(self._lr(state.step)))
-        return self.layout.lay(State(params, state.tables, moments, state.step + 1)), measured
+        average = averaged(state.average, params, step=state.step, decay=self.task.recipe.loop.ema)
+        return self.layout.lay(State(params, state.tables, moments, state.step + 1, average)), measured
+
+
+def averaged(average: Weights, params: Weights, *, step: Int[Array, ""], decay: float) -> Weights:
+    """The running average after the update of number `step`, counted from 0: d average + (1 - d) params.
+
+    d is the decay, or (1 + step) / (10 + step) where that is less, so that the starting weights are soon forgotten
+    (Polyak and Juditsky 1992; the warm-up is TensorFlow's). An empty average stays empty.
+    """
+    d = jnp.minimum(decay, (1 + step) / (10 + step))
+    return {name: d * leaf + (1 - d) * params[name] for name, leaf in average.items()}

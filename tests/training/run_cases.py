@@ -14,7 +14,9 @@ RECIPE_OF_TEST = recipe(
     prune=dataclasses.replace(recipe().prune, keep_rate=1.0),
     augment=dataclasses.replace(recipe().augment, time_shift=0.05, speed=(0.9, 1.1)),
 )
-RECIPE_OF_TEST = dataclasses.replace(RECIPE_OF_TEST, loop=dataclasses.replace(RECIPE_OF_TEST.loop, epochs=3))
+RECIPE_OF_TEST = dataclasses.replace(
+    RECIPE_OF_TEST, loop=dataclasses.replace(RECIPE_OF_TEST.loop, epochs=3, ema=0.9, label_smoothing=0.1)
+)
 
 
 @functools.cache
