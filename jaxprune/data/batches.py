@@ -24,6 +24,7 @@ from jaxprune.data.records import Dataset, Record, Split
 from jaxprune.features import WINDOW, sample_count
 
 Crop = Callable[[int, np.random.Generator], int]
+Vary = Callable[[Float[np.ndarray, "samples"], Sequence[int]], Float[np.ndarray, "samples"]]
 
 
 class Batch(NamedTuple):
@@ -69,6 +70,11 @@ def anywhere(spare: int, rng: np.random.Generator) -> int:
     return int(rng.integers(spare + 1))
 
 
+def as_it_is(waveform: Float[np.ndarray, "samples"], seed: Sequence[int]) -> Float[np.ndarray, "samples"]:
+    """Changes nothing."""
+    return waveform
+
+
 def train_batches(
     dataset: Dataset,
     split: Split = "train",
@@ -78,6 +84,7 @@ def train_batches(
     epochs: int,
     seed: int,
     crop: Crop = anywhere,
+    vary: Vary = as_it_is,
     process: ProcessRows = ALONE,
     workers: Workers = Workers(),
     unusable: float = 0.01,
@@ -86,8 +93,9 @@ def train_batches(
 
     `batch_size` counts clips over all processes; the batches hold this process's share. Clips that do not fill the last
     batch of an epoch are left out, different ones each time. Every row has weight 1. The next usable clip of the data
-    set stands in for an unusable one. `frames` and `crop` decide which part of a long clip stays, by (seed, place).
-    Raises `ValueError` for too few clips. While running, raises it for more than the share `unusable` of bad ones.
+    set stands in for an unusable one. `frames` and `crop` decide which part of a long clip stays, and `vary` what is
+    done to it (`jaxprune.data.background`), both by (seed, place). Raises `ValueError` for too few clips. While
+    running, raises it for more than the share `unusable` of bad ones.
     """
     clips = dataset.clips(split)
     rows = local_rows(batch_size, process)
@@ -97,8 +105,9 @@ def train_batches(
     if steps == 0:
         raise ValueError(f"{dataset.name} has {len(clips)} {split} clips, too few for one batch of {batch_size}")
     order = Shuffled(clips=len(clips), steps=steps, epochs=epochs, batch_size=batch_size, seed=seed, process=process)
+    samples = sample_count(frames)
     load = _Load(
-        clips, classes=len(dataset.labels), samples=sample_count(frames), crop=crop, seed=seed, substitutes=_TRIES
+        clips, classes=len(dataset.labels), samples=samples, crop=crop, vary=vary, seed=seed, substitutes=_TRIES
     )
     name = f"{dataset.name} {split}"
     return Batches(order, load, rows=rows, steps=steps, process=process, workers=workers, limit=unusable, name=name)
@@ -234,6 +243,7 @@ class Batches:
 
 
 _TRIES = 16  # clips tried in place of an unusable one
+_VARIED = 1  # sets the draws of `vary` apart from the crop's
 
 
 class _Row(NamedTuple):
@@ -261,13 +271,21 @@ def _stack(rows: Sequence[_Row]) -> _Rows:
 
 
 class _Load:
-    """Decodes, cuts and pads the clip of one row."""
+    """Decodes, cuts, varies and pads the clip of one row."""
 
     def __init__(
-        self, clips: tuple[Record, ...], *, classes: int, samples: int, crop: Crop, seed: int, substitutes: int
+        self,
+        clips: tuple[Record, ...],
+        *,
+        classes: int,
+        samples: int,
+        crop: Crop,
+        seed: int,
+        substitutes: int,
+        vary: Vary = as_it_is,
     ):
         self.clips = clips
-        self._classes, self._samples, self._crop, self._seed = classes, samples, crop, seed
+        self._classes, self._samples, self._crop, self._vary, self._seed = classes, samples, crop, vary, seed
         self._substitutes = substitutes
 
     def __call__(self, row: tuple[int, int]) -> _Row:
@@ -297,6 +315,7 @@ class _Load:
         if spare > 0:
             start = self._crop(spare, np.random.default_rng([self._seed, place]))
             waveform = waveform[start : start + self._samples]
+        waveform = self._vary(waveform, (self._seed, place, _VARIED))
         padded = np.zeros(self._samples, np.float32)
         padded[: len(waveform)] = waveform
         target = np.zeros(self._classes, np.float32)

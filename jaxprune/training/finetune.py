@@ -17,7 +17,8 @@ import jax
 
 from jaxprune import checkpoint
 from jaxprune.cost import macs
-from jaxprune.data.batches import Batches, Workers, eval_batches, train_batches
+from jaxprune.data.background import background
+from jaxprune.data.batches import Batches, Workers, as_it_is, eval_batches, train_batches
 from jaxprune.data.order import ProcessRows
 from jaxprune.data.records import Dataset, Split
 from jaxprune.files import locked, write_text
@@ -252,8 +253,14 @@ class _Run:
         return found
 
     def _train_batches(self) -> Batches:
-        loop = self.recipe.loop
-        return train_batches(self.dataset, batch_size=loop.batch, epochs=loop.epochs, seed=self.seed, **self._reading())
+        loop, augment = self.recipe.loop, self.recipe.augment
+        vary = as_it_is
+        if augment.background:
+            folder = Path(augment.background)
+            vary = background(folder, snr=augment.background_snr, share=augment.background_share)
+        return train_batches(
+            self.dataset, batch_size=loop.batch, epochs=loop.epochs, seed=self.seed, vary=vary, **self._reading()
+        )
 
     @property
     def _eval_batch(self) -> int:

@@ -11,6 +11,7 @@ from jaxprune.training.checks import share, whole_number
 
 UNCHANGED = (1.0, 1.0)  # speeds
 SLOWEST, FASTEST = 0.5, 2.0
+MOST_DECIBELS = 100.0  # beyond, one of the two is not heard
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,9 +36,15 @@ class Augment:
     time_shift: float = 0.0
     # Lowest and highest speed of a clip, pitch included (Ko et al. 2015: 0.9 1.1); 1 1 changes nothing.
     speed: tuple[float, float] = UNCHANGED
+    # Folder of sounds to mix under the clips as background noise; empty: none.
+    background: str = ""
+    # Lowest and highest ratio of a clip's power to that of its background noise, in dB.
+    background_snr: tuple[float, float] = (0.0, 20.0)
+    # Share of the clips that have background noise. TensorFlow's example has 0.8.
+    background_share: float = 0.8
 
     def __post_init__(self):
-        for name in ("mixup", "roll", "noise"):
+        for name in ("mixup", "roll", "noise", "background_share"):
             share(name, getattr(self, name), most=1.0)
         for name in ("patch_mask", "drop_path"):
             value = share(name, getattr(self, name), most=1.0)
@@ -47,6 +54,12 @@ class Augment:
         whole_number("freq_mask", self.freq_mask, least=0)
         if not 0 <= self.time_shift < math.inf:
             raise ValueError(f"time_shift is {self.time_shift}; it must be 0 seconds or more")
+        least, most = self.background_snr
+        if not -MOST_DECIBELS <= least <= most <= MOST_DECIBELS:
+            raise ValueError(
+                f"background_snr is {least} to {most}; it must be two numbers of dB from {-MOST_DECIBELS:g} to "
+                f"{MOST_DECIBELS:g}, the lower one first"
+            )
         low, high = self.speed
         if not SLOWEST <= low <= high <= FASTEST:
             raise ValueError(
