@@ -46,9 +46,9 @@ def change_speed(
     ahead = lost + i * (factor - 1)
     whole = jnp.floor(ahead)
     halves = 2 * (ahead - whole)  # of a sample, in [0, 2)
-    left = jnp.clip(2 * (i + whole.astype(jnp.int32)) + (halves >= 1), 0, 2 * samples - 2)
+    left = 2 * (i + whole.astype(jnp.int32)) + (halves >= 1)
     doubled = twice_the_rate(jnp.where(inside(waveforms, lengths[:, 0]), waveforms, 0))
-    one, other = (jnp.take_along_axis(doubled, at, axis=1) for at in (left, left + 1))
+    one, other = (jnp.take_along_axis(doubled, at, axis=1, mode="fill", fill_value=0) for at in (left, left + 1))
     return jnp.where(i < played, one + (halves % 1) * (other - one), 0), played[:, 0]
 
 

@@ -46,7 +46,7 @@ def test_the_average_is_what_is_evaluated_and_becomes_the_model(tmp_path):
         if name in average:
             np.testing.assert_allclose(leaf[...], average[name], rtol=1e-4, atol=1e-6)
             apart = max(apart, np.abs(np.asarray(trained.state.params[name]) - average[name]).max())
-    assert apart > 1e-3
+    assert apart > 1e-4
 
     def loss(params=None):
         with eval_batches(dataset, frames=FRAMES, batch_size=BATCH) as loader:
