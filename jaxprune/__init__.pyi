@@ -4,7 +4,9 @@ from .config import Card, ModelConfig
 from .cost import macs
 from .features import log_mel, model_input
 from .inference import classify
+from .methods import evit
 from .models import AST, AudioMAE, Output, build, compiled, jit_forward, masked_topk, topk
+from .reduction.fusing import Fuse, MaskedFuse
 from .reduction.policy import Policy
 from .reduction.scores import (
     BlockSignals,
@@ -19,6 +21,7 @@ from .reduction.scores import (
     Score,
 )
 from .reduction.selection import MaskedTopK, Selection, Stage, TopK, Within
+from .reduction.tokens import Reduction, Tokens
 
 __all__ = [
     "AST",
@@ -27,7 +30,9 @@ __all__ = [
     "BlockSignals",
     "Card",
     "ClsAttention",
+    "Fuse",
     "Given",
+    "MaskedFuse",
     "MaskedTopK",
     "ModelConfig",
     "Opposite",
@@ -38,14 +43,17 @@ __all__ = [
     "Random",
     "RandomByClip",
     "ReceivedAttention",
+    "Reduction",
     "Score",
     "Selection",
     "Stage",
+    "Tokens",
     "TopK",
     "Within",
     "build",
     "classify",
     "compiled",
+    "evit",
     "jit_forward",
     "load",
     "load_audio",

@@ -22,8 +22,8 @@ from jaxprune.positions import patch_corners, sincos_positions
 from jaxprune.reduction.policy import Policy, masked_stages, stage_rates, top_k_stages
 from jaxprune.reduction.predictors import Predictor
 from jaxprune.reduction.scores import ClsAttention, ReceivedAttention, Score
-from jaxprune.reduction.selection import Selection
-from jaxprune.vit import BlockTrace, DropPath, Encoder, select
+from jaxprune.reduction.tokens import Tokens
+from jaxprune.vit import BlockTrace, DropPath, Encoder
 
 
 @struct.dataclass
@@ -86,28 +86,32 @@ class Classifier(nnx.Module):
         patches = cut_patches(mel, self.config)  # b n pixels
         tokens_in = self.embed(self.patch_embed(patches))
         patch_ids = jnp.broadcast_to(jnp.arange(patches.shape[1], dtype=jnp.int32), patches.shape[:2])
+        tokens = Tokens(tokens_in, patch_ids, extra_tokens=self.config.extra_tokens)
         if visible is not None:
-            extra_tokens = self.config.extra_tokens
-            chosen = Selection(visible, None)
-            tokens_in, patch_ids, _ = select(tokens_in, patch_ids, chosen, extra_tokens=extra_tokens)
+            tokens = tokens.select(visible, alive=None)
+            tokens_in = tokens.values
         pixels = patches.astype(jnp.float32)
-        tokens, alive, trace = self.encoder(
-            tokens_in,
+        tokens, trace = self.encoder(
+            tokens,
             policy,
-            patch_ids=patch_ids,
             patch_mean=pixels.mean(axis=-1),
             patch_std=pixels.std(axis=-1, ddof=1),
             drop_path=drop_path,
         )
-        features = self.pool(tokens, alive)
+        features = self.pool(tokens.values, tokens.alive, tokens.weights)
         return Output(self.head(self.head_norm(features)), features, tokens_in, trace)
 
     def embed(self, patches: Float[Array, "b n d"]) -> Float[Array, "b s d"]:
         """Projected patches with position table and extra tokens, float32 whatever the compute dtype."""
         raise NotImplementedError
 
-    def pool(self, tokens: Float[Array, "b s d"], alive: Bool[Array, "b n"] | None) -> Float[Array, "b d"]:
-        """The clip's feature vector, float32."""
+    def pool(
+        self,
+        tokens: Float[Array, "b s d"],
+        alive: Bool[Array, "b n"] | None,
+        weights: Float[Array, "b n"] | None = None,
+    ) -> Float[Array, "b d"]:
+        """The clip's feature vector, float32. A mean over patch tokens takes each at its weight (None: 1)."""
         raise NotImplementedError
 
 
@@ -129,7 +133,7 @@ class AST(Classifier):
         extra = jnp.broadcast_to(self.extra_tokens[...], (patches.shape[0], *self.extra_tokens[...].shape))
         return jnp.concatenate([extra, patches], axis=1) + self.positions[...][None]
 
-    def pool(self, tokens, alive):
+    def pool(self, tokens, alive, weights=None):
         return self.norm(tokens[:, : self.config.extra_tokens]).mean(axis=1)
 
 
@@ -150,8 +154,12 @@ class AudioMAE(Classifier):
         extra = jnp.broadcast_to(self.extra_tokens[...] + positions[:p], (patches.shape[0], *positions[:p].shape))
         return jnp.concatenate([extra, patches + positions[None, p:]], axis=1)
 
-    def pool(self, tokens, alive):
+    def pool(self, tokens, alive, weights=None):
         patches = tokens[:, self.config.extra_tokens :]
+        if weights is not None:
+            weights = weights if alive is None else jnp.where(alive, weights, 0)
+            total = jnp.sum(patches * weights[:, :, None], axis=1, where=None if alive is None else alive[:, :, None])
+            return total / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
         if alive is None:
             return patches.mean(axis=1)
         # A clip may have lost all its patches to an intensity range: its mean is then zero, not 0 / 0.

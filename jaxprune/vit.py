@@ -1,10 +1,11 @@
-"""The transformer both models share: attention, MLP, block, and the encoder that prunes between a block's two halves.
+"""The transformer both models share: attention, MLP, block, and the encoder that asks a policy for fewer tokens.
 
-It knows tokens `(b, s, d)` whose first p are extra tokens, and a policy; patches, position tables, pooling and heads
-are `jaxprune.models`' matter. Parameters are float32; products run in the compute dtype, while the tokens that blocks
+It knows `Tokens`, whose first p are extra tokens, and a policy; patches, position tables, pooling and heads are
+`jaxprune.models`' matter. Parameters are float32; products run in the compute dtype, while the tokens that blocks
 add to, norms, softmax and scores are float32 whatever that is.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -14,21 +15,26 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxprune.config import ModelConfig
-from jaxprune.ops.attention import attend
+from jaxprune.ops.attention import attend, mean_keys
 from jaxprune.ops.layers import GeluLinear, LayerNorm, Linear
 from jaxprune.ops.xla_cpu import stored
+from jaxprune.reduction import groups
 from jaxprune.reduction.policy import Policy
 from jaxprune.reduction.scores import BlockSignals
-from jaxprune.reduction.selection import Selection
+from jaxprune.reduction.tokens import Reduction, Tokens
+
+UNCHANGED = Reduction()  # of a block that the policy does not name
 
 
 @struct.dataclass
 class BlockTrace:
-    """The patches that one block scored and kept.
+    """The patch tokens that one block scored, and those that left it.
 
-    `score` `(b, n)` float32 is for the patches entering the block, `scored_ids` `(b, n)` says which original patches
-    those are; `patch_ids` `(b, k)` are the original positions kept, in token order, and `alive` `(b, k)` which of them
-    are real (all, unless a masked stage left surplus). `tokens` `(b, p + k, d)` leave the block, extra tokens first.
+    `score` `(b, n)` float32 is for the tokens in the block's attention, `scored_ids` `(b, n)` says which original
+    patches those are; `patch_ids` `(b, k)` are the original positions that left, in token order, -1 for a token made
+    from several, and `alive` `(b, k)` which of them are real (all, unless a masked stage left surplus). `tokens`
+    `(b, p + k, d)` leave the block, extra tokens first. `held` is None while every token is one of `patches`; read
+    `groups`. `decision` `(b, k)` is DynamicViT's in training, else None.
     """
 
     score: Float[Array, "b n"]
@@ -36,6 +42,21 @@ class BlockTrace:
     patch_ids: Int[Array, "b k"]
     alive: Bool[Array, "b k"]
     tokens: Float[Array, "b pk d"]
+    held: Int[Array, "b n0"] | None = None
+    decision: Float[Array, "b k"] | None = None
+    patches: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def groups(self) -> Int[Array, "b n0"]:
+        """The patch token that holds each original patch, int32, counted without the extra tokens; -1 for none."""
+        if self.held is not None:
+            return self.held
+        return groups.of_positions(self.patch_ids, self.alive, patches=self.patches)
+
+    @property
+    def sizes(self) -> Int[Array, "b k"]:
+        """The number of original patches in each token, int32; 0 for a dead one."""
+        return groups.sizes(self.groups, tokens=self.patch_ids.shape[1])
 
 
 @struct.dataclass
@@ -58,7 +79,7 @@ class DropPath:
 
 
 class Encoder(nnx.Module):
-    """Pre-norm blocks, pruned between attention and MLP as the policy says."""
+    """Pre-norm blocks. The policy reduces tokens before a block's attention, or between its attention and MLP."""
 
     def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.extra_tokens = config.extra_tokens
@@ -66,41 +87,57 @@ class Encoder(nnx.Module):
 
     def __call__(
         self,
-        tokens: Float[Array, "b s d"],
+        tokens: Tokens,
         policy: Policy,
         *,
-        patch_ids: Int[Array, "b n"],
         patch_mean: Float[Array, "b n0"],
         patch_std: Float[Array, "b n0"],
         drop_path: DropPath | None = None,
-    ) -> tuple[Float[Array, "b pk d"], Bool[Array, "b k"] | None, tuple[BlockTrace, ...]]:
-        """Tokens after the last block, which of their patches are alive (None: all), and one trace a block.
+    ) -> tuple[Tokens, tuple[BlockTrace, ...]]:
+        """The tokens after the last block, and one trace a block.
 
-        `patch_ids` says which original patch each token after the extra ones is; means and deviations are by original
-        position. Order inside a pruning block: attention with its residual, then selection, then the MLP on the kept
-        tokens. Raises `ValueError` if the policy names a block the encoder does not have.
+        Means and deviations are of the input's patches, by original position. Raises `ValueError` if the policy names
+        a block the encoder does not have.
         """
         if beyond := sorted(set(policy.stages) - set(range(len(self.blocks)))):
             raise ValueError(
                 f"the policy prunes at blocks {beyond}, but the model has blocks 0 to {len(self.blocks) - 1}"
             )
-        p = self.extra_tokens
-        alive, trace = None, []
+        p, patches, trace = self.extra_tokens, patch_mean.shape[1], []
         for i, block in enumerate(self.blocks):
             attention_share = mlp_share = None
             if drop_path is not None:
-                attention_share, mlp_share = drop_path.shares(i, depth=len(self.blocks), clips=tokens.shape[0])
-            queries = policy.score.queries(p)
-            tokens, received = block.attend(tokens, queries=queries, mask=token_mask(alive, p), share=attention_share)
-            scored_ids = patch_ids
-            score = policy.score(BlockSignals(received[:, p:], patch_ids, patch_mean, patch_std, i))
-            selection = policy.stages[i](score, alive) if i in policy.stages else None
-            if selection is not None:
-                tokens, patch_ids, alive = select(tokens, patch_ids, selection, extra_tokens=p)
-            tokens = block.feed_forward(tokens, share=mlp_share)
-            is_alive = jnp.ones(patch_ids.shape, bool) if alive is None else alive
-            trace.append(BlockTrace(score, scored_ids, patch_ids, is_alive, tokens))
-        return tokens, alive, tuple(trace)
+                attention_share, mlp_share = drop_path.shares(i, depth=len(self.blocks), clips=len(tokens.values))
+            reduction = policy.stages.get(i, UNCHANGED)
+            entering = tokens = reduction.before(tokens)
+            values, received = block.attend(
+                tokens.values,
+                queries=policy.score.queries(p),
+                mask=tokens.of_all(tokens.alive, extra=True),
+                bias=tokens.of_all(tokens.key_bias, extra=0),
+                share=attention_share,
+            )
+            keys = functools.partial(block.mean_keys, tokens.values)
+            seen = BlockSignals(
+                received[:, p:], tokens.patch_ids, patch_mean, patch_std, i, held=tokens.held, keys=keys
+            )
+            score = policy.score(seen)
+            tokens = reduction.between(tokens.replace(values=values), seen.replace(score=score))
+            tokens = tokens.replace(values=block.feed_forward(tokens.values, share=mlp_share))
+            alive = jnp.ones(tokens.patch_ids.shape, bool) if tokens.alive is None else tokens.alive
+            trace.append(
+                BlockTrace(
+                    score,
+                    entering.patch_ids,
+                    tokens.patch_ids,
+                    alive,
+                    tokens.values,
+                    held=tokens.held,
+                    decision=tokens.decision,
+                    patches=patches,
+                )
+            )
+        return tokens, tuple(trace)
 
 
 class Block(nnx.Module):
@@ -118,14 +155,20 @@ class Block(nnx.Module):
         *,
         queries: slice,
         mask: Bool[Array, "b s"] | None,
+        bias: Float[Array, "b s"] | None = None,
         share: Float[Array, "b"] | None = None,
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s"]]:
         """First half: tokens after attention and residual, and the attention each token received from `queries`.
 
-        `share` multiplies each clip's update (None: 1), as `DropPath` draws it.
+        `mask` and `bias` are of the tokens as keys. `share` multiplies each clip's update (None: 1), as `DropPath`
+        draws it.
         """
-        update, received = self.attention(self.norm1(tokens), queries=queries, mask=mask)
+        update, received = self.attention(self.norm1(tokens), queries=queries, mask=mask, bias=bias)
         return stored(tokens + scaled(update, share)), received
+
+    def mean_keys(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s c"]:
+        """The keys of the block's attention, averaged over heads, float32, for tokens that enter it."""
+        return mean_keys(self.norm1(tokens), self.attention.project)
 
     def feed_forward(
         self, tokens: Float[Array, "b s d"], *, share: Float[Array, "b"] | None = None
@@ -143,9 +186,14 @@ class Attention(nnx.Module):
         self.out = Linear(config.width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, tokens: Float[Array, "b s d"], *, queries: slice, mask: Bool[Array, "b s"] | None
+        self,
+        tokens: Float[Array, "b s d"],
+        *,
+        queries: slice,
+        mask: Bool[Array, "b s"] | None,
+        bias: Float[Array, "b s"] | None,
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s"]]:
-        mixed, received = attend(tokens, self.project, queries=queries, mask=mask)
+        mixed, received = attend(tokens, self.project, queries=queries, mask=mask, bias=bias)
         return self.out(rearrange(mixed, "b s h c -> b s (h c)"))[:, : tokens.shape[1]], received
 
     def project(self, tokens: Float[Array, "b s d"], roles: slice) -> Float[Array, "b s r h c"]:
@@ -169,17 +217,3 @@ class Mlp(nnx.Module):
 def scaled(update: Float[Array, "b s d"], share: Float[Array, "b"] | None) -> Float[Array, "b s d"]:
     """Each clip's update times its share, float32; None leaves it alone."""
     return update if share is None else update * share[:, None, None]
-
-
-def select(
-    tokens: Float[Array, "b s d"], patch_ids: Int[Array, "b n"], selection: Selection, *, extra_tokens: int
-) -> tuple[Float[Array, "b pk d"], Int[Array, "b k"], Bool[Array, "b k"] | None]:
-    """Tokens and original positions of the selected patches, in the selection's order, extra tokens kept in front."""
-    patches = jnp.take_along_axis(tokens[:, extra_tokens:], selection.index[:, :, None], axis=1)
-    tokens = jnp.concatenate([tokens[:, :extra_tokens], patches], axis=1)
-    return tokens, jnp.take_along_axis(patch_ids, selection.index, axis=1), selection.alive
-
-
-def token_mask(alive: Bool[Array, "b n"] | None, extra_tokens: int) -> Bool[Array, "b s"] | None:
-    """The patches' mask with the always-alive extra tokens in front."""
-    return None if alive is None else jnp.pad(alive, ((0, 0), (extra_tokens, 0)), constant_values=True)

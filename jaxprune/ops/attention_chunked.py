@@ -23,24 +23,36 @@ QUERIES = 128  # taken together, elsewhere
 
 
 def attend(
-    qkv: Float[Array, "b s 3 h c"], *, queries: slice, mask: Bool[Array, "b s"] | None
+    qkv: Float[Array, "b s 3 h c"],
+    *,
+    queries: slice,
+    mask: Bool[Array, "b s"] | None,
+    bias: Float[Array, "b s"] | None = None,
 ) -> tuple[Float[Array, "b s h c"], Float[Array, "b s"]]:
     """Softmax attention, scale c ** -0.5, and the attention that each token received.
 
     The second result is float32, the mean over heads and over the unmasked `queries`. A token where `mask` is False
-    gets weight 0 as a key and does not count as a query. Its own output row is finite; ignore it. Both results have a
-    gradient.
+    gets weight 0 as a key and does not count as a query. Its own output row is finite; ignore it. `bias` is added to
+    the logits of a key. It gets no gradient; both results have one.
     """
     b, s, _, h, _ = qkv.shape
     asked = jnp.zeros((b, s), jnp.float32).at[:, queries].set(1)
     if mask is not None:
         asked = asked * mask
     share = asked / (h * jnp.maximum(asked.sum(axis=1, keepdims=True), 1))
+    terms = Terms(mask, None if bias is None else jax.lax.stop_gradient(bias))
     # A program exported for any number of clips is not taken apart: its sizes are unknown.
     if not is_symbolic_dim(b) and 4 * b * h * s * s > WHOLE_BYTES:
-        return in_parts(qkv, mask, share)
-    found = part(*by_role(qkv), mask, share)
+        return in_parts(qkv, terms, share)
+    found = part(*by_role(qkv), terms, share)
     return rearrange(found.mixed, "(b h) s c -> b s h c", b=b), found.received
+
+
+class Terms(NamedTuple):
+    """The part of a key in its logits: minus infinity where `mask` is False, and `bias` is added. None: nothing."""
+
+    mask: Bool[Array, "b s"] | None
+    bias: Float[Array, "b s"] | None = None
 
 
 class Part(NamedTuple):
@@ -65,11 +77,11 @@ def part(
     q: Float[Array, "g q c"],
     k: Float[Array, "g s c"],
     v: Float[Array, "g s c"],
-    mask: Bool[Array, "b s"] | None,
+    terms: Terms,
     share: Float[Array, "b q"],
 ) -> Part:
     """Attention of some queries. Each has a `share` in what tokens receive."""
-    logits = masked_logits(q, k, mask)
+    logits = with_terms(q, k, terms)
     top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - top)
     # The division comes after the product with v: s * c divisions, not s * s. `stored` keeps the CPU's kernel library
@@ -88,12 +100,12 @@ def part_gradient(
     q: Float[Array, "g q c"],
     k: Float[Array, "g s c"],
     v: Float[Array, "g s c"],
-    mask: Bool[Array, "b s"] | None,
+    terms: Terms,
     share: Float[Array, "b q"],
     wanted: Wanted,
 ) -> tuple[Float[Array, "g q c"], Float[Array, "g s c"], Float[Array, "g s c"]]:
     """Gradients by q, k and v of a `part`; its weights are computed again."""
-    weights = jnp.exp(masked_logits(q, k, mask) - wanted.log_sum[..., None])  # g q k, sum 1 over k
+    weights = jnp.exp(with_terms(q, k, terms) - wanted.log_sum[..., None])  # g q k, sum 1 over k
     d_mixed = wanted.d_mixed
     d_weights = jnp.einsum("gqc,gkc->gqk", d_mixed, v, preferred_element_type=jnp.float32)
     # The mean of d_weights under the weights. `stored` keeps it out of the next product's kernel.
@@ -108,6 +120,12 @@ def part_gradient(
         jnp.einsum("gqk,gqc->gkc", d_logits, q),
         jnp.einsum("gqk,gqc->gkc", weights.astype(d_mixed.dtype), d_mixed),
     )
+
+
+def with_terms(q: Float[Array, "g q c"], k: Float[Array, "g s c"], terms: Terms) -> Float[Array, "g q s"]:
+    """Scaled products of queries and keys with the terms of the keys, float32."""
+    logits = masked_logits(q, k, terms.mask)
+    return logits if terms.bias is None else logits + for_heads(terms.bias, like=q)[:, None, :]
 
 
 def masked_logits(
@@ -125,30 +143,30 @@ def for_heads(of_clips: Shaped[Array, "b s"], *, like: Float[Array, "g q c"]) ->
 
 @jax.custom_vjp
 def in_parts(
-    qkv: Float[Array, "b s 3 h c"], mask: Bool[Array, "b s"] | None, share: Float[Array, "b s"]
+    qkv: Float[Array, "b s 3 h c"], terms: Terms, share: Float[Array, "b s"]
 ) -> tuple[Float[Array, "b s h c"], Float[Array, "b s"]]:
-    """`attend` in the parts that suit the platform, given each query's share. The share gets no gradient."""
-    return forward(qkv, mask, share)[:2]
+    """`attend` in the parts that suit the platform, given each query's share. Only qkv gets a gradient."""
+    return forward(qkv, terms, share)[:2]
 
 
-def forward(qkv, mask, share) -> tuple[Float[Array, "b s h c"], Float[Array, "b s"], Float[Array, "b h s"]]:
+def forward(qkv, terms, share) -> tuple[Float[Array, "b s h c"], Float[Array, "b s"], Float[Array, "b h s"]]:
     """Mixed values, what tokens received, and the log-sum-exp that the gradient needs."""
-    return jax.lax.platform_dependent(qkv, mask, share, cpu=by_heads, default=by_queries)
+    return jax.lax.platform_dependent(qkv, terms, share, cpu=by_heads, default=by_queries)
 
 
-def with_residuals(qkv, mask, share):
-    qkv, mask, share = qkv.value, None if mask is None else mask.value, share.value
-    mixed, received, log_sum = forward(qkv, mask, share)
-    return (mixed, received), (qkv, mask, share, mixed, log_sum)
+def with_residuals(qkv, terms, share):
+    qkv, terms, share = jax.tree.map(lambda primal: primal.value, (qkv, terms, share))
+    mixed, received, log_sum = forward(qkv, terms, share)
+    return (mixed, received), (qkv, terms, share, mixed, log_sum)
 
 
 def gradient(residuals, cotangents):
-    qkv, mask, share, mixed, log_sum = residuals
+    qkv, terms, share, mixed, log_sum = residuals
     d_mixed, d_received = (None if isinstance(x, SymbolicZero) else x for x in cotangents)
     if d_mixed is None:
         d_mixed = jnp.zeros_like(mixed)
     d_qkv = jax.lax.platform_dependent(
-        qkv, mask, share, mixed, log_sum, d_mixed, d_received, cpu=gradient_by_heads, default=gradient_by_queries
+        qkv, terms, share, mixed, log_sum, d_mixed, d_received, cpu=gradient_by_heads, default=gradient_by_queries
     )
     return d_qkv, None, jnp.zeros_like(share)
 
@@ -156,7 +174,7 @@ def gradient(residuals, cotangents):
 in_parts.defvjp(with_residuals, gradient, symbolic_zeros=True)
 
 
-def by_heads(qkv, mask, share):
+def by_heads(qkv, terms, share):
     """Some heads at a time. The batch stays whole, because devices may have divided it among them."""
     b, s, _, h, _ = qkv.shape
     together = heads_together(b, h, s)
@@ -164,7 +182,7 @@ def by_heads(qkv, mask, share):
     def step(i, results):
         mixed, received, log_sum = results
         first = i * together
-        found = part(*by_role(heads(qkv, first, together, axis=3)), mask, share)
+        found = part(*by_role(heads(qkv, first, together, axis=3)), terms, share)
         values = rearrange(found.mixed, "(b h) s c -> b s h c", b=b)
         sums = rearrange(found.log_sum, "(b h) s -> b h s", b=b)
         return (
@@ -179,7 +197,7 @@ def by_heads(qkv, mask, share):
     return jax.lax.fori_loop(0, h // together, step, start)
 
 
-def gradient_by_heads(qkv, mask, share, mixed, log_sum, d_mixed, d_received):
+def gradient_by_heads(qkv, terms, share, mixed, log_sum, d_mixed, d_received):
     """The backward pass of `by_heads`: each head's queries, keys and values give way to their gradients."""
     b, s, _, h, _ = qkv.shape
     together = heads_together(b, h, s)
@@ -191,7 +209,7 @@ def gradient_by_heads(qkv, mask, share, mixed, log_sum, d_mixed, d_received):
         )
         sums = rearrange(heads(log_sum, first, together, axis=1), "b h s -> (b h) s")
         wanted = Wanted(values, sums, d_values, d_received)
-        found = part_gradient(*by_role(heads(qkv, first, together, axis=3)), mask, share, wanted)
+        found = part_gradient(*by_role(heads(qkv, first, together, axis=3)), terms, share, wanted)
         d_heads = rearrange(jnp.stack(found), "three (b h) s c -> b s three h c", b=b)
         return jax.lax.dynamic_update_slice_in_dim(qkv, d_heads, first, axis=3)
 
@@ -212,13 +230,13 @@ def by_role(qkv: Float[Array, "b s 3 h c"]) -> Float[Array, "3 g s c"]:
     return rearrange(qkv, "b s three h c -> three (b h) s c")
 
 
-def by_queries(qkv, mask, share):
+def by_queries(qkv, terms, share):
     """Some queries at a time, all heads at once: few large steps, for a device with thousands of lanes."""
     b, s, _, _, _ = qkv.shape
     q, k, v = by_role(qkv)
 
     def step(received, of_queries):
-        found = part(of_queries[0], k, v, mask, of_queries[1])
+        found = part(of_queries[0], k, v, terms, of_queries[1])
         return received + found.received, (found.mixed, found.log_sum)
 
     of_queries = (split(q, axis=1), split(share, axis=1))
@@ -230,14 +248,14 @@ def by_queries(qkv, mask, share):
     )
 
 
-def gradient_by_queries(qkv, mask, share, mixed, log_sum, d_mixed, d_received):
+def gradient_by_queries(qkv, terms, share, mixed, log_sum, d_mixed, d_received):
     """The backward pass of `by_queries`: every part adds to the gradients of all keys and values."""
     b, s, _, _, _ = qkv.shape
     q, k, v = by_role(qkv)
 
     def step(sums, of_queries):
         q, share, *rest = of_queries
-        dq, dk, dv = part_gradient(q, k, v, mask, share, Wanted(*rest, d_received))
+        dq, dk, dv = part_gradient(q, k, v, terms, share, Wanted(*rest, d_received))
         return (sums[0] + dk, sums[1] + dv), dq
 
     values, d_values = (split(rearrange(x, "b s h c -> (b h) s c"), axis=1) for x in (mixed, d_mixed))

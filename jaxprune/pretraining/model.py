@@ -21,8 +21,8 @@ from jaxprune.positions import sincos_positions
 from jaxprune.pretraining.decoders import EPS, BiasDropout, DecoderConfig
 from jaxprune.pretraining.masks import removed
 from jaxprune.reduction.policy import Policy
-from jaxprune.reduction.selection import Selection
-from jaxprune.vit import Encoder, select
+from jaxprune.reduction.tokens import Tokens
+from jaxprune.vit import Encoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,12 +111,10 @@ class Pretraining(nnx.Module):
         """CLS and the visible patches after all blocks and the last norm."""
         tokens = self.embed(self.patch_embed(patches))
         patch_ids = jnp.broadcast_to(jnp.arange(patches.shape[1], dtype=jnp.int32), patches.shape[:2])
-        tokens, patch_ids, _ = select(tokens, patch_ids, Selection(visible, None), extra_tokens=1)
+        tokens = Tokens(tokens, patch_ids, extra_tokens=1).select(visible, alive=None)
         unread = jnp.zeros(patches.shape[:2])  # no score looks at the pixels, because nothing is pruned
-        tokens, _, _ = self.encoder(
-            tokens, Policy(AudioMAE.score, {}), patch_ids=patch_ids, patch_mean=unread, patch_std=unread
-        )
-        return self.norm(tokens).astype(jnp.float32)
+        tokens, _ = self.encoder(tokens, Policy(AudioMAE.score, {}), patch_mean=unread, patch_std=unread)
+        return self.norm(tokens.values).astype(jnp.float32)
 
     def decode(
         self, latent: Float[Array, "b pk d"], visible: Int[Array, "b k"], *, dropout: BiasDropout | None

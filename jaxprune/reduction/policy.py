@@ -1,4 +1,4 @@
-"""The policy: a score and the blocks that prune by it, and the stages that a keep rate stands for."""
+"""The policy: a score and the blocks that reduce tokens, and the stages that a keep rate stands for."""
 
 import dataclasses
 import math
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune.reduction.scores import Score
 from jaxprune.reduction.selection import MaskedTopK, Stage, TopK, keep_count
+from jaxprune.reduction.tokens import Reduction
 
 DEFAULT_BLOCKS = (3, 6, 9)  # 0-based, as published
 
@@ -17,14 +18,14 @@ DEFAULT_BLOCKS = (3, 6, 9)  # 0-based, as published
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A score and the blocks that prune by it, `{0-based block: stage}`.
+    """A score and the blocks that reduce tokens, `{0-based block: reduction}`; a stage prunes by the score.
 
     A pytree, so it goes through `jax.jit` as it is: one compilation for each combination of types, static rates and
     capacities, none for new counts, keys or values.
     """
 
     score: Score
-    stages: dict[int, Stage]
+    stages: dict[int, Reduction]
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         """The arrays of score and stages for JAX, with the types that tell policies apart."""

@@ -4,20 +4,25 @@ A score is a small pytree that a caller passes in; a new one is one small class.
 """
 
 import abc
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
+from jaxprune.reduction import groups
+
 
 @struct.dataclass
 class BlockSignals:
-    """The measurements of one block that a score may read. Unread ones cost nothing under jit.
+    """The measurements of one block that a score or a reduction may read. Unread ones cost nothing under jit.
 
     `received` is the attention each patch received in this block, averaged over heads and over the queries the score
     asked for. `patch_mean` and `patch_std` are of the input's pixels (ddof = 1), in original positions; `patch_ids`
-    says which original patch each of the block's patches is.
+    says which original patch each of the block's patches is. `held` is as in `jaxprune.reduction.tokens.Tokens`: None
+    while every token is one patch. A reduction finds `score`, the policy's, and `keys()`, the block's keys `(b, s, c)`
+    of all tokens, extra ones first, averaged over heads, float32.
     """
 
     received: Float[Array, "b n"]
@@ -25,10 +30,41 @@ class BlockSignals:
     patch_mean: Float[Array, "b n0"]
     patch_std: Float[Array, "b n0"]
     block: int = struct.field(pytree_node=False)
+    held: Int[Array, "b n0"] | None = None
+    score: Float[Array, "b n"] | None = None
+    keys: Callable[[], Float[Array, "b s c"]] | None = struct.field(pytree_node=False, default=None)
 
     def of_patches(self, values: Float[Array, "b n0"]) -> Float[Array, "b n"]:
-        """Values given by original position, for the patches that are in this block."""
-        return jnp.take_along_axis(values, self.patch_ids, axis=1)
+        """Values given by original position, for the tokens in this block; the mean for one that holds several."""
+        if self.held is None:
+            return jnp.take_along_axis(values, self.patch_ids, axis=1)
+        tokens = self.patch_ids.shape[1]
+        count = jnp.maximum(groups.sizes(self.held, tokens=tokens), 1)
+        return groups.sums(values, self.held, tokens=tokens) / count
+
+    def of_first_patches(self, values: Float[Array, "b n0"]) -> Float[Array, "b n"]:
+        """`of_patches`, but a token that holds several patches has the value of the lowest."""
+        if self.held is None:
+            return self.of_patches(values)
+        return jnp.take_along_axis(values, groups.first_patches(self.held, tokens=self.patch_ids.shape[1]), axis=1)
+
+    def select(self, index: Int[Array, "b k"], *, held: Int[Array, "b n0"] | None, extra_tokens: int) -> "BlockSignals":
+        """The signals of the patches at `index`. `held` is theirs; the keys keep the extra tokens in front."""
+
+        def keys() -> Float[Array, "b s c"]:
+            extra, patches = jnp.split(self.keys(), [extra_tokens], axis=1)
+            return jnp.concatenate([extra, jnp.take_along_axis(patches, index[:, :, None], axis=1)], axis=1)
+
+        def taken(x):
+            return None if x is None else jnp.take_along_axis(x, index, axis=1)
+
+        return self.replace(
+            received=taken(self.received),
+            patch_ids=taken(self.patch_ids),
+            score=taken(self.score),
+            held=held,
+            keys=None if self.keys is None else keys,
+        )
 
 
 class Score(abc.ABC):
@@ -86,7 +122,7 @@ class Random(Score):
 
     def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
         key = jax.random.fold_in(self.key, signals.block)
-        return signals.of_patches(jax.random.uniform(key, signals.patch_mean.shape))
+        return signals.of_first_patches(jax.random.uniform(key, signals.patch_mean.shape))
 
 
 @struct.dataclass
@@ -98,7 +134,7 @@ class RandomByClip(Score):
     def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
         patches = signals.patch_mean.shape[1]
         drawn = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, signals.block), (patches,)))
-        return signals.of_patches(drawn(self.keys))
+        return signals.of_first_patches(drawn(self.keys))
 
 
 @struct.dataclass

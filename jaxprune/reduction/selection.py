@@ -1,7 +1,8 @@
 """Stages: how one block chooses among its patches, given their scores.
 
-A `TopK` stage gathers a number of patches fixed when the model is traced. `MaskedTopK` and `Within` keep a fixed
-capacity and mark the surplus as dead, so that their counts may be traced values or come from the data.
+A stage is the reduction that keeps some tokens and drops the others, between attention and MLP. A `TopK` stage gathers
+a number of patches fixed when the model is traced. `MaskedTopK` and `Within` keep a fixed capacity and mark the surplus
+as dead, so that their counts may be traced values or come from the data.
 """
 
 import abc
@@ -11,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
+
+from jaxprune.reduction.scores import BlockSignals
+from jaxprune.reduction.tokens import Reduction, Tokens
 
 
 @struct.dataclass
@@ -24,8 +28,13 @@ class Selection:
     alive: Bool[Array, "b k"] | None
 
 
-class Stage(abc.ABC):
+class Stage(Reduction, abc.ABC):
     """A block's choice among its patches, given their scores."""
+
+    def between(self, tokens: Tokens, seen: BlockSignals) -> Tokens:
+        """The chosen tokens."""
+        selection = self(seen.score, tokens.alive)
+        return tokens if selection is None else tokens.select(selection.index, alive=selection.alive)
 
     @abc.abstractmethod
     def __call__(self, score: Float[Array, "b n"], alive: Bool[Array, "b n"] | None) -> Selection | None:
