@@ -30,6 +30,7 @@ class Predictor(nnx.Module):
 
     def __init__(self, width: int, *, dtype: Any, rngs: nnx.Rngs):
         check_width(width)
+        self.width = width
         init = nnx.initializers.truncated_normal(0.02)
         self.norm = LayerNorm(width, eps=EPS, dtype=dtype, rngs=rngs)
         self.embed = Linear(width, width, init=init, dtype=dtype, rngs=rngs)

@@ -1,0 +1,80 @@
+"""DynamicViT as policies: patches that learned predictors keep, at inference and in training (Rao et al. 2021).
+
+A model that has predictors brings them along (`ModelConfig.predictors`); others can be given. The parts are in
+`jaxprune.reduction.dynamic`, the recipe that trains them is `jaxprune.training.dynamic`'s.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Array, Float
+
+from jaxprune.models import Classifier
+from jaxprune.reduction.dynamic import Drawn, Predicted, Undecided
+from jaxprune.reduction.policy import Policy, default_blocks
+from jaxprune.reduction.predictors import Predictor, ratio_count, stage_ratios
+
+Predictors = Sequence[Predictor] | Mapping[int, Predictor]
+
+
+def dynamic(model: Classifier, ratios: float | Sequence[float], predictors: Predictors | None = None) -> Policy:
+    """Learned pruning with static counts: a stage keeps trunc(ratio * n) of the model's n patches.
+
+    The patches of highest probability stay, chosen before the block's attention. `ratios` are shares of all patches,
+    one a stage, falling; one number r stands for r, r ** 2, r ** 3, as published. `predictors` are the model's own
+    unless given: one a stage for blocks 3, 6 and 9, or a mapping from 0-based block to predictor.
+
+    Raises `ValueError` where there are no predictors, for predictors of another width or number, and for ratios outside
+    (0, 1], ratios that rise, and a ratio that keeps nothing.
+    """
+    stages = _stages(model, predictors)
+    counts = [ratio_count(ratio, model.config.patches) for ratio in stage_ratios(ratios, stages=len(stages))]
+    reductions = {
+        block: Predicted(predictor, count) for (block, predictor), count in zip(stages.items(), counts, strict=True)
+    }
+    return Policy(model.score, reductions)
+
+
+def drawn_decisions(
+    model: Classifier, noise: Float[Array, "stages b n 2"], predictors: Predictors | None = None
+) -> Policy:
+    """Learned pruning as it is trained: every patch stays, and each stage draws who still counts.
+
+    `noise` is Gumbel noise (`jax.random.gumbel`) for each stage, clip and patch that enters block 0. Stages' decisions
+    are in the trace (`BlockTrace.decision`), 1 to keep and 0 to drop, with straight-through gradients. Logits of an
+    AudioMAE are of the mean over the patches that the last stage kept. Raises `ValueError` as `dynamic`.
+    """
+    stages = _stages(model, predictors)
+    if len(noise) != len(stages):
+        raise ValueError(f"noise was given for {len(noise)} stages, but there are {len(stages)} predictors")
+    reductions = {
+        block: Drawn(predictor, drawn) for (block, predictor), drawn in zip(stages.items(), noise, strict=True)
+    }
+    return Policy(model.score, {0: Undecided()} | reductions)
+
+
+def _stages(model: Classifier, predictors: Predictors | None) -> dict[int, Predictor]:
+    """The predictor of each stage by its block, rising, checked against the model."""
+    config = model.config
+    if predictors is None:
+        predictors = dict(zip(config.predictors, model.predictors, strict=True))
+        if not predictors:
+            raise ValueError(
+                "the model has no predictors, which learned pruning needs; train them (jaxprune finetune with "
+                "--dynamic.rate) or convert a checkpoint that holds them"
+            )
+    if not isinstance(predictors, Mapping):
+        blocks = config.predictors or default_blocks(config.depth)
+        if len(predictors) != len(blocks):
+            raise ValueError(
+                f"{len(predictors)} predictors were given for blocks {list(blocks)}; give one for each, or a mapping "
+                "from block to predictor"
+            )
+        predictors = dict(zip(blocks, predictors, strict=True))
+    for block, predictor in predictors.items():
+        if block not in range(config.depth):
+            raise ValueError(f"block {block!r} cannot have a predictor: the model's blocks are 0 to {config.depth - 1}")
+        if predictor.width != config.width:
+            raise ValueError(
+                f"the predictor of block {block} is for width {predictor.width}, but the model's is {config.width}"
+            )
+    return {block: predictors[block] for block in sorted(predictors)}
