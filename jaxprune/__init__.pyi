@@ -4,6 +4,7 @@ from .config import Card, ModelConfig
 from .cost import macs
 from .features import log_mel, model_input
 from .inference import classify
+from .learned import drawn_decisions, dynamic
 from .methods import evit
 from .models import AST, AudioMAE, Output, build, compiled, jit_forward, masked_topk, topk
 from .reduction.fusing import Fuse, MaskedFuse
@@ -53,6 +54,8 @@ __all__ = [
     "build",
     "classify",
     "compiled",
+    "drawn_decisions",
+    "dynamic",
     "evit",
     "jit_forward",
     "load",

@@ -115,6 +115,7 @@ class Encoder(nnx.Module):
                 queries=policy.score.queries(p),
                 mask=tokens.of_all(tokens.alive, extra=True),
                 bias=tokens.of_all(tokens.key_bias, extra=0),
+                decision=tokens.of_all(tokens.decision, extra=1),
                 share=attention_share,
             )
             keys = functools.partial(block.mean_keys, tokens.values)
@@ -156,14 +157,15 @@ class Block(nnx.Module):
         queries: slice,
         mask: Bool[Array, "b s"] | None,
         bias: Float[Array, "b s"] | None = None,
+        decision: Float[Array, "b s"] | None = None,
         share: Float[Array, "b"] | None = None,
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s"]]:
         """First half: tokens after attention and residual, and the attention each token received from `queries`.
 
-        `mask` and `bias` are of the tokens as keys. `share` multiplies each clip's update (None: 1), as `DropPath`
-        draws it.
+        `mask`, `bias` and `decision` are of the tokens as keys. `share` multiplies each clip's update (None: 1), as
+        `DropPath` draws it.
         """
-        update, received = self.attention(self.norm1(tokens), queries=queries, mask=mask, bias=bias)
+        update, received = self.attention(self.norm1(tokens), queries=queries, mask=mask, bias=bias, decision=decision)
         return stored(tokens + scaled(update, share)), received
 
     def mean_keys(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s c"]:
@@ -192,8 +194,9 @@ class Attention(nnx.Module):
         queries: slice,
         mask: Bool[Array, "b s"] | None,
         bias: Float[Array, "b s"] | None,
+        decision: Float[Array, "b s"] | None,
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s"]]:
-        mixed, received = attend(tokens, self.project, queries=queries, mask=mask, bias=bias)
+        mixed, received = attend(tokens, self.project, queries=queries, mask=mask, bias=bias, decision=decision)
         return self.out(rearrange(mixed, "b s h c -> b s (h c)"))[:, : tokens.shape[1]], received
 
     def project(self, tokens: Float[Array, "b s d"], roles: slice) -> Float[Array, "b s r h c"]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxprune.ops import attention_chunked as attention_parts
 from jaxprune.ops import attention_cudnn as attention_fused
+from jaxprune.ops import attention_weighted
 
 Project = Callable[[Float[Array, "b s d"], slice], Float[Array, "b s r h c"]]
 
@@ -25,6 +26,7 @@ def attend(
     queries: slice,
     mask: Bool[Array, "b s"] | None,
     bias: Float[Array, "b s"] | None = None,
+    decision: Float[Array, "b s"] | None = None,
 ) -> tuple[Float[Array, "b rows h c"], Float[Array, "b s"]]:
     """Softmax attention, scale c ** -0.5, and the attention that each token received.
 
@@ -32,8 +34,14 @@ def attend(
     the tokens as queries, keys or values, or as several of them. A token where `mask` is False gets weight 0 as a key
     and does not count as a query. Its own output row is finite; ignore it. The cuDNN path may append one padding row;
     ignore it. `bias` is added to the scaled logits of a key, the same for all heads and queries. It gets no gradient,
-    and attention that has one does not go through cuDNN. Both results have a gradient.
+    and attention that has one does not go through cuDNN. `decision` says how much each key counts, as DynamicViT trains
+    (`jaxprune.ops.attention_weighted`). Both results have a gradient. Raises `ValueError` for a decision with a bias.
     """
+    if decision is not None:
+        if bias is not None:
+            raise ValueError("tokens of different sizes cannot be decided on; train predictors without merging")
+        decision = decision if mask is None else decision * mask
+        return attention_weighted.attend(project(tokens, ROLES), queries=queries, decision=decision)
     qkv = jax.eval_shape(lambda tokens: project(tokens, ROLES), tokens)
     if bias is None and attention_fused.suits(qkv.dtype, channels=qkv.shape[-1]):
         return attention_fused.attend(tokens, project, queries=queries, mask=mask)

@@ -30,9 +30,8 @@ def test_values_and_gradients_are_pytorchs():
 
     gradients, found = jax.grad(ours, argnums=(0, 1), has_aux=True)(jnp.asarray(QKV), jnp.asarray(DECISION))
     np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)
-    # The original lets a gradient through the maximum, which is of the order of eps.
-    np.testing.assert_allclose(gradients[0], qkv.grad.numpy(), atol=1e-5)
-    np.testing.assert_allclose(gradients[1], decision.grad.numpy(), atol=1e-5)
+    np.testing.assert_allclose(gradients[0], qkv.grad.numpy(), atol=1e-6)
+    np.testing.assert_allclose(gradients[1], decision.grad.numpy(), atol=1e-6)
 
 
 def test_what_tokens_receive_is_the_mean_over_heads_and_the_queries_that_count():
