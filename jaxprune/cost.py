@@ -1,13 +1,16 @@
 """The cost of a forward pass: multiply-accumulates of the matrix products and the patch embedding, by formula.
 
-Norms, softmax, GELU and selection are left out, as is usual; `jaxprune benchmark` measures time.
+Norms, softmax, GELU and selection by score are left out, as is usual. Products that a reduction makes to decide, such
+as a predictor's, are counted. `jaxprune benchmark` measures time.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 from jaxprune.config import ModelConfig
 from jaxprune.models import Classifier
 from jaxprune.reduction.policy import Policy
+from jaxprune.reduction.tokens import Reduction
 
 
 def macs(model: Classifier, policy: Policy, *, visible: int | None = None) -> int:
@@ -16,23 +19,36 @@ def macs(model: Classifier, policy: Policy, *, visible: int | None = None) -> in
     A masked stage counts its capacity, which is what the device computes. `visible` patches enter block 0 (None: all);
     the others are embedded all the same.
     """
-    config = model.config
-    patches = config.patches if visible is None else visible
-    kept, left = {}, patches
-    for block in sorted(policy.stages):
-        kept[block] = left = policy.stages[block].size(left)
-    return macs_of_counts(config, kept, visible=patches)
+    return _macs(model.config, policy.stages, visible=visible)
 
 
 def macs_of_counts(config: ModelConfig, kept: Mapping[int, int], *, visible: int | None = None) -> int:
-    """`macs` where each pruning block keeps so many patches."""
+    """`macs` where each pruning block keeps so many patches, between attention and MLP."""
+    return _macs(config, {block: _Leaves(count) for block, count in kept.items()}, visible=visible)
+
+
+def _macs(config: ModelConfig, reductions: Mapping[int, Reduction], *, visible: int | None) -> int:
     patches = config.patches if visible is None else visible
+    p, nothing = config.extra_tokens, Reduction()
     total = config.patches * config.patch**2 * config.width
     for block in range(config.depth):
-        total += attention_macs(config, config.extra_tokens + patches)
-        patches = kept.get(block, patches)
-        total += mlp_macs(config, config.extra_tokens + patches)
+        reduction = reductions.get(block, nothing)
+        total += reduction.macs(patches, width=config.width, heads=config.heads, extra_tokens=p)
+        patches = reduction.size_before(patches)
+        total += attention_macs(config, p + patches)
+        patches = reduction.size(patches)
+        total += mlp_macs(config, p + patches)
     return total + config.width * config.classes
+
+
+@dataclasses.dataclass
+class _Leaves(Reduction):
+    """Some reduction that leaves so many patches."""
+
+    count: int
+
+    def size(self, patches: int) -> int:
+        return self.count
 
 
 def attention_macs(config: ModelConfig, tokens: int) -> int:

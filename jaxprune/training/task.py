@@ -36,7 +36,7 @@ class Plan(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """What is learned from a batch, and how it is measured. `steps_per_epoch` is the loader's (`Batches.steps`)."""
+    """Something to learn from batches, and its measure. `steps_per_epoch` is the loader's (`Batches.steps`)."""
 
     recipe: Course
     steps_per_epoch: int
