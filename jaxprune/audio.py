@@ -251,6 +251,8 @@ class _Survey:
         """Raises `ValueError` for no samples, samples that are not finite, silence, and a level without a scale."""
         where, facts = shown(self.path), self._facts
         count = sum(one.count for one in facts)
+        if count == 0 and any(one.is_truncated for one in facts):
+            raise ValueError(f"{where}: is cut short, and nothing of it can be decoded")
         if count == 0:
             raise ValueError(f"{where}: holds no samples; a recording of at least {SHORTEST} is needed")
         if bad := sum(one.bad for one in facts):

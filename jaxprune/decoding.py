@@ -21,8 +21,10 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
+from jaxprune import flac
 from jaxprune.sound_containers import Content, Piece, pieces
 
+Blocks = Iterator[Float32[np.ndarray, "samples channels"]]
 FORMATS = "wav, flac, ogg or mp3"
 RATES = (1000, 1_000_000)  # Hz; ultrasound recorders reach 768 kHz
 CHANNELS = 256
@@ -45,7 +47,7 @@ class Sound:
     frames: int | None
     short: bool
     slack: int
-    blocks: Callable[[], Iterator[Float32[np.ndarray, "samples channels"]]]
+    blocks: Callable[[], Blocks]
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -118,23 +120,34 @@ def _opened(path: Path, at: Any, piece: Piece, *, stack: contextlib.ExitStack, h
         raise ValueError(f"{shown(path)}: is not recognised as sound; expected a {FORMATS} file") from error
     frames = None if file.frames >= _MANY else max(file.frames, piece.frames or 0)
     size = max(1, min(_BLOCK // max(1, file.channels), file.frames))
+    blocks = functools.partial(_blocks, path, file, size)
     return Sound(
         rate=file.samplerate,
         channels=file.channels,
         frames=frames,
         short=piece.short,
         slack=_MANY if piece.lossy else 0,  # the frames of mp3 were counted, and a header's number is a guess
-        blocks=functools.partial(_blocks, path, file, size),
+        blocks=functools.partial(_intact, path, blocks, piece.stream) if piece.stream else blocks,
     )
 
 
-def _blocks(path: Path, file: soundfile.SoundFile, size: int) -> Iterator[Float32[np.ndarray, "samples channels"]]:
+def _blocks(path: Path, file: soundfile.SoundFile, size: int) -> Blocks:
     try:
         while len(block := file.read(size, dtype="float32", always_2d=True)):
             yield block
     except soundfile.LibsndfileError as error:
         reason = error.error_string.removeprefix("Error : ").rstrip(".")
         raise ValueError(f"{shown(path)}: is damaged ({reason}); give a complete {FORMATS} file") from error
+
+
+def _intact(path: Path, blocks: Callable[[], Blocks], stream: flac.Stream) -> Blocks:
+    """The blocks of a FLAC stream. Raises `ValueError` behind the last where they are not those that it promises."""
+    check = flac.Check(stream)
+    for block in blocks():
+        check.add(block)
+        yield block
+    if damage := check.damage():
+        raise ValueError(f"{shown(path)}: is damaged ({damage}); give a complete {FORMATS} file")
 
 
 class _Sequential(soundfile.SoundFile):
@@ -235,7 +248,7 @@ def _opened_by_av(path: Path, piece: Piece, name: str, *, stack: contextlib.Exit
     )
 
 
-def _blocks_by_av(path: Path, frames: Iterator[Any], called: str) -> Iterator[Float32[np.ndarray, "samples channels"]]:
+def _blocks_by_av(path: Path, frames: Iterator[Any], called: str) -> Blocks:
     """The blocks of decoded frames, all in the first one's rate and channels."""
     import av
 

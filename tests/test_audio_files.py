@@ -230,8 +230,9 @@ def write_bad_file(path: Path):
     elif path.name == "folder.wav":
         path.mkdir()
     elif path.name == "damaged.flac":
-        whole = (FOLDER / "choir.flac").read_bytes()
-        path.write_bytes(whole[: len(whole) // 2])
+        whole = bytearray((FOLDER / "choir.flac").read_bytes())
+        whole[len(whole) // 2] ^= 1
+        path.write_bytes(whole)
     elif path.name != "missing.wav":
         samples = {
             "no_samples.wav": sound[:0],

@@ -212,7 +212,7 @@ TARGETS = {
     "Hugging Face": Target(make=huggingface, read=weights_of("hf")),
     "checkpoint": Target(make=own_checkpoint, read=read_own, checked=of_weights),
     "wav": sound("crow.wav"),
-    "flac": sound("choir.flac"),
+    "flac": sound("choir.flac", checked=True),
     "mp3": sound("guitar.mp3"),
     "ogg": sound("drum_roll.ogg", checked=True),
     "csv": Target(make=make_table(".csv"), read=read_table(".csv"), damaged=of_clips),
