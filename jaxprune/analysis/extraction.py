@@ -211,7 +211,7 @@ def read_extraction(path: str | os.PathLike[str]) -> Extraction:
         raise ValueError(
             f"{path} is unfinished ({shards} shards so far); run the command that began it again and it goes on"
         )
-    config = ModelConfig(**manifest["model"])
+    config = fit(manifest, ManifestFields).model
     missing = [name for name in manifest["shards"] if not (path / name).is_file()]
     if missing:
         raise ValueError(f"{path} has lost {missing[0]}; extract again to another folder")

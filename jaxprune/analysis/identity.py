@@ -3,6 +3,7 @@
 `jaxprune.analysis.extract` writes it into the manifest. It goes on only with an extraction of the same description.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.checkpoint import leaves, weights_digest
-from jaxprune.config import Card
+from jaxprune.config import Card, ModelConfig
 from jaxprune.data.records import Dataset, Split
+from jaxprune.json_files import fit
 from jaxprune.models import Classifier
 from jaxprune.reduction.policy import Policy
 
@@ -98,7 +100,7 @@ def check_same(out: Path, manifest: Mapping[str, Any], description: Mapping[str,
         **{name: ("compute", name) for name in ("dtype", "batch", "shard_batches", "mel")},
     }
     for what, names in questions.items():
-        there, here = (_card_now(value) if what == "model card" else value for value in told(*names))
+        there, here = (NOW.get(what, lambda value: value)(value) for value in told(*names))
         if there != here:
             raise ValueError(
                 f"{out} holds an extraction with other {what}: {_short(there)} there, {_short(here)} here; choose "
@@ -112,6 +114,17 @@ def _card_now(card: Any) -> Any:
         return _plain(Card.from_json(card).to_json())
     except ValueError:
         return card
+
+
+def _model_now(model: Any) -> Any:
+    """A geometry with the fields that this version adds to older ones."""
+    try:
+        return _plain(dataclasses.asdict(fit(model, ModelConfig)))
+    except ValueError:
+        return model
+
+
+NOW = {"model card": _card_now, "model geometry": _model_now}
 
 
 def _described(part: Any) -> dict[str, Any]:

@@ -285,3 +285,16 @@ def test_an_extraction_of_an_older_card_goes_on(tmp_path):
     check_same(tmp_path, described(older), described(card.to_json()))
     with pytest.raises(ValueError, match="other model card"):
         check_same(tmp_path, described(older), described(dataclasses.replace(card, mean=-1.0).to_json()))
+
+
+def test_an_extraction_from_before_a_field_of_the_geometry_goes_on(tmp_path):
+    card = make()[1]
+
+    def described(model):
+        return {"model": model, "checkpoint": {}, "data": {}, "policy": {}, "compute": {}}
+
+    now = json.loads(json.dumps(dataclasses.asdict(card.model)))
+    older = {name: value for name, value in now.items() if name != "predictors"}
+    check_same(tmp_path, described(older), described(now))
+    with pytest.raises(ValueError, match="other model geometry"):
+        check_same(tmp_path, described(older), described(now | {"depth": now["depth"] + 1}))
