@@ -75,7 +75,8 @@ def training(made: Recipe, **changes) -> Training:
     """A training of a recipe; `model` and `steps_per_epoch` may be others."""
     settings = {"model": model(made.start.family), "steps_per_epoch": STEPS, "seed": 7} | changes
     given = settings.pop("model")
-    return Training(Classification(made, given, steps_per_epoch=settings.pop("steps_per_epoch")), given, **settings)
+    task = Classification(made, given, steps_per_epoch=settings.pop("steps_per_epoch"), seed=settings["seed"])
+    return Training(task, given, **settings)
 
 
 class Rewound:

@@ -40,11 +40,11 @@ def main(
         sources: where the clips are, beside --data.root.
         options: how to carry it out.
         launch: several processes that train together, each started with the same command but for its index.
-        out: the run's directory; by default runs/RECIPE-KEEPRATE-SEED.
+        out: the run's directory; by default runs/RECIPE-KEEPRATE-SEED, or RECIPE-any-SEED.
         seed: decides weights, order and augmentation; by default the first of the recipe's seeds.
     """
     seed = recipe.loop.seeds[0] if seed is None else seed
-    out = out or Path("runs") / f"{recipe.name}-{recipe.prune.keep_rate:g}-{seed}"
+    out = out or Path("runs") / f"{recipe.name}-{recipe.prune.in_names}-{seed}"
     with StopOnSignal() as stop, joined(launch):
         events = finetune(recipe, out, seed=seed, sources=sources, options=options, stop=stop)
         outcome = show(events, out) if is_first() else deque(events, maxlen=1).pop()

@@ -34,7 +34,7 @@ def show(events: Iterator[Event], out: Path, *, title: str = "training") -> Outc
                 case Evaluation():
                     progress.console.print(
                         f"after step {event.step}: {event.metric} {100 * event.score:.2f} %, loss {event.loss:.4f}, "
-                        f"{event.clips} clips, keep rate {event.keep_rate:g}",
+                        f"{event.clips} clips, {at_rates(event)}",
                         highlight=False,
                     )
                 case Outcome():
@@ -67,20 +67,30 @@ def print_beginning(event: Beginning, out: Path) -> None:
         cli.notice("there are no validation clips: the last model is saved, and test scores choose nothing")
 
 
+def at_rates(event: Evaluation) -> str:
+    """The keep rate, or the mean's rates with the score at each."""
+    if event.keep_rate is not None:
+        return f"keep rate {event.keep_rate:g}"
+    scores = ", ".join(f"{100 * one.score:.2f} % at {one.keep_rate:g}" for one in event.rates)
+    return f"mean over keep rates ({scores})"
+
+
 def print_result(result: dict[str, Any], out: Path, *, seconds: float) -> None:
-    """Prints the table of a finished run."""
-    rate = result["recipe"]["prune"]["keep_rate"]
+    """Prints the table of a finished run: a row for each split and keep rate."""
+    measured = [
+        (split, found["clips"], one) for split, found in result["scores"].items() for one in rows_of(found, result)
+    ]
     rows = [
         (
             split,
-            found["clips"],
-            *(percent(found[name]) for name in ("top1", "top5", "mean_average_precision")),
-            f"{found['loss']:.4f}",
-            f"{rate:g}",
-            f"{result['macs'] / 1e9:.2f}",
-            f"{100 * (1 - result['macs'] / result['unpruned_macs']):.1f} %",
+            clips,
+            *(percent(one[name]) for name in ("top1", "top5", "mean_average_precision")),
+            f"{one['loss']:.4f}",
+            f"{one['keep_rate']:g}",
+            f"{one['macs'] / 1e9:.2f}",
+            f"{100 * (1 - one['macs'] / result['unpruned_macs']):.1f} %",
         )
-        for split, found in result["scores"].items()
+        for split, clips, one in measured
     ]
     columns = ("split", "clips", "top-1", "top-5", "mAP", "loss", "keep rate", "GMACs", "saved")
     notes = [
@@ -88,11 +98,19 @@ def print_result(result: dict[str, Any], out: Path, *, seconds: float) -> None:
         f"{result['steps']} steps, {result['compilations']} compiled sizes, {seconds / 60:.1f} minutes here, "
         f"{result['device']}",
     ]
+    rates = {one["keep_rate"] for _, _, one in measured}
     for score in result["recipe"]["expected"]:
-        if score["keep_rate"] == rate:
-            notes.append(f"published: {score['metric']} {score['percent']:.2f} % ({score['source']})")
+        if score["keep_rate"] in rates:
+            at = f" at {score['keep_rate']:g}" if len(rates) > 1 else ""
+            notes.append(f"published: {score['metric']} {score['percent']:.2f} %{at} ({score['source']})")
     cli.print_table(f"{result['data_set']}, {result['recipe']['name']}", columns, rows, notes=notes)
     cli.notice(f"see {out / 'result.json'} and {out / 'metrics.jsonl'}")
+
+
+def rows_of(found: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A split's scores at each keep rate. Results of earlier versions have one rate, and its cost beside it."""
+    target = {"keep_rate": result["recipe"]["prune"]["keep_rate"], "macs": result["macs"]}
+    return found.get("rates") or [found | target]
 
 
 def percent(share: float | None) -> str:

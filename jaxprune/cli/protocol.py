@@ -51,7 +51,7 @@ def main(
         launch: several processes that train together, each started with the same command but for its index.
         out: the directory, with one for each run in it; by default runs/RECIPE-KEEPRATE-protocol.
     """
-    out = out or Path("runs") / f"{recipe.name}-{recipe.prune.keep_rate:g}-protocol"
+    out = out or Path("runs") / f"{recipe.name}-{recipe.prune.in_names}-protocol"
     with StopOnSignal() as stop, joined(launch):
         events = carry_out(recipe, out, sources=sources, options=options, stop=stop)
         if is_first():
@@ -99,11 +99,15 @@ def print_summary(summary: Summary, recipe: Recipe, *, out: Path) -> None:
     ]
     folded = summary.rows[0].fold is not None
     saving = 1 - summary.macs / summary.unpruned_macs
+    if summary.keep_rate is None:
+        rates = f"mean over the keep rates {' '.join(f'{rate:g}' for rate in recipe.prune.rates)}; at the lowest"
+    else:
+        rates = f"keep rate {summary.keep_rate:g}"
     notes = [
         f"{summary.metric} on {summary.split} clips{', each seed its mean over the folds' if folded else ''}: "
         f"{spread_in_words(summary.final)}",
         f"model of the {'epoch that was best on validation' if chosen else 'last epoch; no test clip chose anything'}; "
-        f"keep rate {summary.keep_rate:g}, {summary.macs / 1e9:.2f} GMACs, {100 * saving:.1f} % saved",
+        f"{rates}, {summary.macs / 1e9:.2f} GMACs, {100 * saving:.1f} % saved",
     ]
     if summary.split == "validation":
         notes.append("there are no test clips: the validation clips chose the epoch, which flatters the score")

@@ -1,9 +1,11 @@
-"""Fine-tuning as a task: labelled clips, a keep rate that falls, and augmentation that stops when it begins to.
+"""Fine-tuning as a task: labelled clips, and a keep rate that falls, or is drawn, from step to step.
 
 The host plans each update (`Plan`): the keep rate, the sizes that it gives and the augmentation that is on. The loss of
 a clip is computed on the device. Schedules are `jaxprune.training.schedules`, augmentation is
 `jaxprune.training.augment`.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from jaxprune.models import Classifier, topk
 from jaxprune.parallel.devices import Layout
 from jaxprune.reduction.policy import Policy
 from jaxprune.training import augment, schedules
-from jaxprune.training.events import Evaluation, Metric
+from jaxprune.training.events import AtRate, Evaluation, Metric
 from jaxprune.training.optim import finetuning_decay
 from jaxprune.training.settings import Recipe
 from jaxprune.training.task import Sound
@@ -42,21 +44,24 @@ class Plan:
 
 class Classification:
     """A recipe's fine-tuning of models like the given one. A whole run compiles at most ten sizes
-    (`schedules.stages_at`).
+    (`schedules.stages_at`). Keep rates that are drawn follow from `seed`.
 
     Raises `ValueError` where the model is not the one that the recipe trains.
     """
 
     decayed = staticmethod(finetuning_decay)
 
-    def __init__(self, recipe: Recipe, model: Classifier, *, steps_per_epoch: int):
+    def __init__(self, recipe: Recipe, model: Classifier, *, steps_per_epoch: int, seed: int = 0):
         check_fit(recipe, model)
         self.recipe, self.config, self.score = recipe, model.config, model.score
         self.steps_per_epoch = steps_per_epoch
-        self._schedule = schedules.keep_rate_schedule(recipe.prune, steps_per_epoch=steps_per_epoch)
+        self._schedule = schedules.keep_rate_schedule(recipe.prune, steps_per_epoch=steps_per_epoch, seed=seed)
 
     def plan(self, step: int) -> Plan:
-        """An update's plan. From shrink start on SpecAugment and patch masking are off, if the target is below 1."""
+        """An update's plan. From shrink start on SpecAugment and patch masking are off, if the target is below 1.
+
+        Where keep rates are drawn, they stay on.
+        """
         settings, prune = self.recipe.augment, self.recipe.prune
         if self._schedule.shrinking(step):
             settings = settings.while_shrinking()
@@ -95,32 +100,40 @@ class Classification:
         return LOSSES[loop.loss](output.logits, optax.smooth_labels(batch.labels, loop.label_smoothing))
 
     def evaluate(
-        self, model: Classifier, batches: Batches, *, step: int, layout: Layout, keep_rate: float, metric: Metric
+        self,
+        model: Classifier,
+        batches: Batches,
+        *,
+        step: int,
+        layout: Layout,
+        keep_rates: Sequence[float],
+        metric: Metric,
     ) -> Evaluation:
-        """The model on every clip of the batches at exactly a keep rate.
+        """The model on every clip of the batches at exactly some keep rates.
 
         `jaxprune.evaluation.evaluate` does the work and raises what it raises.
         """
-        policy = topk(model, dict.fromkeys(self.recipe.prune.blocks, keep_rate), score=self.score)
+        blocks = self.recipe.prune.blocks
         found = measure(
             model,
             batches,
             card=self.recipe.card(self.config),
-            policies={keep_rate: policy},
+            policies={rate: topk(model, dict.fromkeys(blocks, rate), score=self.score) for rate in keep_rates},
             single_label=metric == "accuracy",
             layout=layout,
         )
-        measured = found.rates[keep_rate]
         names = ("top1", "top5", "mean_average_precision", "auc", "d_prime")
-        return Evaluation(
-            step=step,
-            keep_rate=keep_rate,
-            clips=found.clips,
-            loss=measured.loss,
-            **{name: measured.metrics.get(name) for name in names},
-            metric=metric,
-            score=next(iter(measured.metrics.values())),
-        )
+        rates = [
+            AtRate(
+                keep_rate=rate,
+                macs=measured.macs,
+                loss=measured.loss,
+                **{name: measured.metrics.get(name) for name in names},
+                score=next(iter(measured.metrics.values())),
+            )
+            for rate, measured in found.rates.items()
+        ]
+        return Evaluation.of(rates, step=step, clips=found.clips, metric=metric)
 
 
 def check_fit(recipe: Recipe, model: Classifier) -> None:

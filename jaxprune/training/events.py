@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,15 +32,33 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A split's scores after `step` updates, at one keep rate gathered exactly.
+class AtRate:
+    """A split's scores at one keep rate, gathered exactly, and the multiply-accumulates of a clip there.
 
     Shares from 0 to 1: top1 and top5 where accuracy is the data set's metric, else the ranking metrics; the others are
-    None. `score` is the one that decides which checkpoint is best.
+    None. `score` is the one to choose by.
+    """
+
+    keep_rate: float
+    macs: int
+    loss: float
+    top1: float | None
+    top5: float | None
+    mean_average_precision: float | None
+    auc: float | None
+    d_prime: float | None
+    score: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A split's scores after `step` updates: the mean over all `rates`, and each of them.
+
+    `keep_rate` is None where there are several. `score` decides which checkpoint is best.
     """
 
     step: int
-    keep_rate: float
+    keep_rate: float | None
     clips: int
     loss: float
     top1: float | None
@@ -49,6 +68,24 @@ class Evaluation:
     d_prime: float | None
     metric: Metric
     score: float
+    rates: tuple[AtRate, ...] = ()
+
+    @classmethod
+    def of(cls, rates: Sequence[AtRate], *, step: int, clips: int, metric: Metric) -> "Evaluation":
+        """The evaluation that has these rates."""
+        names = ("loss", "top1", "top5", "mean_average_precision", "auc", "d_prime", "score")
+        return cls(
+            step=step,
+            keep_rate=rates[0].keep_rate if len(rates) == 1 else None,
+            clips=clips,
+            metric=metric,
+            rates=tuple(rates),
+            **{name: _mean([getattr(one, name) for one in rates]) for name in names},
+        )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else sum(values) / len(values)
 
 
 class NotFinite(ValueError):

@@ -108,10 +108,11 @@ def finetune(
     """Trains a recipe in the directory `out`, or goes on with the run that is there, yielding what happens.
 
     Evaluated after each epoch at the target keep rate, on the validation clips, or where there are none on the test
-    clips. The model saved is the best on validation; without validation clips it is the last, because choosing on the
-    test clips would flatter it: the best epoch's score is reported beside it. A finished run's result comes again, and
-    checkpoints that it need not keep are removed. Raises `ValueError` and `OSError` in words for the user, also where
-    another process is at work in `out`.
+    clips. Where keep rates are drawn, that is at the highest, the middle and the lowest, and the mean of the three
+    scores counts. The model saved is the best on validation; without validation clips it is the last, because choosing
+    on the test clips would flatter it: the best epoch's score is reported beside it. The end is evaluated at every rate
+    that the model is for. A finished run's result comes again, and checkpoints that it need not keep are removed.
+    Raises `ValueError` and `OSError` in words for the user, also where another process is at work in `out`.
 
     All processes of a run (`jaxprune.parallel.processes.joined`) call this alike, with `out` on a disk that all of them
     see. The first writes there; all yield the same.
@@ -157,7 +158,7 @@ class _Run:
         layout = Layout(spread=SPREADS[self.options.weights])
         layout.check(self._eval_batch)
         with self._train_batches() as batches:
-            task = Classification(self.recipe, model, steps_per_epoch=batches.steps)
+            task = Classification(self.recipe, model, steps_per_epoch=batches.steps, seed=self.seed)
             training = Training(task, model, seed=self.seed, layout=layout)
             by_first(lambda: open_run(self.out, self.recipe, seed=self.seed))
             with Checkpoints(self.out / CHECKPOINTS, keep=self.options.keep) as checkpoints:
@@ -182,10 +183,10 @@ class _Run:
             beside = Facts(recipe=self.recipe, labels=self.dataset.labels, seed=self.seed, place=batches.get_state())
             checkpoints.save(training.state, beside, evaluation=evaluation)
 
-        step, split = int(training.state.step), self.selects_on
+        step, split, watched = int(training.state.step), self.selects_on, self.recipe.prune.watched
         events = training.fit(
             batches,
-            evaluate=(lambda: self._evaluate(training, split)) if split else None,
+            evaluate=(lambda: self._evaluate(training, split, keep_rates=watched)) if split else None,
             save=save,
             save_every=self.options.save_every or None,
             stop=together(stop, done=step),
@@ -207,10 +208,14 @@ class _Run:
         chosen = best if self.selects_on == "validation" and best is not None else last
         params = training.state.outcome if chosen == last else checkpoints.outcome(chosen, training.state)
         sizes = self.dataset.sizes()
-        scores = {split: self._evaluate(training, split, params) for split in ("validation", "test") if split in sizes}
+        scores = {
+            split: self._evaluate(training, split, params, keep_rates=self.recipe.prune.rates)
+            for split in ("validation", "test")
+            if split in sizes
+        }
         model = training.model(params)
         self._save_model(model, step=chosen)
-        rates = dict.fromkeys(self.recipe.prune.blocks, self.recipe.prune.keep_rate)
+        lowest = dict.fromkeys(self.recipe.prune.blocks, self.recipe.prune.lowest)
         result = {
             "recipe": self.recipe.to_json(),
             "seed": self.seed,
@@ -222,7 +227,7 @@ class _Run:
             "best_step": best,
             "best_score": None if best is None else checkpoints.score(best),
             "scores": {split: finite(dataclasses.asdict(found)) for split, found in scores.items()},
-            "macs": macs(model, topk(model, rates)),
+            "macs": macs(model, topk(model, lowest)),
             "unpruned_macs": macs(model, topk(model, {})),
             "parameters": sum(leaf.size for leaf in params.values()),
             "compilations": training.compilations,
@@ -240,15 +245,17 @@ class _Run:
             model.config,
             labels=self.dataset.labels,
             source=f"fine-tuned by jaxprune: recipe {recipe.name}, seed {self.seed}, step {step}, "
-            f"keep rate {recipe.prune.keep_rate:g}, from {recipe.start.checkpoint or 'scratch'}{averaged}",
+            f"keep rate {recipe.prune.in_words}, from {recipe.start.checkpoint or 'scratch'}{averaged}",
         )
         by_first(lambda: str(checkpoint.save(self.out / MODEL, model, card=card, overwrite=True)))
 
-    def _evaluate(self, training: Training, split: Split, params: Weights | None = None) -> Evaluation:
-        """The present outcome (or `params`) on a split, at the target keep rate."""
+    def _evaluate(
+        self, training: Training, split: Split, params: Weights | None = None, *, keep_rates: tuple[float, ...]
+    ) -> Evaluation:
+        """The present outcome (or `params`) on a split."""
         metric: Metric = "accuracy" if self.dataset.single_label else "mAP"
         with eval_batches(self.dataset, split, batch_size=self._eval_batch, **self._reading()) as clips:
-            found = training.evaluate(clips, keep_rate=self.recipe.prune.keep_rate, metric=metric, params=params)
+            found = training.evaluate(clips, keep_rates=keep_rates, metric=metric, params=params)
             clips.count_bad(gather(clips.unusable))
         return found
 

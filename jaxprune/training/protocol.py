@@ -95,13 +95,14 @@ class Summary:
     `evaluated` names the clips evaluated after each epoch: where it is validation, its best epoch's model was `saved`;
     where it is test, the last epoch's, and `best` is what choosing on the test clips would have claimed. `pooled` is
     the accuracy over the `clips` held-out clips of all folds and seeds; None for mAP, which has none, and without
-    folds, where it is the mean.
+    folds, where it is the mean. `keep_rate` is None where the runs drew theirs: scores are then means over the rates
+    that the model is for, and `macs` are those of the lowest.
     """
 
     rows: tuple[RunResult, ...]
     split: Split
     metric: Metric
-    keep_rate: float
+    keep_rate: float | None
     saved: str
     evaluated: Split
     final: Spread
@@ -247,6 +248,7 @@ def open_protocol(directory: Path, recipe: Recipe, sources: Sources) -> None:
 def summarize(results: Mapping[Run, Mapping[str, Any]]) -> Summary:
     """The summary of what each run's result.json holds: one recipe's, its folds with the same seeds each."""
     first = next(iter(results.values()))
+    prune = Recipe.from_json(first["recipe"]).prune
     split: Split = "test" if "test" in first["scores"] else "validation"
     evaluated: Split = "validation" if "validation" in first["scores"] else "test"
     metric: Metric = first["scores"][split]["metric"]
@@ -272,7 +274,7 @@ def summarize(results: Mapping[Run, Mapping[str, Any]]) -> Summary:
         rows=tuple(rows),
         split=split,
         metric=metric,
-        keep_rate=first["recipe"]["prune"]["keep_rate"],
+        keep_rate=None if prune.draws else prune.keep_rate,
         saved=first["saved"],
         evaluated=evaluated,
         final=_spread([(row.seed, row.score) for row in rows]),

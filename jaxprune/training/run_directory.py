@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from jaxprune.config import Padding
 from jaxprune.data.records import Split
@@ -30,8 +30,19 @@ RECIPE, CHECKPOINTS, METRICS, MODEL, RESULT = "recipe.json", "checkpoints", "met
 REMARKS = {"source", "published", "expected"}
 
 
+class RateScore(TypedDict):
+    """A split's scores at one keep rate, as far as they are read again."""
+
+    keep_rate: float
+    macs: int
+    loss: float | None
+    top1: float | None
+    top5: float | None
+    mean_average_precision: float | None
+
+
 class Score(TypedDict):
-    """A split's scores in result.json, as far as they are read again."""
+    """A split's scores in result.json, as far as they are read again; results of earlier versions have no `rates`."""
 
     clips: int
     metric: Metric
@@ -40,6 +51,7 @@ class Score(TypedDict):
     top1: float | None
     top5: float | None
     mean_average_precision: float | None
+    rates: NotRequired[list[RateScore]]
 
 
 class Result(TypedDict):
@@ -194,11 +206,16 @@ def differences(one: Any, other: Any, *, name: str = "") -> list[str]:
     return [] if one == other else [f"{name} is {one!r} there, {other!r} here"]
 
 
-def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with None for numbers that JSON cannot hold."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
+def finite(values: Any) -> Any:
+    """The values, nested or not, with None for numbers that JSON cannot hold."""
+    match values:
+        case Mapping():
+            return {name: finite(value) for name, value in values.items()}
+        case list() | tuple():
+            return [finite(value) for value in values]
+        case float() if not math.isfinite(values):
+            return None
+    return values
 
 
 def padding_of(directory: str | os.PathLike) -> Padding | None:

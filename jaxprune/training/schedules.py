@@ -1,8 +1,8 @@
 """The course of a run: its keep rate, the sizes that the model is compiled for on the way, and its learning rate.
 
 The keep rate is a host-side number, because it decides token counts before the call; the learning rate is an optax
-schedule, a function of the update's number inside the jitted step. Settings are `jaxprune.training.settings`. Steps are
-updates, counted from 0.
+schedule, a function of the update's number inside the jitted step. Settings are `jaxprune.training.pruning` and
+`jaxprune.training.learning`. Steps are updates, counted from 0.
 """
 
 import dataclasses
@@ -12,12 +12,14 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxprune.reduction.policy import stage_counts, top_k_stages
 from jaxprune.reduction.selection import MaskedTopK, Stage
 from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
-from jaxprune.training.settings import Loop, Prune
+from jaxprune.training.pruning import Draw, Prune
+from jaxprune.training.settings import Loop
 
 LearningRate = Callable[[int | Int[Array, ""]], Float[Array, ""]]
 
@@ -63,12 +65,37 @@ class KeepRateSchedule:
         return self.target < 1 and step >= self.start
 
 
-def keep_rate_schedule(prune: Prune, *, steps_per_epoch: int) -> KeepRateSchedule:
-    """The schedule of a recipe's pruning. `prune.shrink_start` counts epochs from `prune.first_epoch`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampledKeepRate:
+    """A keep rate drawn anew for each step, from the seed and the step's number alone.
 
-    Raises `ValueError` for less than one step an epoch.
+    So a run that goes on draws as if it had not been interrupted, and processes that train together draw alike. One
+    training for all rates is the idea of slimmable networks (Yu et al. 2019), here with tokens in place of channels.
+    """
+
+    draws: tuple[Draw, ...]
+    seed: int
+
+    def __call__(self, step: int) -> float:
+        """The rate in a step, in [low, high] of one of the draws."""
+        which, where = np.random.default_rng([self.seed, step]).random(2)
+        weights = np.cumsum([draw.weight for draw in self.draws])
+        draw = self.draws[int(np.searchsorted(weights, which * weights[-1], side="right"))]
+        return draw.low + (draw.high - draw.low) * float(where)
+
+    def shrinking(self, step: int) -> bool:
+        """False: nothing falls, so all augmentation stays on. Counts are of the patches that masking leaves."""
+        return False
+
+
+def keep_rate_schedule(prune: Prune, *, steps_per_epoch: int, seed: int = 0) -> KeepRateSchedule | SampledKeepRate:
+    """The keep rate at each step of a recipe's run: drawn with `seed` where the recipe samples, else its schedule.
+
+    `prune.shrink_start` counts epochs from `prune.first_epoch`. Raises `ValueError` for less than one step an epoch.
     """
     check_steps(steps_per_epoch)
+    if prune.draws:
+        return SampledKeepRate(draws=prune.draws, seed=seed)
     return KeepRateSchedule(
         target=prune.keep_rate,
         start=(prune.shrink_start - prune.first_epoch) * steps_per_epoch,
@@ -80,20 +107,21 @@ def keep_rate_schedule(prune: Prune, *, steps_per_epoch: int) -> KeepRateSchedul
 def stages_at(rate: float, prune: Prune, *, patches: int) -> dict[int, Stage]:
     """The stages that keep exactly what `TopK` at `rate` keeps, in one of few compiled sizes.
 
-    Rate 1 and the target gather exactly. Between them, [target, 1] is cut into `prune.buckets` equal slices; a rate
-    computes on the counts of its slice's upper end and masks the surplus, so every rate of a slice shares one
-    compilation. Thus a whole run compiles the step at most `buckets + 2` times, and once more if patches are masked
-    out before the shrinking: ten with the default 7, whatever the target and the schedule's length. Over the shrinking
-    it computes at most 3.2 % more than exact gathering on the way to 0.7 and 5.2 % to 0.5 (`test_slices_cost_little`).
+    The rates of `prune.exact` gather exactly: the highest and the lowest, and each of a list of at most ten. Between
+    the ends, [lowest, highest] is cut into `prune.buckets` equal slices; a rate computes on the counts of its slice's
+    upper end and masks the surplus, so every rate of a slice shares one compilation. Thus a whole run compiles the step
+    at most `buckets + 2` times, and once more if patches are masked out before the shrinking: ten with the default 7,
+    whatever the rates and the schedule's length. Over the shrinking it computes at most 3.2 % more than exact gathering
+    on the way to 0.7 and 5.2 % to 0.5 (`test_slices_cost_little`).
 
     A rate just under 1 keeps every patch but sorts them, which changes nothing but float rounding. `patches` are those
     that enter block 0: fewer than the model's where some are masked out. Raises `ValueError` for a rate outside
-    [target, 1].
+    [lowest, highest].
     """
-    if not prune.keep_rate <= rate <= 1:
-        raise ValueError(f"keep rate {rate} does not occur on the way from 1 to {prune.keep_rate}")
+    if not prune.lowest <= rate <= prune.highest:
+        raise ValueError(f"keep rate {rate} does not occur between {prune.highest:g} and {prune.lowest:g}")
     blocks = sorted(prune.blocks)
-    if rate in (1, prune.keep_rate):
+    if rate in prune.exact:
         return top_k_stages(dict.fromkeys(blocks, rate))
     counts = stage_counts(dict.fromkeys(blocks, rate), patches=patches)
     capacities = stage_counts(dict.fromkeys(blocks, slice_end(rate, prune)), patches=patches)
@@ -101,10 +129,10 @@ def stages_at(rate: float, prune: Prune, *, patches: int) -> dict[int, Stage]:
 
 
 def slice_end(rate: float, prune: Prune) -> float:
-    """The upper end of the slice of [target, 1] that a rate lies in; of the higher slice, for a rate between two."""
-    width = (1 - prune.keep_rate) / prune.buckets
-    above = max(0, math.floor((1 - rate) / width - 1e-9))  # whole slices between the rate and 1
-    return 1 - above * width
+    """The upper end of the slice of [lowest, highest] that a rate lies in; of the higher, for a rate between two."""
+    width = (prune.highest - prune.lowest) / prune.buckets
+    above = max(0, math.floor((prune.highest - rate) / width - 1e-9))  # whole slices above the rate
+    return prune.highest - above * width
 
 
 def compilations(rates: Sequence[float], prune: Prune, *, patches: int) -> int:

@@ -16,6 +16,7 @@ from jaxprune.features import HOP, SAMPLE_RATE, STATISTICS
 from jaxprune.json_files import fit
 from jaxprune.training.checks import distinct, whole_number
 from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
+from jaxprune.training.pruning import Prune
 from jaxprune.training.variation import Augment
 
 
@@ -80,39 +81,6 @@ class Data:
         stats = STATISTICS[dataset]
         known = {"frames": stats.frames, "mean": stats.mean, "std": stats.std, "classes": stats.classes}
         return cls(dataset=dataset, **known | changes)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prune:
-    """The share of patches kept, and the way there."""
-
-    # Target: the keep rate of each pruning block after the shrinking; 1 trains without pruning.
-    keep_rate: float = 0.7
-    # Blocks that prune, counted from 0.
-    blocks: tuple[int, ...] = (3, 6, 9)
-    # Epoch at which the keep rate begins to fall, as the epochs are counted.
-    shrink_start: int = 0
-    # Epochs the fall takes.
-    shrink_epochs: int = 0
-    # Number of the first epoch: 0 in AudioMAE's released code, 1 in AST's.
-    first_epoch: int = 0
-    # How often the keep rate is computed: once an epoch as released, or every step as in EViT.
-    update: Literal["epoch", "step"] = "epoch"
-    # Compiled sizes used while the rate falls; more compile longer and compute less.
-    buckets: int = 7
-
-    def __post_init__(self):
-        if not 0 < self.keep_rate <= 1:
-            raise ValueError(f"keep_rate is {self.keep_rate}; it must be greater than 0 and at most 1")
-        for block in self.blocks:
-            whole_number("blocks", block, least=0)
-        distinct("blocks", self.blocks)
-        whole_number("first_epoch", self.first_epoch, least=0)
-        whole_number("shrink_start", self.shrink_start, least=self.first_epoch)
-        whole_number("shrink_epochs", self.shrink_epochs, least=0)
-        whole_number("buckets", self.buckets, least=1)
-        if self.update not in ("epoch", "step"):
-            raise ValueError(f"update is {self.update!r}; it must be 'epoch' or 'step'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,7 +185,7 @@ class Recipe:
     def __post_init__(self):
         prune, loop = self.prune, self.loop
         completed = prune.shrink_start - prune.first_epoch + prune.shrink_epochs
-        if prune.keep_rate < 1 and completed > loop.epochs:
+        if not prune.draws and prune.keep_rate < 1 and completed > loop.epochs:
             raise ValueError(
                 f"the keep rate reaches its target after {completed} epochs, but the run has {loop.epochs}; "
                 "start earlier, shrink faster or train longer"

@@ -42,9 +42,8 @@ class EventLog:
 
     def write(self, event: Step | Evaluation) -> None:
         """Adds a point to the curve of each number of the event."""
-        for name, value in dataclasses.asdict(event).items():
-            if name != "step" and is_scalar(value):
-                self._writers[type(event)].add_scalar(name, value, event.step)
+        for name, value in curves(event).items():
+            self._writers[type(event)].add_scalar(name, value, event.step)
 
     def close(self) -> None:
         """Writes what is left and closes the files."""
@@ -56,6 +55,15 @@ class EventLog:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def curves(event: Step | Evaluation) -> dict[str, float]:
+    """The event's numbers by the names of their curves; at several keep rates each rate's loss and score, too."""
+    numbers = {name: value for name, value in dataclasses.asdict(event).items() if name != "step"}
+    rates = event.rates if isinstance(event, Evaluation) else ()
+    if len(rates) > 1:
+        numbers |= {f"{name} at {one.keep_rate:g}": getattr(one, name) for one in rates for name in ("loss", "score")}
+    return {name: value for name, value in numbers.items() if is_scalar(value)}
 
 
 def is_scalar(value: object) -> bool:

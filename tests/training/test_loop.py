@@ -219,7 +219,7 @@ def test_evaluation_counts_every_clip_once_at_an_exact_rate(dataset, run):
     found = {}
     for metric in ("accuracy", "mAP"):
         with eval_batches(dataset, frames=FRAMES, batch_size=4) as loader, counted() as compiled:
-            found[metric] = trained.evaluate(loader, keep_rate=0.5, metric=metric)
+            found[metric] = trained.evaluate(loader, keep_rates=(0.5,), metric=metric)
         trained.put(jax.tree.map(lambda leaf: leaf + 0, trained.state))  # other arrays
     assert compiled.programs == 0  # the second time
     with eval_batches(dataset, frames=FRAMES, batch_size=5) as loader:
@@ -242,7 +242,7 @@ def test_evaluation_counts_every_clip_once_at_an_exact_rate(dataset, run):
 def evaluated(trained: Training, dataset: Dataset) -> list[float]:
     """Its loss and mean average precision."""
     with eval_batches(dataset, frames=FRAMES, batch_size=BATCH) as loader:
-        found = trained.evaluate(loader, keep_rate=0.5, metric="mAP")
+        found = trained.evaluate(loader, keep_rates=(0.5,), metric="mAP")
     return [found.loss, found.score]
 
 
