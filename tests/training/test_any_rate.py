@@ -85,17 +85,16 @@ def test_a_list_of_at_most_ten_rates_masks_nothing():
     assert compilations(drawn(*SIX), prune, patches=64) == 6
 
 
-@pytest.mark.parametrize("sample", [("1", "0.8", "0.5"), ("0.4-1",)])
-def test_losses_equal_those_of_exact_gathering_and_all_augmentation_stays_on(sample, tmp_path):
+def test_losses_equal_those_of_exact_gathering_and_all_augmentation_stays_on(tmp_path):
     """Patches are masked out at every rate: the rate is of those that are left."""
     short = dataclasses.replace(recipe().loop, epochs=3)
-    made = recipe(prune=dataclasses.replace(recipe().prune, keep_rate=0.7, sample=sample), loop=short)
+    made = recipe(prune=dataclasses.replace(recipe().prune, keep_rate=0.7, sample=("0.4-1",)), loop=short)
     trained, exact = training(made), training(made)
     plan = exact.plan
 
     def gathered(step):
         now = plan(step)
-        return now.replace(policy=Policy(exact.score, top_k_stages(dict.fromkeys((0, 1), now.keep_rate_now))))
+        return now.replace(policy=Policy(now.policy.score, top_k_stages(dict.fromkeys((0, 1), now.keep_rate_now))))
 
     exact.plan = gathered
     runs = []
@@ -104,8 +103,7 @@ def test_losses_equal_those_of_exact_gathering_and_all_augmentation_stays_on(sam
             runs.append(list(one.fit(loader)))
     np.testing.assert_allclose([s.loss for s in runs[0]], [s.loss for s in runs[1]], atol=1e-5)
     rates = [s.keep_rate for s in runs[0]]
-    assert len(set(rates)) > 2
-    assert trained.compilations <= 10
+    assert len(set(rates)) == 6 > trained.compilations
     plans = [trained.plan(step) for step in range(3 * STEPS)]
     assert [p.keep_rate_now for p in plans] == rates
     assert {(p.hidden, float(p.amounts.time_mask), float(p.amounts.freq_mask)) for p in plans} == {(0.3, 24.0, 24.0)}
