@@ -14,6 +14,7 @@ from training_runs import CLASSES, FRAMES, corpus, model, recipe
 
 import jaxprune
 from jaxprune.checkpoint import leaves
+from jaxprune.cli.progress import show
 from jaxprune.config import Card
 from jaxprune.data.records import Dataset, Record
 from jaxprune.training.finetune import Beginning, Options, Outcome, finetune
@@ -242,3 +243,27 @@ def test_the_recipe_of_a_run_names_the_fold_that_it_tests_on(folds, expected):
     )
     made, _ = fitted(recipe(), Dataset(name="x", labels=("a", "b"), records=records))
     assert made.data.folds == expected
+
+
+def test_a_run_that_draws_its_keep_rates_chooses_by_their_mean_and_reports_each(clips, start, tmp_path, capsys):
+    made = short(clips, start)
+    made = dataclasses.replace(made, prune=dataclasses.replace(made.prune, keep_rate=1.0, sample=("1", "0.5")))
+    outcome = show(finetune(made, tmp_path / "run", seed=7), tmp_path / "run")
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "evaluation"]
+    assert len(lines) == EPOCHS
+    for line in lines:
+        assert [one["keep_rate"] for one in line["rates"]] == [1.0, 0.5]
+        assert line["keep_rate"] is None
+        assert line["score"] == pytest.approx(np.mean([one["score"] for one in line["rates"]]))
+    result = outcome.result
+    assert result["saved_step"] == max(lines, key=lambda line: line["score"])["step"]
+    rates = result["scores"]["test"]["rates"]
+    assert result["unpruned_macs"] == rates[0]["macs"] > rates[1]["macs"] == result["macs"]
+    steps = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "step"]
+    assert {line["keep_rate"] for line in steps} == {1.0, 0.5}
+    assert result["compilations"] == 2
+    printed = capsys.readouterr().out
+    rows = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
+    assert [(row[0].strip(), row[6].strip()) for row in rows] == [
+        ("validation", "1"), ("validation", "0.5"), ("test", "1"), ("test", "0.5"),
+    ]  # fmt: skip
