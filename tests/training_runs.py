@@ -12,8 +12,9 @@ from helpers import small
 from quick import QUICK
 
 import jaxprune
-from jaxprune.data.batches import Batches, Workers, train_batches
+from jaxprune.data.batches import Batch, Batches, Workers, train_batches
 from jaxprune.data.records import Dataset, Record
+from jaxprune.features import sample_count
 from jaxprune.training.classification import Classification
 from jaxprune.training.loop import Training
 from jaxprune.training.settings import AdamW, Augment, Cosine, Data, Loop, Precision, Prune, Recipe, Start
@@ -95,6 +96,18 @@ class Rewound:
 def batches(dataset: Dataset, made: Recipe) -> Batches:
     return train_batches(
         dataset, frames=FRAMES, batch_size=made.loop.batch, epochs=made.loop.epochs, seed=7, workers=WORKERS
+    )
+
+
+def random_batch(*, seed: int = 0, clips: int = BATCH) -> Batch:
+    """Noise of many lengths, with labels."""
+    rng = np.random.default_rng(seed)
+    return Batch(
+        rng.normal(0, 0.1, (clips, sample_count(FRAMES))).astype(np.float32),
+        rng.integers(4000, 10000, clips).astype(np.int32),
+        np.eye(len(CLASSES), dtype=np.float32)[rng.integers(0, len(CLASSES), clips)],
+        np.ones(clips, np.float32),
+        np.arange(clips, dtype=np.int32),
     )
 
 

@@ -50,7 +50,7 @@ def test_the_average_is_what_is_evaluated_and_becomes_the_model(tmp_path):
 
     def loss(params=None):
         with eval_batches(dataset, frames=FRAMES, batch_size=BATCH) as loader:
-            return trained.evaluate(loader, keep_rate=1.0, metric="accuracy", params=params).loss
+            return trained.evaluate(loader, keep_rates=(1.0,), metric="accuracy", params=params).loss
 
     assert loss() == loss(trained.state.average) != loss(trained.state.params)
 

@@ -12,7 +12,6 @@ from flax import nnx
 from quick import quick_compiling  # noqa: F401
 from training_runs import (
     BATCH,
-    CLASSES,
     EPOCHS,
     FRAMES,
     SHRINK,
@@ -23,6 +22,7 @@ from training_runs import (
     child_environment,
     corpus,
     model,
+    random_batch,
     recipe,
     training,
 )
@@ -30,10 +30,10 @@ from training_runs import (
 import jaxprune
 from jaxprune.checkpoint import leaves
 from jaxprune.cli.compile_cache import counted
-from jaxprune.data.batches import Batch, eval_batches
+from jaxprune.data.batches import eval_batches
 from jaxprune.data.records import Dataset
 from jaxprune.evaluation.metrics import LOSS_OF, LOSSES
-from jaxprune.features import model_input, sample_count
+from jaxprune.features import model_input
 from jaxprune.models import topk
 from jaxprune.parallel.devices import Layout
 from jaxprune.reduction.policy import Policy, top_k_stages
@@ -69,17 +69,6 @@ def run(dataset):
     with batches(dataset, made) as loader:
         steps = list(trained.fit(loader))
     return Run(steps, trained.compilations, trained._program._step._cache_size(), int(trained.state.step), rewound)
-
-
-def random_batch(*, seed: int = 0, clips: int = BATCH) -> Batch:
-    rng = np.random.default_rng(seed)
-    return Batch(
-        rng.normal(0, 0.1, (clips, sample_count(FRAMES))).astype(np.float32),
-        rng.integers(4000, 10000, clips).astype(np.int32),
-        np.eye(len(CLASSES), dtype=np.float32)[rng.integers(0, len(CLASSES), clips)],
-        np.ones(clips, np.float32),
-        np.arange(clips, dtype=np.int32),
-    )
 
 
 def test_losses_of_a_whole_run_equal_those_of_exact_gathering(dataset, run):
