@@ -29,6 +29,7 @@ from jaxprune.models import Classifier, topk
 from jaxprune.reduction.policy import Policy, stage_rates
 
 BATCH = 8
+ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}  # of logits, by the card's name
 KeepRate = float | Mapping[int, float]
 
 
@@ -275,7 +276,7 @@ class _Output:
 def _compile(model: Classifier, policy: Policy, *, card: Card, batch: int) -> Callable[..., _Output]:
     """The one program, `(waveforms, lengths) -> _Output` for batches of this size, ready to run."""
     graph, state = nnx.split(model)
-    activation = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}[card.activation]
+    activation = ACTIVATIONS[card.activation]
     frames = model.config.frames
 
     def run(state: Any, waveforms: Float[Array, "b samples"], lengths: Int[Array, "b"]) -> _Output:

@@ -1,0 +1,136 @@
+"""Streaming against a plain loop over windows of the whole sound's log-mel, and events against hand-made scores."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxprune.config import Card, ModelConfig
+from jaxprune.features import fit_frames, log_mel, normalize
+from jaxprune.models import build, jit_forward, topk
+from jaxprune.streaming import Event, Listening, Segment, events, segments, stream
+
+CONFIG = ModelConfig(family="audiomae", width=24, heads=3, depth=12, classes=5, frames=64)
+CARD = Card(model=CONFIG, mean=-7.0, std=5.0, activation="sigmoid", labels=tuple("abcde"), source="a test")
+
+
+@pytest.fixture(scope="module")
+def model():
+    built = build(CONFIG, seed=3)
+    built.head.kernel[...] = 5 * jax.random.normal(jax.random.key(0), built.head.kernel[...].shape)
+    return built
+
+
+def noise(samples: int) -> np.ndarray:
+    loudness = 0.05 + np.abs(np.sin(np.arange(samples) / 9000))
+    return (loudness * np.random.default_rng(0).normal(size=samples)).astype(np.float32)
+
+
+def in_blocks(sound: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    ends = np.cumsum([sizes[i % len(sizes)] for i in range(len(sound))])
+    return [part for part in np.split(sound, ends[ends < len(sound)]) if len(part)]
+
+
+@functools.cache
+def forward_of(model):
+    return jit_forward(model, lambda output: output.logits)
+
+
+def whole(model, sound: np.ndarray, *, hop: int, card: Card) -> np.ndarray:
+    """The scores of every window, from the log-mel of the whole sound."""
+    mel, rows, start = np.asarray(log_mel(sound)), [], 0
+    forward, policy = forward_of(model), topk(model, 0.7)
+    while start == 0 or len(mel) > start - hop + CONFIG.frames:
+        window = fit_frames(mel[None, start : start + CONFIG.frames], frames=CONFIG.frames, padding=card.padding)
+        rows.append(forward(normalize(window, mean=card.mean, std=card.std), policy)[0])
+        start += hop
+    return np.asarray(jax.nn.sigmoid(np.stack(rows)))
+
+
+@pytest.mark.parametrize(("batch", "padding"), [(1, "minimum"), (4, "zero")])
+@pytest.mark.parametrize("samples", [5_000, 10_480, 10_481, 30_000, 50_123])
+def test_blocks_of_any_size_give_the_scores_of_one_pass(model, samples, batch, padding):
+    sound, card = noise(samples), dataclasses.replace(CARD, padding=padding)
+    listening = Listening(hop=0.2, batch=batch)
+    found = list(segments(model, in_blocks(sound, [1, 700, 3000, 160]), card=card, keep_rate=0.7, listening=listening))
+    expected = whole(model, sound, hop=20, card=card)
+    scores = np.stack([segment.scores for segment in found])
+    np.testing.assert_allclose(scores[: len(expected)], expected, atol=2e-5)
+    assert len(found) - len(expected) in (0, 1)  # what no window's middle reaches has the scores of the last
+    np.testing.assert_array_equal(scores[len(expected) :], scores[len(expected) - 1 : len(found) - 1])
+    assert [found[0].begin, *(one.end for one in found)] == [*(one.begin for one in found), samples / 16_000]
+
+
+def test_smoothing_averages_the_window_and_those_before(model):
+    sound = [noise(40_000)]
+    plain = list(segments(model, sound, card=CARD, listening=Listening(hop=0.2)))
+    smooth = list(segments(model, sound, card=CARD, listening=Listening(hop=0.2, smooth=3)))
+    for i, one in enumerate(smooth[:-1]):
+        expected = np.mean([p.scores for p in plain[max(0, i - 2) : i + 1]], axis=0)
+        np.testing.assert_allclose(one.scores, expected, rtol=1e-6)
+
+
+def test_a_window_in_the_middle_is_told_where_its_middle_is(model):
+    found = list(segments(model, [noise(48_000)], card=CARD, listening=Listening(hop=0.2)))
+    assert found[0].end == pytest.approx(0.42)  # half of a window of 0.64 s and half a hop of 0.2 s
+    assert [one.begin for one in found[1:4]] == pytest.approx([0.42, 0.62, 0.82])
+
+
+def made(scores: list[list[float]]) -> list[Segment]:
+    return [Segment(begin=i, end=i + 1, scores=np.array(row)) for i, row in enumerate(scores)]
+
+
+def test_an_event_begins_at_the_threshold_and_ends_below_half_of_it():
+    heard = made([[0.1, 0.9], [0.6, 0.3], [0.8, 0.2], [0.3, 0.0], [0.2, 0.7]])
+    assert list(events(heard, labels=("dog", "cat"), listening=Listening(threshold=0.6))) == [
+        Event(begin=0, end=2, label="cat", score=0.9),
+        Event(begin=1, end=4, label="dog", score=0.8),
+        Event(begin=4, end=5, label="cat", score=0.7),
+    ]
+
+
+def test_short_events_are_not_told():
+    heard = made([[0.9], [0.0], [0.9], [0.9], [0.0]])
+    found = list(events(heard, labels=("dog",), listening=Listening(shortest=1.5)))
+    assert found == [Event(begin=2, end=4, label="dog", score=0.9)]
+
+
+def test_stream_is_both_and_names_the_labels(model):
+    sound = [noise(40_000)]
+    listening = Listening(hop=0.2, threshold=0.3)
+    heard = segments(model, sound, card=CARD, keep_rate=0.7, listening=listening)
+    expected = list(events(heard, labels=CARD.labels, listening=listening))
+    assert expected
+    assert list(stream(model, sound, card=CARD, keep_rate=0.7, listening=listening)) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"hop": -1.0}, "hop is -1.0 s; it must be positive"),
+        ({"threshold": 0.0}, "threshold is 0.0; it must be above 0 and at most 1"),
+        ({"threshold": 1.5}, "threshold is 1.5; it must be above 0 and at most 1"),
+        ({"smooth": 0}, "smooth is 0; it must be at least 1"),
+        ({"batch": 0}, "batch is 0; it must be at least 1"),
+        ({"shortest": -1.0}, "shortest is -1.0 s; it must be at least 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Listening(**settings)
+
+
+def test_sound_that_cannot_be_listened_to_is_refused(model):
+    def heard(*blocks: np.ndarray, hop: float = 0.2) -> list[Segment]:
+        return list(segments(model, blocks, card=CARD, listening=Listening(hop=hop)))
+
+    with pytest.raises(ValueError, match=r"the sound lasts 24.9 ms, which is too short"):
+        heard(noise(399))
+    with pytest.raises(ValueError, match=r"the samples after 0.0625 s are not all finite numbers"):
+        heard(noise(1000), np.full(20, np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"hop is 0.7 s; it must be from 0.01 s to the model's window of 0.64 s"):
+        heard(noise(1000), hop=0.7)
+    with pytest.raises(ValueError, match="without its card"):
+        stream(model, [noise(1000)])
