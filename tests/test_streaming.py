@@ -12,7 +12,7 @@ from jaxprune.features import fit_frames, log_mel, normalize
 from jaxprune.models import build, jit_forward, topk
 from jaxprune.streaming import Event, Listening, Segment, events, segments, stream
 
-CONFIG = ModelConfig(family="audiomae", width=24, heads=3, depth=12, classes=5, frames=64)
+CONFIG = ModelConfig(family="audiomae", width=24, heads=3, depth=4, classes=5, frames=64)
 CARD = Card(model=CONFIG, mean=-7.0, std=5.0, activation="sigmoid", labels=tuple("abcde"), source="a test")
 
 
