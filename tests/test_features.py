@@ -74,11 +74,19 @@ def assert_matches_float64(waveform: np.ndarray):
     assert error[exact > -10].max(initial=0) < 5e-5  # measured 2e-5
 
 
+@pytest.fixture(params=[1, 2], ids=["fft", "products"])
+def spectrum(request, monkeypatch):
+    """Both ways to the spectrum: a CPU's, and that of accelerators and of several devices."""
+    monkeypatch.setattr(jax, "device_count", lambda: request.param)
+
+
+@pytest.mark.usefixtures("spectrum")
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.name)
 def test_log_mel_matches_float64(path):
     assert_matches_float64(load_audio(path).waveform)
 
 
+@pytest.mark.usefixtures("spectrum")
 @pytest.mark.parametrize(
     "name",
     [
@@ -191,6 +199,7 @@ def test_a_constant_offset_changes_nothing():
 
 
 @pytest.mark.compiled
+@pytest.mark.usefixtures("spectrum")
 def test_every_product_asks_for_the_highest_precision():
     with jax.default_matmul_precision("bfloat16"):
         lowered = jax.jit(log_mel).lower(jnp.zeros(16000)).as_text()
@@ -199,6 +208,19 @@ def test_every_product_asks_for_the_highest_precision():
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
 
 
+@pytest.mark.compiled
+def test_devices_that_share_clips_send_none_of_them(monkeypatch):
+    """XLA would gather all clips for an FFT, so several devices do without."""
+
+    def transforms():
+        return "fft" in jax.jit(lambda x: log_mel(x)).lower(jnp.zeros((4, 4000))).as_text()
+
+    assert transforms()
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert not transforms()
+
+
+@pytest.mark.usefixtures("spectrum")
 def test_the_gradient_passes_the_rounding():
     waveform, direction = (synthetic(name)[:880].astype(np.float64) for name in ("noise", "int16 scale"))
     direction *= 1e-4
