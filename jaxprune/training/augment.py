@@ -1,10 +1,10 @@
 """Random variation of training clips, inside the jitted step: waveforms mixed and rolled, spectrograms masked.
 
 Every function is pure: a key and a batch in, a batch out, each clip drawn on its own. How much is done is given in
-numbers that may be traced (`Amounts`), so switching a part off is a value, not another program: a probability or a
-width of 0 returns its input bit for bit. Patch masking changes shapes, so its share is static. Speed and time shift
-(`jaxprune.training.tempo`) cost time even at 0, so a recipe without them has a program without them. Features belong to
-`jaxprune.features`, settings to `jaxprune.training.variation`, drop-path to `jaxprune.vit`.
+numbers that may be traced (`Amounts`), so switching masks off is a value, not another program: a probability or a width
+of 0 returns its input bit for bit. Patch masking changes shapes, so its share is static. What a recipe leaves out
+altogether would cost time even at 0, so its program is without it. Speed and time shift are `jaxprune.training.tempo`'s
+matter, features `jaxprune.features`', settings `jaxprune.training.variation`'s, drop-path `jaxprune.vit`'s.
 """
 
 from typing import NamedTuple
@@ -26,15 +26,15 @@ NOISE = 0.1  # the most that one factor scales uniform noise by
 
 @struct.dataclass
 class Amounts:
-    """Amounts of each augmentation: probabilities a clip, and greatest widths of masks. All zero changes nothing.
+    """Amounts of each augmentation: probabilities a clip, greatest widths of masks, the lowest and highest `speed`, and
+    `time_shift` in seconds. All zero changes nothing.
 
-    A pytree, so new numbers do not retrace. `speed` (lowest and highest factor) and `time_shift` (seconds) are None
-    where the program is to be without them.
+    A pytree, so new numbers do not retrace. None makes a program without the part.
     """
 
-    mixup: Number = 0.0
-    roll: Number = 0.0
-    noise: Number = 0.0
+    mixup: Number | None = None
+    roll: Number | None = None
+    noise: Number | None = None
     time_mask: Number = 0.0
     freq_mask: Number = 0.0
     speed: tuple[Number, Number] | None = None
@@ -49,13 +49,12 @@ class Batch(NamedTuple):
 
 
 def amounts(settings: Augment) -> Amounts:
-    """A recipe's amounts, as float32 scalars of a type that never retraces."""
-    chosen = {name: getattr(settings, name) for name in Amounts.__dataclass_fields__}
-    if settings.speed == UNCHANGED:
-        del chosen["speed"]
-    if settings.time_shift == 0:
-        del chosen["time_shift"]
-    return Amounts(**jax.tree.map(jnp.float32, chosen))
+    """A recipe's amounts, as float32 scalars of a type that never retraces. Masks may stop during a run (`Augment`), so
+    a width of 0 is a number, too."""
+    masks = {name: getattr(settings, name) for name in ("time_mask", "freq_mask")}
+    rest = {name: getattr(settings, name) for name in ("mixup", "roll", "noise", "speed", "time_shift")}
+    used = {name: value for name, value in rest.items() if value not in (0, UNCHANGED)}
+    return Amounts(**jax.tree.map(jnp.float32, masks | used))
 
 
 def training_input(
@@ -85,13 +84,17 @@ def training_input(
     if amounts.time_shift is not None:
         drawn = jax.random.fold_in(key, 5)
         waveforms, lengths = shift_in_time(drawn, waveforms, lengths=lengths, most=amounts.time_shift)
-    waveforms = roll_and_scale(keys[0], waveforms, lengths=lengths, probability=amounts.roll)
-    waveforms, labels = mixup(keys[1], waveforms, lengths=lengths, labels=labels, probability=amounts.mixup)
+    if amounts.roll is not None:
+        waveforms = roll_and_scale(keys[0], waveforms, lengths=lengths, probability=amounts.roll)
+    if amounts.mixup is not None:
+        waveforms, labels = mixup(keys[1], waveforms, lengths=lengths, labels=labels, probability=amounts.mixup)
     mel = log_mel(waveforms[:, : sample_count(frames)], mels=mels)
     mel = fit_frames(mel, frames=frames, valid=frame_count(lengths), padding=padding)
     mel = spec_augment(keys[2], mel, time_mask=amounts.time_mask, freq_mask=amounts.freq_mask)
     mel = normalize(mel, mean=mean, std=std)
-    return Batch(noise_and_roll(keys[3], mel, probability=amounts.noise), labels)
+    if amounts.noise is not None:
+        mel = noise_and_roll(keys[3], mel, probability=amounts.noise)
+    return Batch(mel, labels)
 
 
 def mixup(

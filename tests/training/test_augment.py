@@ -285,8 +285,17 @@ def test_masks_are_zero_before_normalising():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_amounts_are_its_settings(name):
+    """As float32, or None where the program is to be without the part; masks, which may stop, are always numbers."""
     settings, made = RECIPES[name].augment, amounts(RECIPES[name].augment)
     assert (made.speed, made.time_shift) == (None, None)
-    for field in dataclasses.fields(made)[:5]:
-        assert getattr(made, field.name) == jnp.float32(getattr(settings, field.name))
-        assert getattr(made, field.name).dtype == jnp.float32
+    for part in ("mixup", "roll", "noise", "time_mask", "freq_mask"):
+        value, found = getattr(settings, part), getattr(made, part)
+        assert (found is None) is (value == 0 and part in ("mixup", "roll", "noise"))
+        assert found is None or (found == jnp.float32(value) and found.dtype == jnp.float32)
+
+
+def test_a_program_without_a_part_equals_one_with_none_of_it():
+    zero = Amounts(mixup=OFF, roll=OFF, noise=OFF, time_mask=jnp.float32(30), freq_mask=OFF)
+    without = zero.replace(mixup=None, roll=None, noise=None)
+    for one, other in zip(augmented(KEY, zero), augmented(KEY, without), strict=True):
+        assert (one == other).all()
