@@ -105,6 +105,10 @@ class Classifier(nnx.Module):
         """Projected patches with position table and extra tokens, float32 whatever the compute dtype."""
         raise NotImplementedError
 
+    def final_norm(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        """Each token after the transformer's last LayerNorm, float32. AudioMAE's comes after the mean in `pool`."""
+        raise NotImplementedError
+
     def pool(
         self,
         tokens: Float[Array, "b s d"],
@@ -133,6 +137,9 @@ class AST(Classifier):
         extra = jnp.broadcast_to(self.extra_tokens[...], (patches.shape[0], *self.extra_tokens[...].shape))
         return jnp.concatenate([extra, patches], axis=1) + self.positions[...][None]
 
+    def final_norm(self, tokens):
+        return self.norm(tokens)
+
     def pool(self, tokens, alive, weights=None):
         return self.norm(tokens[:, : self.config.extra_tokens]).mean(axis=1)
 
@@ -153,6 +160,9 @@ class AudioMAE(Classifier):
         p, positions = self.config.extra_tokens, self.positions[...]
         extra = jnp.broadcast_to(self.extra_tokens[...] + positions[:p], (patches.shape[0], *positions[:p].shape))
         return jnp.concatenate([extra, patches + positions[None, p:]], axis=1)
+
+    def final_norm(self, tokens):
+        return self.head_norm(tokens)
 
     def pool(self, tokens, alive, weights=None):
         patches = tokens[:, self.config.extra_tokens :]

@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxprune.data.batches import Batches
 from jaxprune.evaluation.evaluate import evaluate as measure
 from jaxprune.evaluation.metrics import LOSSES
-from jaxprune.models import Classifier, topk
+from jaxprune.models import Classifier, Output, topk
 from jaxprune.parallel.devices import Layout
 from jaxprune.reduction.policy import Policy
 from jaxprune.training import augment, schedules
 from jaxprune.training.events import AtRate, Evaluation, Metric
-from jaxprune.training.optim import finetuning_decay
+from jaxprune.training.optim import Pace, finetuning_decay
 from jaxprune.training.settings import Recipe
 from jaxprune.training.task import Sound
 from jaxprune.vit import DropPath
@@ -42,6 +42,16 @@ class Plan:
     hidden: float = struct.field(pytree_node=False)
 
 
+@struct.dataclass
+class Seen:
+    """The input of the model in one update: augmented clips, and the patches that enter block 0 (None: all)."""
+
+    mel: Float[Array, "b t f"]
+    labels: Float[Array, "b y"]
+    visible: Int[Array, "b n"] | None
+    drop_path: DropPath
+
+
 class Classification:
     """A recipe's fine-tuning of models like the given one. A whole run compiles at most ten sizes
     (`schedules.stages_at`). Keep rates that are drawn follow from `seed`.
@@ -50,12 +60,23 @@ class Classification:
     """
 
     decayed = staticmethod(finetuning_decay)
+    pace: Pace | None = None  # all parameters have the same learning rate, but for the optimiser's layers
 
     def __init__(self, recipe: Recipe, model: Classifier, *, steps_per_epoch: int, seed: int = 0):
         check_fit(recipe, model)
         self.recipe, self.config, self.score = recipe, model.config, model.score
         self.steps_per_epoch = steps_per_epoch
         self._schedule = schedules.keep_rate_schedule(recipe.prune, steps_per_epoch=steps_per_epoch, seed=seed)
+
+    @classmethod
+    def begin(cls, recipe: Recipe, model: Classifier, labels: tuple[str, ...]) -> Classifier:
+        """The model as it is trained, made of the recipe's starting model."""
+        return model
+
+    @classmethod
+    def end(cls, model: Classifier) -> Classifier:
+        """The trained model as it is used."""
+        return model
 
     def plan(self, step: int) -> Plan:
         """An update's plan. From shrink start on SpecAugment and patch masking are off, if the target is below 1.
@@ -77,6 +98,12 @@ class Classification:
 
     def losses(self, model: Classifier, key: Key[Array, ""], sound: Sound, plan: Plan) -> Float[Array, "b"]:
         """Each clip's loss, augmented and with patches masked out before the blocks."""
+        seen = self.seen(key, sound, plan)
+        output = model(seen.mel, plan.policy, visible=seen.visible, drop_path=seen.drop_path)
+        return self.of_classes(output, seen)
+
+    def seen(self, key: Key[Array, ""], sound: Sound, plan: Plan) -> Seen:
+        """The model's input in one update, everything random drawn from `key`."""
         for_input, for_mask, for_drop = jax.random.split(key, 3)
         facts = self.recipe.data
         clips = len(sound.waveforms)
@@ -95,9 +122,16 @@ class Classification:
         visible = None
         if plan.hidden:
             visible = augment.visible_patches(for_mask, clips=clips, config=self.config, hidden=plan.hidden)
-        output = model(batch.mel, plan.policy, visible=visible, drop_path=DropPath(for_drop, plan.drop_path))
+        return Seen(batch.mel, batch.labels, visible, DropPath(for_drop, plan.drop_path))
+
+    def of_classes(self, output: Output, seen: Seen) -> Float[Array, "b"]:
+        """Each clip's loss of its classes."""
         loop = self.recipe.loop
-        return LOSSES[loop.loss](output.logits, optax.smooth_labels(batch.labels, loop.label_smoothing))
+        return LOSSES[loop.loss](output.logits, optax.smooth_labels(seen.labels, loop.label_smoothing))
+
+    def policy(self, model: Classifier, keep_rate: float) -> Policy:
+        """The policy that the model is evaluated with."""
+        return topk(model, dict.fromkeys(self.recipe.prune.blocks, keep_rate), score=self.score)
 
     def evaluate(
         self,
@@ -113,12 +147,11 @@ class Classification:
 
         `jaxprune.evaluation.evaluate` does the work and raises what it raises.
         """
-        blocks = self.recipe.prune.blocks
         found = measure(
             model,
             batches,
             card=self.recipe.card(self.config),
-            policies={rate: topk(model, dict.fromkeys(blocks, rate), score=self.score) for rate in keep_rates},
+            policies={rate: self.policy(model, rate) for rate in keep_rates},
             single_label=metric == "accuracy",
             layout=layout,
         )

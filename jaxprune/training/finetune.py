@@ -27,6 +27,7 @@ from jaxprune.parallel.devices import Layout, divided, whole
 from jaxprune.parallel.processes import by_first, gather, is_first, together
 from jaxprune.training.checkpoints import Checkpoints, Facts, start_or_resume
 from jaxprune.training.classification import Classification
+from jaxprune.training.dynamic import LearnedPruning
 from jaxprune.training.events import Evaluation, Metric, Step
 from jaxprune.training.loop import Training
 from jaxprune.training.run_directory import (
@@ -46,6 +47,7 @@ from jaxprune.training.start import Sources, fitted, padded, starting_model
 from jaxprune.training.step import Weights
 from jaxprune.training.tensorboard import EVENTS, EventLog
 
+KINDS = {"topk": Classification, "dynamic": LearnedPruning}
 SPREADS = {"whole": whole, "divided": divided}
 
 
@@ -139,6 +141,11 @@ class _Run:
     options: Options
 
     @property
+    def kind(self) -> type[Classification]:
+        """The task that the recipe's method is."""
+        return KINDS[self.recipe.prune.method]
+
+    @property
     def selects_on(self) -> Split | None:
         """The split evaluated after each epoch."""
         sizes = self.dataset.sizes()
@@ -158,8 +165,9 @@ class _Run:
         layout = Layout(spread=SPREADS[self.options.weights])
         layout.check(self._eval_batch)
         with self._train_batches() as batches:
-            task = Classification(self.recipe, model, steps_per_epoch=batches.steps, seed=self.seed)
-            training = Training(task, model, seed=self.seed, layout=layout)
+            model = self.kind.begin(self.recipe, model, self.dataset.labels)
+            task = self.kind(self.recipe, model, steps_per_epoch=batches.steps, seed=self.seed)
+            training = Training(task, model, seed=self.seed, layout=layout, pace=task.pace)
             by_first(lambda: open_run(self.out, self.recipe, seed=self.seed))
             with Checkpoints(self.out / CHECKPOINTS, keep=self.options.keep) as checkpoints:
                 training.put(start_or_resume(checkpoints, training.state, batches))
@@ -213,9 +221,8 @@ class _Run:
             for split in ("validation", "test")
             if split in sizes
         }
-        model = training.model(params)
+        model = self.kind.end(training.model(params))
         self._save_model(model, step=chosen)
-        lowest = dict.fromkeys(self.recipe.prune.blocks, self.recipe.prune.lowest)
         result = {
             "recipe": self.recipe.to_json(),
             "seed": self.seed,
@@ -227,7 +234,7 @@ class _Run:
             "best_step": best,
             "best_score": None if best is None else checkpoints.score(best),
             "scores": {split: finite(dataclasses.asdict(found)) for split, found in scores.items()},
-            "macs": macs(model, topk(model, lowest)),
+            "macs": macs(model, training.task.policy(model, self.recipe.prune.lowest)),
             "unpruned_macs": macs(model, topk(model, {})),
             "parameters": sum(leaf.size for leaf in params.values()),
             "compilations": training.compilations,

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxprune.data.batches import Batch, Batches
 from jaxprune.parallel.devices import Layout, on_host
 from jaxprune.training.events import Evaluation, Step, not_finite, offenders
+from jaxprune.training.optim import Pace
 from jaxprune.training.step import Measured, Program, State, Weights
 from jaxprune.training.task import Plan, Sound, Task
 
@@ -28,19 +29,28 @@ class Training:
     """A run of a task: its compiled programs, and the `state` that `fit` moves on.
 
     The devices of `layout` (default: all, each with all weights) share each batch; a batch, and each of its
-    `accumulate` parts, must divide by their number.
+    `accumulate` parts, must divide by their number. `pace` gives single parameters a learning rate of their own
+    (`jaxprune.training.optim.optimizer`).
 
     Of several processes each has such a training and its rows of every batch, and all call the same methods.
     """
 
-    def __init__(self, task: Task, model: nnx.Module, *, seed: int = 0, layout: Layout | None = None):
+    def __init__(
+        self,
+        task: Task,
+        model: nnx.Module,
+        *,
+        seed: int = 0,
+        layout: Layout | None = None,
+        pace: Pace | None = None,
+    ):
         loop = task.recipe.loop
         self.layout = Layout() if layout is None else layout
         self.layout.check(loop.batch // loop.accumulate)
         self.task, self.recipe = task, task.recipe
         self.steps_per_epoch = task.steps_per_epoch
         self.total_steps = loop.epochs * self.steps_per_epoch
-        self._program = Program(task, model, layout=self.layout)
+        self._program = Program(task, model, layout=self.layout, pace=pace)
         self._key = self._program.key(seed)
         self.state = self._program.begin(model)
 

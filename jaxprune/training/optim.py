@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxprune.checkpoint import dotted
@@ -21,6 +22,8 @@ Tree = Any  # a pytree of arrays, one per parameter
 NEVER_DECAYED = ("extra_tokens", "positions")
 # True for parameters that weight decay acts on, by dotted name and number of axes.
 Decayed = Callable[[str, int], bool]
+# The factor on a parameter's learning rate, by dotted name and the update's number.
+Pace = Callable[[str, jax.Array], jax.Array | float]
 
 
 def finetuning_decay(name: str, ndim: int) -> bool:
@@ -37,21 +40,38 @@ class Group:
 
 
 def optimizer(
-    settings: AdamW | AdamL2, learning_rate: optax.ScalarOrSchedule, *, depth: int, decayed: Decayed = finetuning_decay
+    settings: AdamW | AdamL2,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    depth: int,
+    decayed: Decayed = finetuning_decay,
+    pace: Pace | None = None,
 ) -> optax.GradientTransformation:
     """The optimiser for a model of `depth` blocks, for `optax` or `nnx.Optimizer(model, ..., wrt=nnx.Param)`.
 
     `learning_rate` is a number or a schedule of the update's number. `decayed` chooses the parameters that AdamW's
-    weight decay acts on. Gradients are clipped to the settings' global norm
-    (torch divides by the norm plus 1e-6 there, optax by the norm), then handed to the optimiser. Steps equal
-    `torch.optim.AdamW` and `torch.optim.Adam` (`test_ten_steps_equal_pytorch`).
+    weight decay acts on. `pace` gives single parameters a learning rate of their own (None: all have the same).
+    Gradients are clipped to the settings' global norm (torch divides by the norm plus 1e-6 there, optax by the norm),
+    then handed to the optimiser. Steps equal `torch.optim.AdamW` and `torch.optim.Adam`
+    (`test_ten_steps_equal_pytorch`).
     """
     match settings:
         case AdamW():
             steps = adamw(settings, learning_rate, depth=depth, decayed=decayed)
         case AdamL2():
             steps = adam_l2(settings, learning_rate)
+    steps = steps if pace is None else optax.chain(steps, paced(pace))
     return optax.chain(optax.clip_by_global_norm(settings.clip), steps) if settings.clip else steps
+
+
+def paced(pace: Pace) -> optax.GradientTransformation:
+    """Multiplies each parameter's update, weight decay included, by its factor. Moments see every gradient."""
+
+    def update(updates: Tree, state: optax.ScaleByScheduleState, params: Tree | None = None) -> tuple[Tree, Any]:
+        paced = map_named(lambda name, update: update * pace(name, state.count), updates)
+        return paced, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.int32(0)), update)
 
 
 def adamw(

@@ -29,6 +29,8 @@ class Draw:
 class Prune:
     """The share of patches kept, and the way there."""
 
+    # The choice among patches: by the model's own score, or by predictors that are trained with it (DynamicViT).
+    method: Literal["topk", "dynamic"] = "topk"
     # Target: the keep rate of each pruning block after the shrinking; 1 trains without pruning.
     keep_rate: float = 0.7
     # Keep rates to draw from, one a step, in place of a target: 1 0.9 0.7, weighted 1:2 0.7:1, or a range 0.5-1.
@@ -67,11 +69,28 @@ class Prune:
                     "draws its keep rates, so give one of them"
                 )
             draws_from(self.sample)
+        if self.method not in ("topk", "dynamic"):
+            raise ValueError(f"method is {self.method!r}; it must be 'topk' or 'dynamic'")
+        if self.method == "dynamic" and (self.sample is not None or self.keep_rate == 1 or not self.blocks):
+            raise ValueError(
+                "learned pruning (method dynamic) is trained for one keep rate below 1 at some blocks; give "
+                "--prune.keep-rate and --prune.blocks, and no sample"
+            )
 
     @functools.cached_property
     def draws(self) -> tuple[Draw, ...]:
         """The rates that a step's is drawn from; none where the rate falls to its target."""
         return () if self.sample is None else draws_from(self.sample)
+
+    @property
+    def falls(self) -> bool:
+        """True if the keep rate falls to a target. Learned pruning trains at its rate from the first step."""
+        return self.method == "topk" and not self.draws and self.keep_rate < 1
+
+    @property
+    def predictors(self) -> tuple[int, ...]:
+        """The blocks that have predictors, rising."""
+        return tuple(sorted(self.blocks)) if self.method == "dynamic" else ()
 
     @property
     def lowest(self) -> float:
@@ -109,8 +128,9 @@ class Prune:
 
     @property
     def in_words(self) -> str:
-        """The target, or what is drawn: `0.7`, or `1 0.9 0.5-0.8`."""
-        return f"{self.keep_rate:g}" if self.sample is None else " ".join(self.sample)
+        """The target, or what is drawn: `0.7`, or `1 0.9 0.5-0.8`; and the method, if it is not top-k."""
+        rate = f"{self.keep_rate:g}" if self.sample is None else " ".join(self.sample)
+        return rate if self.method == "topk" else f"{rate}, learned"
 
     @property
     def in_names(self) -> str:

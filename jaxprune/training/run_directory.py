@@ -23,7 +23,7 @@ from jaxprune.data.records import Split
 from jaxprune.files import write_text
 from jaxprune.json_files import fit, read_json
 from jaxprune.training.events import Evaluation, Metric, Step
-from jaxprune.training.settings import PARTS, UNIONS, Recipe
+from jaxprune.training.settings import PARTS, UNIONS, YOUNGER, Recipe
 
 RECIPE, CHECKPOINTS, METRICS, MODEL, RESULT = "recipe.json", "checkpoints", "metrics.jsonl", "model", "result.json"
 # Of a recipe: they decide nothing, and a later version may word them anew.
@@ -230,6 +230,7 @@ def with_defaults(saved: Any) -> Any:
     """A recipe's saved JSON, with today's defaults for the settings that are younger than it. Nothing else changes."""
     if not isinstance(saved, dict):
         return saved
+    saved = YOUNGER | saved
     makes = dict(PARTS)
     for part, kinds in UNIONS.items():
         if isinstance(values := saved.get(part), dict) and values.get("kind") in kinds:

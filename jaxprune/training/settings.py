@@ -15,6 +15,7 @@ from jaxprune.config import FAMILY_SIZES, Activation, Card, Family, ModelConfig,
 from jaxprune.features import HOP, SAMPLE_RATE, STATISTICS
 from jaxprune.json_files import fit
 from jaxprune.training.checks import distinct, whole_number
+from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
 from jaxprune.training.pruning import Prune
 from jaxprune.training.variation import Augment
@@ -179,13 +180,20 @@ class Recipe:
     loop: Loop
     # Number formats.
     precision: Precision = Precision()
+    # Training of learned pruning (--prune.method dynamic).
+    dynamic: Dynamic = Dynamic()  # noqa: RUF009, it is frozen
     # Scores published for this recipe, where the project knows them; changes nothing.
     expected: tuple[Published, ...] = ()
 
     def __post_init__(self):
         prune, loop = self.prune, self.loop
         completed = prune.shrink_start - prune.first_epoch + prune.shrink_epochs
-        if not prune.draws and prune.keep_rate < 1 and completed > loop.epochs:
+        if prune.method == "dynamic" and self.dynamic.alone >= loop.epochs:
+            raise ValueError(
+                f"the predictors would learn alone for {self.dynamic.alone} epochs, and the run has {loop.epochs}; "
+                "lower --dynamic.alone or train longer"
+            )
+        if prune.falls and completed > loop.epochs:
             raise ValueError(
                 f"the keep rate reaches its target after {completed} epochs, but the run has {loop.epochs}; "
                 "start earlier, shrink faster or train longer"
@@ -214,7 +222,9 @@ class Recipe:
         """The geometry that a model of `start.size` has for these classes and frames, but for what `changes`."""
         start, facts = self.start, self.data
         return ModelConfig.of_size(
-            start.family, start.size, **{"classes": facts.classes, "frames": facts.frames} | changes
+            start.family,
+            start.size,
+            **{"classes": facts.classes, "frames": facts.frames, "predictors": self.prune.predictors} | changes,
         )
 
     def card(self, model: ModelConfig, *, labels: tuple[str, ...] = (), source: str = "") -> Card:
@@ -247,7 +257,7 @@ class Recipe:
         """The inverse of `to_json`, also after a trip through a file. Raises `ValueError` for missing or unknown
         fields."""
         try:
-            fields = dict(data)
+            fields = YOUNGER | dict(data)
             fields["data"] = {"padding": "minimum"} | fields["data"]  # recipes older than the field
             for part, make in PARTS.items():
                 fields[part] = _filled(make, fields[part])
@@ -262,7 +272,16 @@ class Recipe:
             raise ValueError(f"not a jaxprune recipe: {error}") from error
 
 
-PARTS = {"start": Start, "data": Data, "augment": Augment, "prune": Prune, "loop": Loop, "precision": Precision}
+PARTS = {
+    "start": Start,
+    "data": Data,
+    "augment": Augment,
+    "prune": Prune,
+    "loop": Loop,
+    "precision": Precision,
+    "dynamic": Dynamic,
+}
+YOUNGER: dict[str, Any] = {"dynamic": {}}  # parts that older recipes lack
 UNIONS = {
     "optimizer": {"AdamW": AdamW, "AdamL2": AdamL2},
     "schedule": {"Cosine": Cosine, "StepDecay": StepDecay},

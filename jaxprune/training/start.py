@@ -4,6 +4,7 @@ A recipe is made for a data set of its own. Here it meets the data at hand: othe
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +116,8 @@ def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tup
     """The recipe's model for these classes, and the changes to the checkpoint, in words.
 
     From `start.checkpoint` with its position table fitted to the recipe's frames, and a new head, norm included, where
-    its classes are not these in this order; else of `start.size` from random weights. Raises `ValueError` for a
-    checkpoint of another family.
+    its classes are not these in this order; else of `start.size` from random weights. Its predictors are the recipe's,
+    new ones unless the checkpoint's are of the same blocks. Raises `ValueError` for a checkpoint of another family.
     """
     start, facts, dtype = recipe.start, recipe.data, recipe.precision.compute
     if not start.checkpoint:
@@ -126,15 +127,39 @@ def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tup
         raise ValueError(f"{start.checkpoint} holds an {card.model.family}; the recipe trains an {start.family}")
     loaded = checkpoint.load(start.checkpoint, frames=facts.frames)
     weights = {name: np.asarray(leaf[...]) for name, leaf in checkpoint.leaves(loaded).items()}
-    config = dataclasses.replace(loaded.config, classes=facts.classes)
+    config = dataclasses.replace(loaded.config, classes=facts.classes, predictors=recipe.prune.predictors)
     fresh, notes = build(config, dtype=dtype, seed=seed), []
+    if card.model.predictors != config.predictors:
+        weights = _with_part_of(fresh, weights, _in_predictors)
+        there, here = card.model.predictors, config.predictors
+        notes += [f"the checkpoint's predictors, of blocks {list(there)}, are left out"] if there else []
+        notes += [f"predictors of blocks {list(here)} are new"] if here else []
     if card.model.frames != facts.frames:
         notes.append(f"the position table was fitted from {card.model.frames} frames to {facts.frames}")
-    if card.model.classes != facts.classes or (card.labels and card.labels != labels):
-        kept = {name: np.asarray(leaf[...]) for name, leaf in checkpoint.leaves(fresh).items() if _in_head(name)}
-        weights = {name: leaf for name, leaf in weights.items() if not _in_head(name)} | kept
+    if not same_classes(recipe, labels):
+        weights = _with_part_of(fresh, weights, _in_head)
         notes.append(f"the head is new: the checkpoint's {card.model.classes} classes are not these {facts.classes}")
     return checkpoint.fill(fresh, weights, source=start.checkpoint), tuple(notes)
+
+
+def same_classes(recipe: Recipe, labels: tuple[str, ...]) -> bool:
+    """True if the recipe starts from a checkpoint whose head knows these classes in this order, as far as it says."""
+    if not recipe.start.checkpoint:
+        return False
+    card = checkpoint.load_card(recipe.start.checkpoint)
+    return card.model.classes == recipe.data.classes and card.labels in ((), labels)
+
+
+def _with_part_of(
+    fresh: Classifier, weights: dict[str, np.ndarray], part: Callable[[str], bool]
+) -> dict[str, np.ndarray]:
+    """The weights with those of a part, by name, from a fresh model."""
+    new = {name: np.asarray(leaf[...]) for name, leaf in checkpoint.leaves(fresh).items() if part(name)}
+    return {name: leaf for name, leaf in weights.items() if not part(name)} | new
+
+
+def _in_predictors(name: str) -> bool:
+    return name.startswith("predictors.")
 
 
 def _in_head(name: str) -> bool:

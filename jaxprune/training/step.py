@@ -17,7 +17,7 @@ from jaxprune.checkpoint import dotted
 from jaxprune.evaluation.metrics import weighted_mean
 from jaxprune.parallel.devices import Layout, on_host
 from jaxprune.training import schedules
-from jaxprune.training.optim import optimizer
+from jaxprune.training.optim import Pace, optimizer
 from jaxprune.training.task import Plan, Sound, Task
 
 Weights = dict[str, Array]  # by dotted name
@@ -57,14 +57,17 @@ class Measured:
 class Program:
     """The jitted update of a task for models like the given one, on the devices of a layout.
 
+    `pace` gives single parameters a learning rate of their own (`jaxprune.training.optim.optimizer`).
     `compilations` counts the sizes that it was traced for.
     """
 
-    def __init__(self, task: Task, model: nnx.Module, *, layout: Layout):
+    def __init__(self, task: Task, model: nnx.Module, *, layout: Layout, pace: Pace | None = None):
         self.task, self.layout = task, layout
         self.compilations = 0
         self._lr = schedules.learning_rate(task.recipe, steps_per_epoch=task.steps_per_epoch)
-        self._optimizer = optimizer(task.recipe.optimizer, self._lr, depth=model.config.depth, decayed=task.decayed)
+        self._optimizer = optimizer(
+            task.recipe.optimizer, self._lr, depth=model.config.depth, decayed=task.decayed, pace=pace
+        )
         self._graph, state = nnx.split(model)
         # Shapes alone: the program holds no weights.
         self._leaves = [
