@@ -1,15 +1,14 @@
 """Saving and loading a model: a directory with the weights (Orbax) and a card in JSON that says what they are.
 
-    my_model/card.json    geometry, feature statistics, labels, activation, source; a digest of the weights
+    my_model/card.json    geometry, feature statistics, labels, activation, source; digests of all that
     my_model/weights/     every parameter and fixed table, by dotted name, float32 unless saved as half
 
 No torch, no pickle. Writing is all or nothing: the directory appears under its name when it is complete. Reading
-bounds the work first, and holds the weights against the card and its digest. Training state is not kept here.
+bounds the work first, and holds card and weights against each other and their digests. Training state is not kept here.
 """
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import stat
@@ -24,21 +23,20 @@ import numpy as np
 import tensorstore as ts
 from flax import nnx
 
+from jaxprune.card_file import CARD, CardFile, card_text, read_card
 from jaxprune.config import Card
 from jaxprune.files import REFUSED, NotWritten, quiet_orbax, whole_directory, write_text
-from jaxprune.json_files import read_json
 from jaxprune.models import Classifier, abstract
 from jaxprune.positions import adapt_positions
 
 Model = TypeVar("Model", bound=nnx.Module)
 
-CARD, WEIGHTS, DIGEST = "card.json", "weights", "weights_sha256"
+WEIGHTS = "weights"
 # A run of `jaxprune finetune` keeps its finished model here.
 RUN_MODEL = "model"
 # Models that come with the library: `load("ast-words")`, or `load(SHIPPED / "ast-words")`.
 SHIPPED = Path(__file__).resolve().parent / "shipped"
 
-LARGEST_CARD = 16 * 2**20  # bytes; a card of 10,000 long labels is below 1 MB
 FOREIGN = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 SHOWN = 12  # problems in one message
 HEADER = "/.zarray"  # the key of an array's shape and type, after its name
@@ -51,22 +49,24 @@ def load(checkpoint_dir: str | os.PathLike, *, dtype: Any = jnp.float32, frames:
     """The model saved in a directory, computing in `dtype` (its parameters stay float32).
 
     The directory is a checkpoint, or a finished run, whose model is loaded. `frames` adapts the position table to
-    spectrograms of another length. Warns where an old card has no digest to hold the weights against.
+    spectrograms of another length. Warns where an old card lacks the digest of itself or of the weights.
 
-    Raises `ValueError` when the directory is not a checkpoint, or when its weights are not exactly those its card calls
-    for: missing, unexpected, misshapen, damaged or not finite. `OSError` when JAX has no device to put them on.
+    Raises `ValueError` when the directory is not a checkpoint, when its card was changed since it was written, or when
+    its weights are not exactly those the card calls for: missing, unexpected, misshapen, damaged or not finite.
+    `OSError` when JAX has no device to put them on.
     """
     directory = _checkpoint_in(checkpoint_dir)
-    card, digest = _read_card(directory)
+    known = _intact_card(directory)
+    card = known.card
     _check_device()
     saved = read_weights(directory, card=card)
-    if digest is None:
+    if known.unprotected:
         warnings.warn(
-            f"{directory / CARD} holds no digest of the weights, so damage to them could not be seen "
+            f"{directory / CARD} holds no digest {known.unprotected}, so damage could not be seen "
             "(jaxprune.checkpoint.add_digest adds one)",
             stacklevel=2,
         )
-    elif weights_digest(saved) != digest:
+    if known.weights not in (None, weights_digest(saved)):
         raise ValueError(
             f"the weights in {directory} are damaged: they are not those that its {CARD} was written with; convert or "
             "copy them again"
@@ -79,8 +79,8 @@ def load(checkpoint_dir: str | os.PathLike, *, dtype: Any = jnp.float32, frames:
 
 
 def load_card(checkpoint_dir: str | os.PathLike) -> Card:
-    """The card beside a model's weights. Raises `ValueError` when there is none or it is not valid."""
-    return _read_card(_checkpoint_in(checkpoint_dir))[0]
+    """The card beside a model's weights. Raises `ValueError` when there is none, or it is not valid or was changed."""
+    return _intact_card(_checkpoint_in(checkpoint_dir)).card
 
 
 def save(
@@ -104,23 +104,24 @@ def save(
     digest = weights_digest({name: values.astype(np.float32) for name, values in arrays.items()})
     with whole_directory(checkpoint_dir, marker=CARD, overwrite=overwrite) as directory:
         write_weights(directory, arrays)
-        (directory / CARD).write_text(_card_text(card, digest), encoding="utf-8")
+        (directory / CARD).write_text(card_text(card, weights=digest), encoding="utf-8")
     return Path(checkpoint_dir)
 
 
 def add_digest(checkpoint_dir: str | os.PathLike) -> str:
-    """Writes the digest of the weights as they are now into their card, and returns it. The weights are not touched.
+    """Accepts a card as it is: writes the digests of its fields and of its weights into it, and returns the latter.
 
-    For checkpoints older than digests. A card that has one is only checked: raises `ValueError` as `load` does.
+    For cards that are older than digests or were edited on purpose. The weights are not touched, and must be those
+    that the card was written with: raises `ValueError` as `load` does.
     """
     directory = _checkpoint_in(checkpoint_dir)
-    card, known = _read_card(directory)
-    weights = read_weights(directory, card=card)
-    fill(abstract(card.model), weights, source=str(directory))
+    known = read_card(directory / CARD)
+    weights = read_weights(directory, card=known.card)
+    fill(abstract(known.card.model), weights, source=str(directory))
     digest = weights_digest(weights)
-    if known not in (None, digest):
+    if known.weights not in (None, digest):
         raise ValueError(f"the weights in {directory} are not those that its {CARD} was written with")
-    write_text(directory / CARD, _card_text(card, digest))
+    write_text(directory / CARD, card_text(known.card, weights=digest))
     return digest
 
 
@@ -251,21 +252,16 @@ def _checkpoint_in(path: str | os.PathLike) -> Path:
     raise ValueError(f"{path} is not a jaxprune checkpoint (it has no {CARD}); make one: jaxprune convert SOURCE OUT")
 
 
-def _read_card(directory: Path) -> tuple[Card, str | None]:
-    """A checkpoint's card, and the digest of its weights (None in old ones)."""
-    path = directory / CARD
-    try:
-        fields = read_json(path, largest=LARGEST_CARD)
-        digest = fields.pop(DIGEST, None) if isinstance(fields, dict) else None
-        if not isinstance(digest, str | None):
-            raise ValueError(f"{DIGEST} is {digest!r:.80}; it must be text")
-        return Card.from_json(fields), digest
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as a model card: {error}") from error
-
-
-def _card_text(card: Card, digest: str) -> str:
-    return json.dumps(card.to_json() | {DIGEST: digest}, indent=1) + "\n"
+def _intact_card(directory: Path) -> CardFile:
+    """A checkpoint's card. Raises `ValueError` where it has a digest and that is of other fields."""
+    found = read_card(directory / CARD)
+    if not found.intact:
+        accept = f"python -c \"import jaxprune.checkpoint as c; c.add_digest('{directory}')\""
+        raise ValueError(
+            f"{directory / CARD} was changed since it was written: its digest is of other fields; convert or copy it "
+            f"again, or accept the change: {accept}"
+        )
+    return found
 
 
 def _check_device() -> None:

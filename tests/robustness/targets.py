@@ -86,12 +86,12 @@ def own_checkpoint(folder: Path) -> None:
 
 
 def read_own(folder: Path) -> Answer:
-    card, known = checkpoint._read_card(folder / "model")  # as `load`, but for putting the weights on a device
-    weights = checkpoint.read_weights(folder / "model", card=card)
+    known = checkpoint._intact_card(folder / "model")  # as `load`, but for putting the weights on a device
+    weights = checkpoint.read_weights(folder / "model", card=known.card)
     found = checkpoint.weights_digest(weights)
-    if known is not None and found != known:
+    if known.weights not in (None, found):
         raise ValueError("the weights are damaged")
-    return f"{found} {card}", ("no digest",) if known is None else ()
+    return f"{found} {known.card}", (known.unprotected,) if known.unprotected else ()
 
 
 def tones(folder: Path) -> Dataset:
@@ -198,10 +198,6 @@ def read_labels(folder: Path) -> Answer:
     return repr((found.names, dict(found.ids))), ()
 
 
-def of_weights(path: Path) -> bool:
-    return "weights" in path.parts
-
-
 def of_clips(path: Path) -> bool:
     return path.stem == "clips"
 
@@ -210,7 +206,7 @@ TARGETS = {
     "official .pth": Target(make=official, read=weights_of("ast.pth"), checked=lambda path: True),
     "old .pt": Target(make=legacy, read=weights_of("old.pt")),
     "Hugging Face": Target(make=huggingface, read=weights_of("hf")),
-    "checkpoint": Target(make=own_checkpoint, read=read_own, checked=of_weights),
+    "checkpoint": Target(make=own_checkpoint, read=read_own, checked=lambda path: True),
     "wav": sound("crow.wav"),
     "flac": sound("choir.flac", checked=True),
     "mp3": sound("guitar.mp3"),
