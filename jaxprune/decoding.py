@@ -22,6 +22,7 @@ import soundfile
 from jaxtyping import Float32
 
 from jaxprune import flac
+from jaxprune.files import shown
 from jaxprune.sound_containers import Content, Piece, pieces
 
 Blocks = Iterator[Float32[np.ndarray, "samples channels"]]
@@ -48,14 +49,6 @@ class Sound:
     short: bool
     slack: int
     blocks: Callable[[], Blocks]
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path that any console can print: bytes that are not UTF-8 become `\\xNN`."""
-    try:
-        return os.fsencode(path).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half of a code point, from JSON: no system has such a name
-        return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
 def sounds(path: Path) -> Iterator[Sound]:

@@ -114,8 +114,17 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """The text as a UTF-8 file, whole or not at all."""
-    replace_file(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    """The text as a UTF-8 file, whole or not at all. Names that are not UTF-8 are written as JSON escapes them."""
+    content = text.encode("utf-8", "backslashreplace")
+    replace_file(path, lambda unfinished: unfinished.write_bytes(content))
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path that any console can print: bytes that are not UTF-8 become `\\xNN`."""
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a code point, from JSON: no system has such a name
+        return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
 def reason(error: BaseException) -> str:

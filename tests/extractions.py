@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxprune.analysis.extraction import KIND, VERSION
+from jaxprune.analysis.manifest import KIND, VERSION
 from jaxprune.config import ModelConfig
 from jaxprune.reduction.selection import keep_count
 

@@ -1,6 +1,7 @@
 """Files appear whole or not at all, by one process at a time, and nothing of somebody else's is deleted."""
 
 import codecs
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from helpers import limited
 from training_runs import child_environment
 
-from jaxprune.files import NotWritten, locked, replace_file, whole_directory, write_text
+from jaxprune.files import NotWritten, locked, replace_file, shown, whole_directory, write_text
 
 
 def names(folder):
@@ -72,6 +73,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
         replace_file(tmp_path / "a.txt", half)
     assert (tmp_path / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_text_with_a_name_that_is_not_utf8_is_written_as_json_escapes_it(tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    write_text(tmp_path / "x.json", json.dumps({"file": name, "other": "café"}, ensure_ascii=False))
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"file": name, "other": "café"}
+    assert shown(name) == "caf\\xe9.wav"
 
 
 def test_the_temporary_name_keeps_the_suffix(tmp_path):

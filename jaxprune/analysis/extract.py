@@ -40,16 +40,9 @@ import numpy as np
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Float32, Int16
 
-from jaxprune.analysis.extraction import (
-    KIND,
-    MANIFEST,
-    VERSION,
-    Extraction,
-    is_extraction,
-    read_extraction,
-    read_manifest,
-)
+from jaxprune.analysis.extraction import Extraction, read_extraction
 from jaxprune.analysis.identity import SHARD_CLIPS, MelType, check_same
+from jaxprune.analysis.manifest import KIND, MANIFEST, VERSION, is_extraction, read_manifest
 from jaxprune.config import Card, Padding
 from jaxprune.data.batches import Batch, Batches
 from jaxprune.evaluation.forward_pass import Started, finite_rows, forward_pass

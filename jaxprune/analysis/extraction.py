@@ -12,75 +12,17 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxprune.analysis.manifest import fields_of, read_manifest
 from jaxprune.config import ModelConfig, Padding
-from jaxprune.json_files import fit, read_json
 from jaxprune.positions import patch_corners
 
-KIND, VERSION = "jaxprune extraction", 1
-MANIFEST = "manifest.json"
 # Errors of a damaged zip file or of a strange array in it.
 DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Weights:
-    weights_sha256: str
-    card: "_CardPart"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _CardPart:
-    labels: list[str] = dataclasses.field(default_factory=list)
-    activation: str = "softmax"
-    padding: Padding = "minimum"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Data:
-    name: str
-    split: str
-    sha256: str
-    single_label: bool
-    labels: list[str] = dataclasses.field(default_factory=list)
-    source: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Part:
-    kind: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Pruning:
-    score: _Part
-    stages: dict[int, _Part]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ManifestFields:
-    """The fields of a manifest that are read again, and their types."""
-
-    complete: bool
-    checkpoint: _Weights
-    model: ModelConfig
-    data: _Data
-    policy: _Pruning
-    compute: dict[str, Any]
-    # Names without folders, so that an extraction reads no file but its own.
-    shards: list[Annotated[str, msgspec.Meta(pattern=r"^shard-[0-9]{5,9}\.npz$")]] = dataclasses.field(
-        default_factory=list
-    )
-
-    def __post_init__(self):
-        for labels in (self.data.labels, self.checkpoint.card.labels):
-            if labels and len(labels) != self.model.classes:
-                raise ValueError(f"it names {len(labels)} labels for {self.model.classes} classes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,7 +153,7 @@ def read_extraction(path: str | os.PathLike[str]) -> Extraction:
         raise ValueError(
             f"{path} is unfinished ({shards} shards so far); run the command that began it again and it goes on"
         )
-    config = fit(manifest, ManifestFields).model
+    config = fields_of(manifest).model
     missing = [name for name in manifest["shards"] if not (path / name).is_file()]
     if missing:
         raise ValueError(f"{path} has lost {missing[0]}; extract again to another folder")
@@ -219,29 +161,6 @@ def read_extraction(path: str | os.PathLike[str]) -> Extraction:
         raise ValueError(f"{path / MANIFEST} names no shards; extract again to another folder")
     stages = _stages(path / manifest["shards"][0], config)
     return Extraction(path=path, manifest=manifest, config=config, stages=stages)
-
-
-def is_extraction(path: Path) -> bool:
-    """True for a folder that holds an extraction, finished or not."""
-    return (path / MANIFEST).exists()
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a folder. Raises `ValueError` if there is none or it is not an extraction's."""
-    file = path / MANIFEST
-    try:
-        manifest = read_json(file)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is not an extraction: it has no {MANIFEST}; jaxprune extract makes one") from None
-    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise ValueError(f"{file} is not the manifest of an extraction")
-    if manifest.get("version") != VERSION:
-        raise ValueError(f"{path} is of version {manifest.get('version')!r:.20}; this program reads version {VERSION}")
-    try:
-        fit(manifest, ManifestFields)
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); extract again to another folder") from error
-    return manifest
 
 
 def check_same_clips(first: Extraction, second: Extraction) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from jaxprune.analysis.analyze import Analysis
-from jaxprune.analysis.extraction import Extraction, ManifestFields
+from jaxprune.analysis.extraction import Extraction
+from jaxprune.analysis.manifest import fields_of
 from jaxprune.config import ModelConfig
 from jaxprune.files import write_text
 from jaxprune.json_files import fit, read_json
@@ -44,7 +45,7 @@ class _Head:
     """The fields of analysis.json beside the statistics."""
 
     extraction: str
-    extracted: ManifestFields
+    extracted: dict[str, Any]
     command: str = ""
 
 
@@ -78,15 +79,16 @@ def read_analysis(path: str | os.PathLike[str]) -> SavedAnalysis:
     try:
         head = fit(found, _Head, make=_make)
         analysis = fit(found, Analysis, make=_make)
-        _check_sizes(analysis, head.extracted.model)
+        config = fields_of(head.extracted).model
+        _check_sizes(analysis, config)
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); run jaxprune analyze again") from error
     return SavedAnalysis(
         path=path,
         analysis=analysis,
-        config=head.extracted.model,
+        config=config,
         extraction=Path(os.path.normpath(path / head.extraction)),
-        manifest=found["extracted"],
+        manifest=head.extracted,
         command=head.command,
     )
 

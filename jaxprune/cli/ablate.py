@@ -16,7 +16,6 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +27,7 @@ from jaxprune.analysis.bootstrap import DEFAULT, Bootstrap
 from jaxprune.analysis.clusters import CLUSTERS, k_means
 from jaxprune.analysis.extraction import read_extraction
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import OnDataset, Subject, check_folder, left_out, with_data
+from jaxprune.cli.options import OnDataset, Subject, check_folder, held, left_out, with_data
 from jaxprune.config import Card
 from jaxprune.data.records import Dataset
 from jaxprune.evaluation.per_clip import Answers
@@ -118,7 +117,7 @@ def main(
     if len(set(paths)) < len(paths):
         raise ValueError(f"a checkpoint is named twice among {', '.join(map(str, paths))}")
     cards = {path: on.card(dataset, checkpoint=path) for path in paths}  # all of them before the work
-    with nullcontext() if out is None else files.locked(out):
+    with held(out):
         began, found, bad = time.perf_counter(), {}, {}
         base = None
         for path, card in cards.items():

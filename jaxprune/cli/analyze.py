@@ -61,35 +61,36 @@ def main(
         raise ValueError(f"clips is {clips}; it must be at least 0")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
-    began = time.perf_counter()
-    read = read_extraction(extraction)
-    found = analyze(
-        read,
-        unpruned=None if unpruned is None else read_extraction(unpruned),
-        others=[read_extraction(other) for other in others],
-        clusters=clusters,
-        seed=seed,
-        top=top,
-        bootstrap=bootstrap,
-    )
-    seconds = time.perf_counter() - began
-    print_analysis(found)
-    if found.kept is None:
-        cli.notice(f"{extraction} was extracted without pruning: there is nothing to say on kept patches")
-    facts = {
-        "command": shlex.join(sys.argv),
-        "seconds": seconds,
-        "unpruned": None if unpruned is None else str(unpruned),
-        "others": [str(other) for other in others],
-    }
-    save_analysis(found, extraction=read, out=out, facts=facts)
-    made = tables(found)
-    for name, table in made.items():
-        files.write_text(out / f"{name}.csv", table.to_csv())
-    drawn = draw(found, read, out=out, clips=clips)
-    cli.notice(
-        f"{seconds:.1f} s; saved {out}/analysis.json, {len(made)} tables as CSV, {drawn} pictures as PNG and SVG"
-    )
+    with files.locked(out):
+        began = time.perf_counter()
+        read = read_extraction(extraction)
+        found = analyze(
+            read,
+            unpruned=None if unpruned is None else read_extraction(unpruned),
+            others=[read_extraction(other) for other in others],
+            clusters=clusters,
+            seed=seed,
+            top=top,
+            bootstrap=bootstrap,
+        )
+        seconds = time.perf_counter() - began
+        print_analysis(found)
+        if found.kept is None:
+            cli.notice(f"{extraction} was extracted without pruning: there is nothing to say on kept patches")
+        facts = {
+            "command": shlex.join(sys.argv),
+            "seconds": seconds,
+            "unpruned": None if unpruned is None else str(unpruned),
+            "others": [str(other) for other in others],
+        }
+        save_analysis(found, extraction=read, out=out, facts=facts)
+        made = tables(found)
+        for name, table in made.items():
+            files.write_text(out / f"{name}.csv", table.to_csv())
+        drawn = draw(found, read, out=out, clips=clips)
+        cli.notice(
+            f"{seconds:.1f} s; saved {out}/analysis.json, {len(made)} tables as CSV, {drawn} pictures as PNG and SVG"
+        )
 
 
 def draw(found: Analysis, extraction: Extraction, *, out: Path, clips: int) -> int:

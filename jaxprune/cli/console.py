@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxprune.cli import compile_cache
+from jaxprune.files import shown
 from jaxprune.parallel import processes
 
 # Packages that the wheel does not require, and the extra that brings each.
@@ -63,7 +64,7 @@ def refuse(sentence: str) -> NoReturn:
     """Says what the user can mend and exits with code 2; with `JAXPRUNE_TRACEBACK` set, re-raises the error."""
     if os.environ.get("JAXPRUNE_TRACEBACK"):
         raise
-    print(f"error: {sentence}", file=sys.stderr)
+    print(shown(f"error: {sentence}"), file=sys.stderr)
     sys.exit(2)
 
 
@@ -71,17 +72,17 @@ def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, notes: Sequence[str] = ()
 ) -> None:
     """A table on stdout. Columns after the first align right where the first row holds a number; nothing is cut off."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    table = Table(title=Text(title), title_justify="left")
+    rows = [[shown(str(cell)) for cell in row] for row in rows]
+    table = Table(title=Text(shown(title)), title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(
-            Text(column), justify="right" if i and rows and is_number(rows[0][i]) else "left", overflow="fold"
+            Text(shown(column)), justify="right" if i and rows and is_number(rows[0][i]) else "left", overflow="fold"
         )
     for row in rows:
         table.add_row(*map(Text, row))  # plain: a file name may look like markup
     console().print(table)
     for note in notes:
-        console().print(note, highlight=False, markup=False)
+        console().print(shown(note), highlight=False, markup=False)
 
 
 def is_number(cell: str) -> bool:
@@ -119,4 +120,4 @@ def progress(description: str, *columns: ProgressColumn) -> Progress:
 
 def notice(message: str) -> None:
     """A remark that is not a result: stderr, so that piped output stays clean."""
-    print(f"note: {message}", file=sys.stderr)
+    print(shown(f"note: {message}"), file=sys.stderr)

@@ -13,7 +13,7 @@ import jax
 
 from jaxprune import files
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import Subject, check_file, left_out, with_data
+from jaxprune.cli.options import Subject, check_file, held, left_out, with_data
 from jaxprune.evaluation.evaluate import EvaluationResult, evaluate, keep_policies
 
 COLUMNS = {  # heading and factor of each metric
@@ -44,37 +44,40 @@ def main(
         out: where to save everything as JSON.
     """
     check_file(out)
-    dataset = on.read()
-    card, model = on.card(dataset), on.model()
-    policies = keep_policies(model, keep_rates, blocks=blocks)
-    batches = on.batches(dataset, model, batch=batch)
-    with batches, cli.progress("evaluating", cli.Rate()) as progress:
-        bar = progress.add_task("", total=len(dataset.clips(on.split)))
-        found = evaluate(
-            model,
-            batches,
-            card=card,
-            policies=policies,
-            single_label=dataset.single_label,
-            watch=lambda done: progress.update(bar, completed=done),
-        )
-    device = jax.devices()[0].device_kind
-    print_evaluation(found, title=f"{dataset.name}, {on.split}: {on.checkpoint}", device=device, dtype=on.dtype)
-    if out is not None:
-        facts = {
-            "command": shlex.join(sys.argv),
-            "checkpoint": str(on.checkpoint),
-            "source": card.source,
-            "data": on.source,
-            "split": on.split,
-            "blocks": sorted(next(iter(policies.values())).stages),
-            "batch": batch,
-            "dtype": on.dtype,
-            "device": device,
-        }
-        content = facts | found.to_json()
-        files.write_text(out, json.dumps(content, allow_nan=False, indent=1, default=str, ensure_ascii=False) + "\n")
-        cli.notice(f"saved {out}")
+    with held(out):
+        dataset = on.read()
+        card, model = on.card(dataset), on.model()
+        policies = keep_policies(model, keep_rates, blocks=blocks)
+        batches = on.batches(dataset, model, batch=batch)
+        with batches, cli.progress("evaluating", cli.Rate()) as progress:
+            bar = progress.add_task("", total=len(dataset.clips(on.split)))
+            found = evaluate(
+                model,
+                batches,
+                card=card,
+                policies=policies,
+                single_label=dataset.single_label,
+                watch=lambda done: progress.update(bar, completed=done),
+            )
+        device = jax.devices()[0].device_kind
+        print_evaluation(found, title=f"{dataset.name}, {on.split}: {on.checkpoint}", device=device, dtype=on.dtype)
+        if out is not None:
+            facts = {
+                "command": shlex.join(sys.argv),
+                "checkpoint": str(on.checkpoint),
+                "source": card.source,
+                "data": on.source,
+                "split": on.split,
+                "blocks": sorted(next(iter(policies.values())).stages),
+                "batch": batch,
+                "dtype": on.dtype,
+                "device": device,
+            }
+            content = facts | found.to_json()
+            files.write_text(
+                out, json.dumps(content, allow_nan=False, indent=1, default=str, ensure_ascii=False) + "\n"
+            )
+            cli.notice(f"saved {out}")
 
 
 def print_evaluation(found: EvaluationResult, *, title: str, device: str, dtype: str) -> None:

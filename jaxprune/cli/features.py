@@ -16,6 +16,7 @@ from jaxprune.analysis.librosa_mel import distances
 from jaxprune.audio import windows_of
 from jaxprune.checkpoint import load_card
 from jaxprune.cli import console as cli
+from jaxprune.cli.options import held
 from jaxprune.config import Card
 from jaxprune.features import FLOOR, HOP, MELS, SAMPLE_RATE, WINDOW, log_mel, model_input, sample_count
 from jaxprune.files import replace_file
@@ -48,22 +49,23 @@ def main(
         raise ValueError(f"{out}: arrays are written as .npz, not as {out.suffix or 'a file without suffix'}")
     if picture is not None:
         picture_path(picture)
-    card = None if checkpoint is None else load_card(checkpoint)
-    read = MELS if card is None else card.model.mels
-    if card is not None and mels not in (None, read):
-        raise ValueError(f"--mels is {mels}, but {checkpoint} reads {read} bins; leave out one of them")
-    waveform = beginning(file, samples=samples_of(seconds) if card is None else sample_count(card.model.frames))
-    arrays = {"log_mel": np.asarray(log_mel(waveform, mels=read if mels is None else mels))}
-    if card is not None:
-        arrays["model_input"] = input_of(card, waveform)
-    print_features(arrays, waveform, title=str(file))
-    if out is not None:
-        replace_file(out, lambda unfinished: np.savez(unfinished, **arrays))
-        cli.notice(f"saved {', '.join(arrays)} in {out}")
-    if picture is not None:
-        label = "log-mel" if card is None else "normalised log-mel"
-        draw_log_mel(list(arrays.values())[-1], title=file.name, label=label, path=picture)
-        cli.notice(f"wrote {picture}")
+    with held(out), held(picture):
+        card = None if checkpoint is None else load_card(checkpoint)
+        read = MELS if card is None else card.model.mels
+        if card is not None and mels not in (None, read):
+            raise ValueError(f"--mels is {mels}, but {checkpoint} reads {read} bins; leave out one of them")
+        waveform = beginning(file, samples=samples_of(seconds) if card is None else sample_count(card.model.frames))
+        arrays = {"log_mel": np.asarray(log_mel(waveform, mels=read if mels is None else mels))}
+        if card is not None:
+            arrays["model_input"] = input_of(card, waveform)
+        print_features(arrays, waveform, title=str(file))
+        if out is not None:
+            replace_file(out, lambda unfinished: np.savez(unfinished, **arrays))
+            cli.notice(f"saved {', '.join(arrays)} in {out}")
+        if picture is not None:
+            label = "log-mel" if card is None else "normalised log-mel"
+            draw_log_mel(list(arrays.values())[-1], title=file.name, label=label, path=picture)
+            cli.notice(f"wrote {picture}")
 
 
 def samples_of(seconds: float) -> int:

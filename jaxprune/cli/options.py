@@ -6,12 +6,14 @@ They are written for tyro: a field is an option, the sentence below it its help.
 import dataclasses
 import os
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from jaxprune import checkpoint as checkpoints
+from jaxprune import files
 from jaxprune.cli import console as cli
 from jaxprune.config import Card
 from jaxprune.data.batches import Batches, Workers, eval_batches
@@ -125,6 +127,11 @@ def check_file(out: Path | None) -> None:
     if out.is_dir():
         raise ValueError(f"{out} is a directory; --out names a file")
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
+
+
+def held(out: Path | None) -> AbstractContextManager[None]:
+    """Holds the output that `--out` names, if given, against other processes. Raises as `jaxprune.files.locked`."""
+    return nullcontext() if out is None else files.locked(out)
 
 
 def left_out(reasons: Collection[str]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from jaxprune.cli import console as cli
+from jaxprune.cli.options import held
 from jaxprune.report.inputs import read_runs
 from jaxprune.report.report import write_report
 
@@ -40,9 +41,10 @@ def main(
         raise ValueError(f"{out}: the page is written as .html, not as {out.suffix or 'a file without suffix'}")
     if out.is_dir():
         raise ValueError(f"{out} is a folder; --out names a file")
-    written = write_report(
-        read_runs(runs), out=out, title=title, clips=clips, sound_megabytes=sound, sound_from=sound_from
-    )
+    with held(out):
+        written = write_report(
+            read_runs(runs), out=out, title=title, clips=clips, sound_megabytes=sound, sound_from=sound_from
+        )
     for note in written.notes:
         cli.notice(note)
     cli.notice(f"saved {out}: {written.size / 1e6:.1f} MB, {written.clips} clips, {written.sounding} with sound")

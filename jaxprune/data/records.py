@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from jaxprune.audio import SoundHeader, load_audio, sound_header
 from jaxprune.data.locations import Folders, Location
-from jaxprune.decoding import shown
+from jaxprune.files import shown
 
 Missing = Literal["refuse", "skip"]
 Split = Literal["train", "validation", "test"]

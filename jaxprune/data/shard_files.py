@@ -23,6 +23,7 @@ from jaxtyping import Float, Shaped
 from jaxprune.data.records import Split
 from jaxprune.data.tables import read_json
 from jaxprune.features import SAMPLE_RATE
+from jaxprune.json_files import fit
 
 INDEX = "shards.json"
 FORMAT, VERSION = "jaxprune shards", 1
@@ -121,8 +122,8 @@ def read_table(shard: Path) -> ShardTable:
 def _held(content: Any, kind: type[_Kind], path: Path) -> _Kind:
     """The content, held against its schema."""
     try:
-        return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
+        return fit(content, kind)
+    except ValueError as error:
         raise ValueError(f"{path}: is not as jaxprune shard writes it ({error}); make the shards anew") from error
 
 

@@ -31,9 +31,8 @@ from jaxprune.data.shard_files import (
     rounded,
     waveform,
 )
-from jaxprune.decoding import shown
 from jaxprune.features import SAMPLE_RATE
-from jaxprune.files import NotWritten, locked, replace_file, write_text
+from jaxprune.files import NotWritten, locked, replace_file, shown, write_text
 
 
 def write(

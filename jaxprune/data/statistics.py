@@ -2,9 +2,9 @@
 
 AST publishes get_norm_stats.py for the same purpose. It takes the mean and standard deviation of batches of 1000, over
 all T padded frames of training clips, and averages them. Two details are easily missed. It pads with 0, near the loud
-end of a log-mel's range; models here (and the pruning paper's) see the clip's minimum there. And its settings leave
-mixup and SpecAugment on, whose masks count as 0 too. So for clips shorter than T its figures do not describe the input
-of a model here. This module measures that input exactly. It also measures AST's padding without augmentation.
+end of a log-mel's range; models trained here, and the pruning paper's, see the clip's minimum there. And its settings
+leave mixup and SpecAugment on, whose masks count as 0 too. So for clips shorter than T its figures do not describe the
+input of a model here. This module measures that input exactly, for either padding, without augmentation.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxprune.config import Padding
 from jaxprune.data.batches import Batch, Workers, eval_batches
 from jaxprune.data.records import Dataset, Split, class_counts
 from jaxprune.features import fit_frames, frame_count, log_mel
@@ -51,8 +52,9 @@ class Moments:
 class DatasetStats:
     """Measurements of the usable clips of one split. `seconds` are (shortest, median, longest), before any cut.
 
-    `mean` and `std` describe the model's input: T frames, padded with each clip's minimum. `zero_padded` has the same
-    two with AST's padding, `unpadded` over real frames only. `balance` counts clips per class.
+    `mean` and `std` describe the input of a model whose short clips are filled by `padding`: T frames. `padded` is the
+    number of those clips. `minimum_padded` and `zero_padded` have the same two for either padding, `unpadded` over real
+    frames only. `balance` counts clips per class.
     """
 
     name: str
@@ -60,8 +62,11 @@ class DatasetStats:
     frames: int
     clips: int
     unusable: dict[str, str]
+    padding: Padding
+    padded: int
     mean: float
     std: float
+    minimum_padded: tuple[float, float]
     zero_padded: tuple[float, float]
     unpadded: tuple[float, float]
     seconds: tuple[float, float, float]
@@ -90,6 +95,7 @@ def measure(
     split: Split = "train",
     *,
     frames: int | None = None,
+    padding: Padding = "minimum",
     batch_size: int = 64,
     unusable: float = 0.01,
     watch: Callable[[int, int], None] = lambda done, total: None,
@@ -105,16 +111,17 @@ def measure(
     if frames is None:
         longest = frame_count(int(np.ceil(seconds.max() * 16000)))
         frames = min(1024, max(16, -(-longest // 16) * 16))
-    moments = dict.fromkeys(("padded", "zeros", "real"), Moments())
+    moments = dict.fromkeys(("minimum", "zero", "real"), Moments())
     with eval_batches(
         dataset, split, frames=frames, batch_size=batch_size, workers=Workers(threads=2), unusable=unusable
     ) as batches:
-        done = used = 0
+        done = used = padded = 0
         for batch in batches:
             for kind, found in _batch_moments(batch, frames=frames).items():
                 moments[kind] += found
             done += int((batch.indices >= 0).sum())
             used += int(batch.weights.sum())
+            padded += int(((frame_count(batch.lengths) < frames) & (batch.weights > 0)).sum())
             watch(done, len(records))
         bad = dict(batches.unusable)
     counts = class_counts([record for record in records if record.path not in bad], classes=len(dataset.labels))
@@ -124,9 +131,12 @@ def measure(
         frames=frames,
         clips=used,
         unusable=bad,
-        mean=moments["padded"].mean,
-        std=moments["padded"].std,
-        zero_padded=(moments["zeros"].mean, moments["zeros"].std),
+        padding=padding,
+        padded=padded,
+        mean=moments[padding].mean,
+        std=moments[padding].std,
+        minimum_padded=(moments["minimum"].mean, moments["minimum"].std),
+        zero_padded=(moments["zero"].mean, moments["zero"].std),
         unpadded=(moments["real"].mean, moments["real"].std),
         seconds=(float(seconds.min()), float(np.median(seconds)), float(seconds.max())),
         longer_than_input=int(sum(frame_count(round(s * 16000)) > frames for s in seconds)),
@@ -158,7 +168,7 @@ def _clip_sums(
     mel = fit_frames(log_mel(waveforms), frames=frames, valid=valid)
     real = (jnp.arange(frames)[None, :] < valid[:, None])[:, :, None]
     every = jnp.ones_like(real)
-    kinds = {"padded": (mel, every), "zeros": (jnp.where(real, mel, 0.0), every), "real": (mel, real)}
+    kinds = {"minimum": (mel, every), "zero": (jnp.where(real, mel, 0.0), every), "real": (mel, real)}
     sums = {}
     for kind, (values, counted) in kinds.items():
         count = counted.sum((1, 2)) * mel.shape[2]

@@ -10,7 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxprune.analysis.extraction import Extraction, is_extraction, read_extraction, read_manifest
+from jaxprune.analysis.extraction import Extraction, read_extraction
+from jaxprune.analysis.manifest import is_extraction, read_manifest
 from jaxprune.analysis.saved import SavedAnalysis, is_analysis, read_analysis
 
 TABLES = {"sweep.csv": "Cost and accuracy", "ablation.csv": "Ablation"}  # what a folder of measurements holds

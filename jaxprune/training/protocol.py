@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from jaxprune.data.published import ESC50, Shards
 from jaxprune.data.records import Split
 from jaxprune.files import locked, write_text
-from jaxprune.json_files import read_json
+from jaxprune.json_files import fit, read_json
 from jaxprune.parallel.processes import by_first
 from jaxprune.training.events import Metric
 from jaxprune.training.finetune import Beginning, Event, Options, Outcome, finetune, tidy
@@ -33,6 +33,13 @@ from jaxprune.training.start import Sources
 
 SHARED, SUMMARY = "shared.json", "protocol.json"
 DDOF = 1  # of the standard deviation over seeds: n - 1 in the denominator
+
+
+class Shared(TypedDict):
+    """The content of shared.json."""
+
+    recipe: dict[str, Any]
+    where: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,11 +245,21 @@ def open_protocol(directory: Path, recipe: Recipe, sources: Sources) -> None:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ValueError(f"{directory} exists and holds no protocol; choose another output directory")
         write_text(directory / SHARED, json.dumps(shared, indent=1) + "\n")
-    elif others := differences(_of_all_runs(read_json(directory / SHARED)), shared):
+    elif others := differences(_of_all_runs(_read_shared(directory / SHARED)), shared):
         raise ValueError(
             f"{directory} holds a protocol with other settings ({'; '.join(others[:3])}); give the same ones to go on "
             "with it, or choose another output directory"
         )
+
+
+def _read_shared(path: Path) -> Any:
+    """The content of shared.json. Raises `ValueError` for what is none."""
+    shared = read_json(path)
+    try:
+        fit(shared, Shared)
+    except ValueError as error:
+        raise ValueError(f"{path} is none of a protocol ({error}); choose another output directory") from error
+    return shared
 
 
 def summarize(results: Mapping[Run, Mapping[str, Any]]) -> Summary:

@@ -89,6 +89,11 @@ def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, tuple[str, ...]]:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, classes=len(dataset.labels)))
     if recipe.loop.loss == "ce" and not dataset.single_label:
         raise ValueError(f"{dataset.name} has clips of several classes; the loss must be bce (--loop.loss bce)")
+    if recipe.loop.loss == "ce" and len(dataset.labels) == 1:
+        only = f"{dataset.name} has one class, {dataset.labels[0]!r:.80}, whose softmax is always 1: nothing to learn"
+        raise ValueError(
+            f"{only}; add clips of another class, or train with --loop.loss bce where labels may be absent"
+        )
     return recipe, notes
 
 

@@ -133,6 +133,7 @@ def test_an_extraction_reads_no_file_but_its_own(tmp_path, name):
     [
         (("model", "depth"), 10**9),
         (("model", "depth"), "2"),
+        (("model", "freq_stq_stride"), 10),
         (("complete",), None),
         (("data",), []),
         (("data", "single_label"), "yes"),

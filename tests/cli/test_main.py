@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -76,6 +77,22 @@ def test_a_missing_package_is_one_sentence_that_names_the_extra(monkeypatch, cap
         command("convert", ["a", "b"])
     said = capsys.readouterr().err
     assert said == f'error: {package} is not installed; this needs it: pip install "jaxprune[convert]"\n'
+
+
+def test_a_name_that_is_not_utf8_is_shown_everywhere(capfd):
+    """In tables, notes and errors, on an output that takes nothing but UTF-8."""
+    name = os.fsdecode(b"caf\xe9.wav")
+
+    def main():
+        console.print_table(name, ["file", name], [(name, 1)], notes=[f"of {name}"])
+        console.notice(f"{name} was read")
+        raise ValueError(f"{name}: is empty")
+
+    with pytest.raises(SystemExit), console.errors_in_a_sentence():
+        main()
+    out, err = capfd.readouterr()
+    assert out.count(r"caf\xe9.wav") == 4
+    assert err == "note: caf\\xe9.wav was read\nerror: caf\\xe9.wav: is empty\n"
 
 
 def test_another_missing_module_is_our_mistake():

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import limited
+from extractions import write_random
+from helpers import limited, small
 from quick import quick_compiling  # noqa: F401
 from test_files import kill, names, process
 from training.test_finetune import EPOCHS, STEPS, arguments, card, clips, start  # noqa: F401, fixtures
@@ -59,6 +60,35 @@ def commands(clips, start, trained):  # noqa: F811
 
 
 WRITERS = ("finetune", "protocol", "extract", "ablate", "sweep", "shard", "convert")
+
+
+@pytest.fixture
+def others(clips, trained, tmp_path_factory):  # noqa: F811
+    """The other commands with an output, by name and the output's suffix."""
+    data = ("folder", "--root", clips)
+    extracted = write_random(tmp_path_factory.mktemp("extracted") / "x", small("ast"), clips=4, keep={3: 0.5})
+
+    def of(out: Path) -> dict[str, tuple]:
+        return {
+            "features": ("features", next(Path(clips).rglob("*.wav")), "--out", out.with_suffix(".npz")),
+            "report": ("report", extracted, "--out", out.with_suffix(".html")),
+            "analyze": ("analyze", extracted, "--out", out),
+            "evaluate": ("evaluate", trained, *data, "--out", out.with_suffix(".json")),
+            "data-stats": ("data-stats", *data, "--json", out.with_suffix(".json")),
+        }
+
+    return of
+
+
+def test_every_other_output_in_use_is_told_before_the_work(others, run, tmp_path):
+    for name in others(tmp_path):
+        folder = tmp_path / name
+        options = others(folder / "out")[name]
+        with process(HOLD, options[-1]) as child:
+            code, said = run(*options)
+            assert code == 2, name
+            assert f"error: {options[-1]} is in use by process {child.pid} on " in said, name
+            assert names(folder) == [f".{options[-1].name}.lock"], name
 
 
 def test_an_output_in_use_is_told_with_its_process_and_nothing_is_written(commands, run, tmp_path):

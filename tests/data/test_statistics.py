@@ -48,6 +48,8 @@ def test_statistics_equal_a_plain_computation(tmp_path):
         assert found == pytest.approx((values.mean(), values.std(ddof=1)), abs=1e-5)
     assert (stats.clips, list(stats.unusable)) == (10, [str(tmp_path / "06.wav")])
     assert calls == [(4, 11), (8, 11), (11, 11)]
+    assert (stats.padding, stats.minimum_padded) == ("minimum", (stats.mean, stats.std))
+    assert stats.padded == sum(len(mel) < FRAMES for mel in real)
     assert stats.sample_rates == {16000: 10, 32000: 1}
     assert stats.channels == {1: 10, 2: 1}
     assert stats.longer_than_input == 4  # 3, 5, 7 and 9; 1 is now 4500 samples
@@ -59,6 +61,15 @@ def test_statistics_equal_a_plain_computation(tmp_path):
         f'FeatureStats(frames=32, mean={stats.mean:.6f}, std={stats.std:.6f}, classes=3, activation="sigmoid")'
     )
     assert json.loads(stats.to_json())["recipe"] == stats.recipe_lines
+
+
+def test_the_padding_decides_what_the_model_sees(tmp_path):
+    dataset = corpus(tmp_path, test=0)
+    one, other = (measure(dataset, frames=FRAMES, batch_size=4, padding=padding) for padding in ("minimum", "zero"))
+    assert (other.mean, other.std) == other.zero_padded == one.zero_padded
+    assert (one.mean, one.std) == one.minimum_padded == other.minimum_padded
+    assert abs(one.mean - other.mean) > 0.1
+    assert f"mean={other.mean:.6f}, std={other.std:.6f}" in other.recipe_lines
 
 
 def test_statistics_choose_frames_in_whole_patches(tmp_path):
@@ -77,6 +88,15 @@ def test_dataset_stats_prints_the_line_to_use(tmp_path, run_script):
     written = json.loads((tmp_path / "s.json").read_text())
     assert written["recipe"] in printed
     assert written["clips"] == 5
+    padded = "5 clips are shorter than 80 frames and padded with"
+    assert f"{padded} the clip's minimum, as a model with that padding sees them (--padding)" in said
+    code, printed, said = run_script(script, *options, "--padding", "zero")
+    assert code == 0, said
+    assert f"{padded} log-mel 0, as" in said
+    zero = json.loads((tmp_path / "s.json").read_text())
+    assert zero["padding"] == "zero"
+    assert [zero["mean"], zero["std"]] == written["zero_padded"]
+    assert zero["recipe"] in printed
     code, _, said = run_script(script, "esc50", "--root", tmp_path)
     assert code == 2
     assert said.startswith(f"error: {tmp_path}/meta/esc50.csv: cannot be read")

@@ -76,6 +76,19 @@ def script(monkeypatch, *options: str) -> int:
     return left.value.code
 
 
+def test_one_class_a_clip_of_one_class_alone_is_refused(tmp_path):
+    records = tuple(Record(path=str(tmp_path / name), labels=(0,), split="train") for name in "ab")
+    dataset = Dataset(name="x", labels=("a",), records=records)
+    asked = recipe()
+    softmax, sigmoid = (
+        dataclasses.replace(asked, loop=dataclasses.replace(asked.loop, loss=loss, label_smoothing=0))
+        for loss in ("ce", "bce")
+    )
+    with pytest.raises(ValueError, match="x has one class, 'a', whose softmax is always 1: nothing to learn"):
+        fitted(softmax, dataset)
+    assert fitted(sigmoid, dataset)[0].data.classes == 1
+
+
 def test_a_checkpoint_of_other_classes_and_length_gets_a_new_head_and_fitted_positions(start):
     found, notes = starting_model(short(Path(), start), ("a",) * 9, seed=0)
     old, new = leaves(jaxprune.load(start, frames=FRAMES)), leaves(found)

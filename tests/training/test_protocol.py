@@ -25,10 +25,11 @@ from jaxprune.data.records import Dataset, Record
 from jaxprune.parallel import processes
 from jaxprune.training import protocol
 from jaxprune.training.finetune import Beginning, Outcome
-from jaxprune.training.protocol import Next, Run, Summary, carry_out, runs, summarize
+from jaxprune.training.protocol import Next, Run, Summary, carry_out, open_protocol, runs, summarize
 from jaxprune.training.recipes import RECIPES
 from jaxprune.training.run_directory import MetricsLog, read_metrics
 from jaxprune.training.settings import AdamW, Augment, Cosine, Data, Loop, Precision, Prune, Recipe, Start
+from jaxprune.training.start import Sources
 
 SCRIPT = ROOT / "scripts" / "protocol.py"
 FOLDS, SEEDS = (1, 2), (3, 4)
@@ -207,6 +208,13 @@ def test_what_was_cut_off_goes_on_and_the_summary_is_numpys(esc50, start, tmp_pa
     assert_second_process_is_silent(script, options, monkeypatch=monkeypatch)
     (summary,) = carry_out(one, out)  # a part of the seeds is a protocol, too
     assert (summary.final.mean, summary.final.std) == (scores[1].mean(), None)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"recipe": 3, "where": {}}', '{"recipe": {}}', "not JSON"])
+def test_a_damaged_shared_file_is_one_sentence(tmp_path, content):
+    (tmp_path / "shared.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(tmp_path / 'shared.json'))} is "):
+        open_protocol(tmp_path, RECIPES["ast-esc50"], Sources())
 
 
 def result(score: float, *, clips: int, metric: str = "accuracy", splits=("test",)) -> dict:
