@@ -23,6 +23,7 @@ from .reduction.scores import (
 )
 from .reduction.selection import MaskedTopK, Selection, Stage, TopK, Within
 from .reduction.tokens import Reduction, Tokens
+from .streaming import Event, Listening, Segment, events, segments, stream
 
 __all__ = [
     "AST",
@@ -31,8 +32,10 @@ __all__ = [
     "BlockSignals",
     "Card",
     "ClsAttention",
+    "Event",
     "Fuse",
     "Given",
+    "Listening",
     "MaskedFuse",
     "MaskedTopK",
     "ModelConfig",
@@ -46,6 +49,7 @@ __all__ = [
     "ReceivedAttention",
     "Reduction",
     "Score",
+    "Segment",
     "Selection",
     "Stage",
     "Tokens",
@@ -56,6 +60,7 @@ __all__ = [
     "compiled",
     "drawn_decisions",
     "dynamic",
+    "events",
     "evit",
     "jit_forward",
     "load",
@@ -66,5 +71,7 @@ __all__ = [
     "masked_topk",
     "model_input",
     "save",
+    "segments",
+    "stream",
     "topk",
 ]

@@ -1,8 +1,7 @@
 """Sound files to waveforms: any recording as 16 kHz mono float32, whole or window by window, padded into batches.
 
 The notices of a clip say what was changed on the way. A file that cannot be used raises one sentence that says why.
-Everything is NumPy on the host. Files are opened and decoded by `jaxprune.decoding`, spectrograms are
-`jaxprune.features`, data sets are `jaxprune.data`.
+Everything is NumPy on the host. Files are opened and decoded by `jaxprune.decoding`.
 
 Resampling is soxr's, as in `librosa.resample(res_type="soxr_vhq")`, with the same numbers. soxr is called itself
 because librosa has no stream, which long files need to stay small in memory.
@@ -32,6 +31,7 @@ __all__ = [
     "Clip",
     "SoundHeader",
     "Window",
+    "blocks_of",
     "load_audio",
     "pad_batch",
     "sound_header",
@@ -95,23 +95,31 @@ def load_audio(path: str | os.PathLike[str]) -> Clip:
 def windows_of(path: str | os.PathLike[str], *, samples: int, hop: int) -> Iterator[Window]:
     """The windows of a file's sound, as `windows(load_audio(path).waveform)` gives them, in bounded memory.
 
-    A long file is decoded twice: first its faults and level are found, on which the first window depends, then the
-    windows are cut. Raises `ValueError` as `load_audio` and `windows` do, before the first window.
+    Raises `ValueError` as `load_audio` and `windows` do, before the first window.
+    """
+    _check_cut(samples, hop)
+    blocks, notices = blocks_of(path)
+    return _cut(blocks, samples=samples, hop=hop, notices=notices)
+
+
+def blocks_of(path: str | os.PathLike[str]) -> tuple[Iterator[Float[np.ndarray, "_"]], tuple[str, ...]]:
+    """A file's waveform in consecutive blocks, which make what `load_audio` gives, and its notices; in bounded memory.
+
+    A long file is decoded twice: first its faults and level are found, on which the first block depends. Raises
+    `ValueError` as `load_audio` does, before the first block.
     """
     path = Path(path)
     header = sound_header(path)
     if header is None or header.frames <= _HELD_SECONDS * header.samplerate:
         clip = load_audio(path)
-        cut = windows(clip.waveform, samples=samples, hop=hop)
-        return iter([dataclasses.replace(window, notices=clip.notices) for window in cut])
-    _check_cut(samples, hop)
+        return iter([clip.waveform]), clip.notices
     survey = _Survey(path)
     survey.pass_by()
     if survey.cancels():
         survey.pass_by()
     survey.check()
     blocks = (block * survey.scale if survey.scale != 1 else block for block in _resampled(survey.blocks()))
-    return _cut(blocks, samples=samples, hop=hop, notices=survey.notices())
+    return blocks, survey.notices()
 
 
 def sound_header(path: str | os.PathLike[str]) -> SoundHeader | None:

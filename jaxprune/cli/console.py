@@ -22,7 +22,13 @@ from jaxprune.files import shown
 from jaxprune.parallel import processes
 
 # Packages that the wheel does not require, and the extra that brings each.
-EXTRAS = {"torch": "convert", "safetensors": "convert", "tensorboardX": "tensorboard", "av": "audio"}
+EXTRAS = {
+    "torch": "convert",
+    "safetensors": "convert",
+    "tensorboardX": "tensorboard",
+    "av": "audio",
+    "sounddevice": "listen",
+}
 
 
 def run(main: Callable[..., int | None], *, program: str | None = None, arguments: Sequence[str] | None = None) -> None:

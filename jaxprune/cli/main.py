@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": Command("jaxprune.convert.command:convert", "a PyTorch checkpoint to JAX, and back again"),
     "validate": Command("jaxprune.convert.validate:main", "prove that JAX computes what PyTorch does, stage by stage"),
     "classify": Command("jaxprune.cli.classify:main", "label sound files at any keep rate"),
+    "listen": Command("jaxprune.cli.listen:main", "tell the events in a microphone's, a pipe's or a long file's sound"),
     "features": Command("jaxprune.cli.features:main", "show and save a sound's log-mel as the model sees it"),
     "finetune": Command("jaxprune.cli.finetune:main", "train by a recipe while the keep rate falls"),
     "protocol": Command("jaxprune.cli.protocol:main", "train every fold and seed of a recipe"),

@@ -115,20 +115,22 @@ def together(stop: Callable[[], bool], *, done: int) -> Callable[[], bool]:
 
 
 class StopOnSignal:
-    """A context in which SIGTERM only raises a flag. Call it to read the flag; then save and leave."""
+    """A context in which SIGTERM, or the given signals, only raise a flag. Call it to read the flag; then leave."""
 
-    def __init__(self):
+    def __init__(self, *signals: signal.Signals):
+        self._signals = signals or (signal.SIGTERM,)
         self.asked = False
 
     def __call__(self) -> bool:
         return self.asked
 
     def __enter__(self) -> "StopOnSignal":
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        self._before = [signal.signal(one, self._note) for one in self._signals]
         return self
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for one, before in zip(self._signals, self._before, strict=True):
+            signal.signal(one, before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
