@@ -180,10 +180,11 @@ class Block(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with biased qkv, scale c ** -0.5."""
+    """Multi-head self-attention with biased qkv, scale c ** -0.5. `attend` is the way it is computed."""
 
     def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.heads = config.heads
+        self.attend = attend
         self.qkv = Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
         self.out = Linear(config.width, config.width, dtype=dtype, rngs=rngs)
 
@@ -196,7 +197,8 @@ class Attention(nnx.Module):
         bias: Float[Array, "b s"] | None,
         decision: Float[Array, "b s"] | None,
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s"]]:
-        mixed, received = attend(tokens, self.project, queries=queries, mask=mask, bias=bias, decision=decision)
+        seen = {"mask": mask, "bias": bias, "decision": decision}
+        mixed, received = self.attend(tokens, self.project, queries=queries, **seen)
         return self.out(rearrange(mixed, "b s h c -> b s (h c)"))[:, : tokens.shape[1]], received
 
     def project(self, tokens: Float[Array, "b s d"], roles: slice) -> Float[Array, "b s r h c"]:
