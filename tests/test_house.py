@@ -20,6 +20,7 @@ ORDER = (
     "analysis",
     "training",
     "experiments",
+    "export",
     "plots",
     "report",
     "cli",

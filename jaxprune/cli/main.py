@@ -25,6 +25,7 @@ COMMANDS = {
     "classify": Command("jaxprune.cli.classify:main", "label sound files at any keep rate"),
     "listen": Command("jaxprune.cli.listen:main", "tell the events in a microphone's, a pipe's or a long file's sound"),
     "features": Command("jaxprune.cli.features:main", "show and save a sound's log-mel as the model sees it"),
+    "export": Command("jaxprune.cli.export:main", "a pruned model for ONNX Runtime, OpenVINO or XLA"),
     "finetune": Command("jaxprune.cli.finetune:main", "train by a recipe while the keep rate falls"),
     "protocol": Command("jaxprune.cli.protocol:main", "train every fold and seed of a recipe"),
     "evaluate": Command("jaxprune.cli.evaluate:main", "accuracy or mAP on a data set, beside the cost"),

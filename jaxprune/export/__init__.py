@@ -1,4 +1,4 @@
-"""Models as files that other runtimes run: ONNX, OpenVINO and StableHLO, checked against the model before they are kept.
+"""Models as files that other runtimes run: ONNX, OpenVINO and StableHLO, checked against the model.
 
 `export` joins the parts. `programs` says what a file computes, `lowering` turns a traced program into an ONNX `graph`
 by the tables in `primitives` and `functions`, `runtimes` runs files, `check` compares them with the model, `quantise`

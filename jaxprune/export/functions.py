@@ -18,7 +18,7 @@ from jaxprune.ops.attention import ROLES, Project
 def attend(
     tokens: Float[Array, "b s d"], project: Project, *, queries: slice, mask: Bool[Array, "b s"] | None
 ) -> tuple[Float[Array, "b s h c"], Float[Array, "b s"]]:
-    """`jaxprune.ops.attention.attend` with all the weights `(b, h, s, s)` at once, as runtimes compute attention best."""
+    """`jaxprune.ops.attention.attend` with all weights `(b, h, s, s)` at once, which runtimes recognise."""
     q, k, v = rearrange(project(tokens, ROLES), "b s three h c -> three b h s c")
     logits = jnp.einsum("bhqc,bhkc->bhqk", q * q.shape[-1] ** -0.5, k)
     if mask is not None:

@@ -7,7 +7,7 @@ operator needs it, because ONNX's arithmetic broadcasts by itself.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class Lowering:
     def run(self, closed: Any, arguments: Sequence[Value]) -> list[Value]:
         """The outputs of a closed jaxpr for these inputs. Raises `NotExportable` as the tables demand."""
         jaxpr = closed.jaxpr
-        known = {var: constant(np.asarray(value)) for var, value in zip(jaxpr.constvars, closed.consts, strict=True)}
+        known = {var: constant(value) for var, value in zip(jaxpr.constvars, closed.consts, strict=True)}
         known |= zip(jaxpr.invars, arguments, strict=True)
 
         def read(var: Any) -> Value:
@@ -108,7 +108,9 @@ class Lowering:
         if len(free) > 1:
             raise NotExportable(f"the model reshapes to {shape}, in which more than one size is free")
         sizes = [dimension if isinstance(dimension, int) else -1 for dimension in shape]
-        return Value(self.graph.node("Reshape", self.name(value), self.graph.constant(np.array(sizes, np.int64))), shape)
+        return Value(
+            self.graph.node("Reshape", self.name(value), self.graph.constant(np.array(sizes, np.int64))), shape
+        )
 
     def transpose(self, value: Value, order: Sequence[int]) -> Value:
         """The value with its axes in another order."""
@@ -118,9 +120,9 @@ class Lowering:
             return constant(value.array.transpose(order))
         return self.op("Transpose", value, shape=tuple(value.shape[axis] for axis in order), perm=list(order))
 
-    def integers(self, *numbers: int) -> Value:
+    def integers(self, *numbers: SupportsIndex) -> Value:
         """A constant list of whole numbers."""
-        return constant(np.array(numbers, np.int64))
+        return constant(np.array([int(number) for number in numbers], np.int64))
 
     def is_static(self, shape: Shape) -> bool:
         """True for a shape of plain numbers."""
@@ -144,8 +146,11 @@ class Lowering:
         return self.graph.node("Concat", *parts, axis=0)
 
 
-def constant(array: np.ndarray) -> Value:
-    """A constant as a value."""
+def constant(numbers: Any) -> Value:
+    """A constant as a value. Raises `NotExportable` for the key of a random generator."""
+    if jnp.issubdtype(numbers.dtype, jax.dtypes.extended):
+        raise NotExportable("the model draws random numbers, which cannot be written to ONNX")
+    array = np.asarray(numbers)
     return Value(None, array.shape, array)
 
 

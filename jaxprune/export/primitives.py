@@ -258,7 +258,9 @@ def gather(to: Lowering, eqn: Any, x: Value, places: Value) -> Value:
     return _along_one_axis(to, x, places, shape=shape, picked=picked, out=out)
 
 
-def _along_one_axis(to: Lowering, x: Value, places: Value, *, shape: Shape, picked: tuple[int, ...], out: Shape) -> Value:
+def _along_one_axis(
+    to: Lowering, x: Value, places: Value, *, shape: Shape, picked: tuple[int, ...], out: Shape
+) -> Value:
     """Parts at places of one axis; or of several with constant places, which are joined to one."""
     first, last = picked[0], picked[-1]
     if places.array is not None:
@@ -306,7 +308,11 @@ BY_NUMBER: dict[str, str] = {
 RULES: dict[str, Callable[..., Any]] = {
     **{name: arithmetic(kind) for name, kind in BY_NUMBER.items()},
     **dict.fromkeys(("stop_gradient", "copy", "copy_p", "optimization_barrier"), same),
-    **{"reduce_sum": reduction("ReduceSum"), "reduce_max": reduction("ReduceMax"), "reduce_min": reduction("ReduceMin")},
+    **{
+        "reduce_sum": reduction("ReduceSum"),
+        "reduce_max": reduction("ReduceMax"),
+        "reduce_min": reduction("ReduceMin"),
+    },
     **{"argmax": first_of("ArgMax"), "argmin": first_of("ArgMin"), "ne": negated("Equal"), "square": square},
     **{"integer_pow": integer_pow, "rsqrt": rsqrt, "rem": remainder, "round": rounded, "clamp": clamp},
     **{"select_n": select, "convert_element_type": cast, "reduce_precision": power_of_two, "reshape": reshape},

@@ -1,0 +1,132 @@
+"""Writes a pruned model as a folder that runs without jaxprune: ONNX, OpenVINO or StableHLO.
+
+    jaxprune export ast-words exported --format onnx --keep-rate 0.7
+    jaxprune export CHECKPOINT OUT --format openvino --input waveform --precision int8 --calibrate SOUNDS
+
+What was written is run and compared with the model before the command ends.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from jaxprune import checkpoint as checkpoints
+from jaxprune.audio import load_audio
+from jaxprune.cli import console as cli
+from jaxprune.cli.classify import RANDOM, in_words, keep_rates
+from jaxprune.data import folders
+from jaxprune.data.own import Manifest
+from jaxprune.export.check import Agreement
+from jaxprune.export.export import FACTS, Format, Platform, Settings, export
+from jaxprune.export.runtimes import RUNTIMES, Precision
+from jaxprune.features import sample_count
+from jaxprune.files import check_free, locked
+from jaxprune.models import topk
+from jaxprune.reduction.policy import stage_rates
+
+CALIBRATING = 64  # clips
+
+
+def main(
+    checkpoint: Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT")],
+    /,
+    *,
+    format: Format,
+    keep_rate: float = 1.0,
+    blocks: tuple[int, ...] = (),
+    rates: tuple[float, ...] = (),
+    batch: int | Literal["free"] = "free",
+    input: Literal["mel", "waveform"] = "mel",
+    precision: Precision = "float32",
+    calibrate: Path | None = None,
+    sounds: tuple[Path, ...] = (),
+    platforms: tuple[Platform, ...] = ("cpu", "cuda", "tpu"),
+    overwrite: bool = False,
+) -> None:
+    """Write a model with its keep rate fixed for another runtime, and prove that it computes the same.
+
+    Args:
+        checkpoint: a directory of jaxprune convert or jaxprune finetune, or the name of a shipped model.
+        out: the folder to write: the model, export.json with the facts about it, and run.py, which runs it.
+        format: onnx for ONNX Runtime and others, openvino for Intel's and AMD's CPUs, stablehlo for JAX and XLA.
+        keep_rate: share of the patches kept at each pruning block, above 0 and at most 1; 1 prunes nothing.
+        blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
+        rates: one keep rate for each of the blocks, in place of --keep-rate.
+        batch: clips in a call; any number if free.
+        input: mel, the normalised log-mel as jaxprune features --checkpoint saves it; or waveform, 16 kHz samples, the
+            features and the padding of short clips then being part of the file.
+        precision: what the runtime computes in; bfloat16 is for openvino and stablehlo, int8 for onnx and openvino.
+        calibrate: recordings to find the ranges of int8 on: a manifest, as of jaxprune evaluate, or a folder of sounds.
+        sounds: recordings to compare on, besides four made ones (their first window).
+        platforms: platforms that a stablehlo file runs on.
+        overwrite: replace an export that is there.
+    """
+    if batch == "free":
+        batch = None
+    settings = Settings(format=format, precision=precision, sound=input, batch=batch, platforms=platforms)
+    if out.suffix in (".onnx", ".xml", ".stablehlo"):
+        raise ValueError(f"{out} looks like a file; OUT is the folder that export writes, model and program in it")
+    if (precision == "int8") != (calibrate is not None):
+        raise ValueError("--precision int8 and --calibrate go together: int8 needs recordings to find its ranges on")
+    card = checkpoints.load_card(checkpoint)
+    keep = stage_rates(keep_rates(keep_rate, blocks=blocks, rates=rates), depth=card.model.depth)
+    with locked(out):
+        check_free(out, marker=FACTS, overwrite=overwrite)  # before the work, not after it
+        if precision == "bfloat16" and format == "stablehlo" and jax.default_backend() == "cpu":
+            cli.notice(SLOWER)
+        samples = sample_count(card.model.frames)
+        model = checkpoints.load(checkpoint)
+        found = export(
+            out,
+            model,
+            policy=topk(model, keep),
+            card=card,
+            settings=settings,
+            sounds=[load_audio(path).waveform for path in sounds],
+            calibrate=[] if calibrate is None else recordings(calibrate, samples=samples),
+            overwrite=overwrite,
+        )
+    if not card.trained:
+        cli.notice(f"{checkpoint}: {RANDOM}")
+    print_agreement(found, title=f"{out}: {format}, {precision}, keep rate {in_words(keep)}")
+
+
+# Measured: docs/export.md.
+SLOWER = "JAX is slower in bfloat16 than in float32 on CPUs, at batch 1 above all; OpenVINO's bfloat16 is not"
+
+
+def recordings(path: Path, *, samples: int, clips: int = CALIBRATING) -> list[np.ndarray]:
+    """The beginnings of so many recordings of a folder or manifest, evenly spread over it.
+
+    Of a manifest the training clips are taken, if there are any. Raises `ValueError` where there is no sound.
+    """
+    if path.is_dir():
+        files = [str(path / file) for _, file in folders.find(path).files]
+    else:
+        records = Manifest(path=path).read().records
+        files = [record.path for record in records if record.split == "train"] or [record.path for record in records]
+    if not files:
+        raise ValueError(f"{path} holds no sounds to calibrate on")
+    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, clips).round().astype(int))]
+    return [load_audio(file).waveform[:samples] for file in chosen]
+
+
+def print_agreement(found: dict[str, Agreement], *, title: str) -> None:
+    """A row for each runtime that ran the file."""
+    rows = [
+        (
+            RUNTIMES[name].name,
+            f"{one.difference:.1e}",
+            f"{100 * one.overlap:.1f} %",
+            f"{100 * one.same_label:.0f} %",
+            one.clips,
+            one.ties,
+        )
+        for name, one in found.items()
+    ]
+    columns = ["run by", "logits differ by", "same patches", "same label", "clips", "ties"]
+    cli.print_table(title, columns, rows, notes=["Compared with the model in JAX, float32."])
