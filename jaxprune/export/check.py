@@ -152,7 +152,8 @@ def sounds(samples: int) -> list[np.ndarray]:
 
 
 def _gaps(scores: Float[np.ndarray, "b n"], ids: Int[np.ndarray, "b k"]) -> Float[np.ndarray, "b"]:
-    kept = ids.shape[1]
+    # A token that was fused from the dropped ones stands last (EViT).
+    kept = ids.shape[1] - int(bool((ids[:, -1] < 0).all()))
     if kept >= scores.shape[1]:
         return np.full(len(scores), np.inf)
     falling = -np.sort(-scores, axis=1)

@@ -11,16 +11,29 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from jaxprune.export.lowering import Lowering, Value
+from jaxprune.export.lowering import Lowering, NotExportable, Value
 from jaxprune.ops.attention import ROLES, Project
 
 
 def attend(
-    tokens: Float[Array, "b s d"], project: Project, *, queries: slice, mask: Bool[Array, "b s"] | None
+    tokens: Float[Array, "b s d"],
+    project: Project,
+    *,
+    queries: slice,
+    mask: Bool[Array, "b s"] | None,
+    bias: Float[Array, "b s"] | None = None,
+    decision: Float[Array, "b s"] | None = None,
 ) -> tuple[Float[Array, "b s h c"], Float[Array, "b s"]]:
-    """`jaxprune.ops.attention.attend` with all weights `(b, h, s, s)` at once, which runtimes recognise."""
+    """`jaxprune.ops.attention.attend` with all weights `(b, h, s, s)` at once, which runtimes recognise.
+
+    Raises `NotExportable` for a decision, which only training makes.
+    """
+    if decision is not None:
+        raise NotExportable("the policy is one of training (DynamicViT's decisions); export one of inference")
     q, k, v = rearrange(project(tokens, ROLES), "b s three h c -> three b h s c")
     logits = jnp.einsum("bhqc,bhkc->bhqk", q * q.shape[-1] ** -0.5, k)
+    if bias is not None:
+        logits = logits + bias[:, None, None, :]
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
     weights = softmax_of_last_axis(logits)
@@ -28,8 +41,9 @@ def attend(
     asked = weights[:, :, queries]
     if mask is None:
         return mixed, asked.mean(axis=(1, 2))
-    counted = mask[:, None, queries, None] & jnp.ones_like(asked, bool)
-    return mixed, asked.sum(axis=(1, 2), where=counted) / jnp.maximum(counted[:, 0, :, :1].sum(axis=1), 1) / q.shape[1]
+    counted = mask[:, queries].astype(jnp.float32)  # b q
+    sums = jnp.einsum("bhqk,bq->bk", asked, counted)
+    return mixed, sums / (jnp.maximum(counted.sum(axis=1, keepdims=True), 1) * q.shape[1])
 
 
 @jax.jit

@@ -43,7 +43,7 @@ class Program:
 
     `batch` is the number of clips in a call, None where it is free. Outputs are `logits` `(b, y)` float32, then
     `kept_I` `(b, k)` for each pruning block I: the original positions of the patches that go on, best first, -1 where
-    a stage left a place empty.
+    a stage left a place empty or made a token from several.
     """
 
     call: Callable[..., tuple[Array, ...]]
@@ -67,7 +67,7 @@ def program(model: Classifier, policy: Policy, *, card: Card, sound: Sound, batc
     """
     if batch is not None and batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1, or free")
-    config, blocks = card.model, pruning_blocks(policy)
+    blocks = pruning_blocks(policy)
     graph, state = nnx.split(model)
     inputs, prepare = {"mel": _from_mel, "waveform": _from_waveform}[sound](card)
 
@@ -77,7 +77,6 @@ def program(model: Classifier, policy: Policy, *, card: Card, sound: Sound, batc
 
     made = Program(call, inputs, ("logits", *(f"kept_{block}" for block in blocks)), batch)
     jax.eval_shape(call, *made.specs(1))  # refuses a policy for blocks that the model does not have
-    assert config.classes
     return made
 
 
@@ -89,7 +88,7 @@ def pruning_blocks(policy: Policy) -> tuple[int, ...]:
 
 
 def kept(output: Output, blocks: tuple[int, ...]) -> dict[int, Array]:
-    """The patches that each of the blocks kept, -1 where a place is empty."""
+    """The patches that each of the blocks kept, -1 where a place is empty or holds several."""
     traces = {block: output.trace[block] for block in blocks}
     return {block: jnp.where(trace.alive, trace.patch_ids, -1) for block, trace in traces.items()}
 

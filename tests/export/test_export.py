@@ -36,7 +36,7 @@ FORMS = [("mel", 3), ("mel", None), ("waveform", 3), ("waveform", None)]
 @functools.cache
 def made(family: str, *, depth: int = 12):
     """A model of random weights, its card and its tensors."""
-    config = small(family, width=24, frames=64, mels=64, depth=depth)
+    config = small(family, width=24, heads=4, frames=64, mels=64, depth=depth)
     state = random_state(config, seed=0)
     padding = {"ast": "zero", "audiomae": "minimum"}[family]
     labels = tuple(f"sound {y}" for y in range(10))
