@@ -65,13 +65,9 @@ def main(
         platforms: platforms that a stablehlo file runs on.
         overwrite: replace an export that is there.
     """
-    if batch == "free":
-        batch = None
-    settings = Settings(format=format, precision=precision, sound=input, batch=batch, platforms=platforms)
-    if out.suffix in (".onnx", ".xml", ".stablehlo"):
-        raise ValueError(f"{out} looks like a file; OUT is the folder that export writes, model and program in it")
-    if (precision == "int8") != (calibrate is not None):
-        raise ValueError("--precision int8 and --calibrate go together: int8 needs recordings to find its ranges on")
+    size = None if batch == "free" else batch
+    settings = Settings(format=format, precision=precision, sound=input, batch=size, platforms=platforms)
+    check_options(out, precision=precision, calibrate=calibrate)
     card = checkpoints.load_card(checkpoint)
     keep = stage_rates(keep_rates(keep_rate, blocks=blocks, rates=rates), depth=card.model.depth)
     with locked(out):
@@ -93,6 +89,14 @@ def main(
     if not card.trained:
         cli.notice(f"{checkpoint}: {RANDOM}")
     print_agreement(found, title=f"{out}: {format}, {precision}, keep rate {in_words(keep)}")
+
+
+def check_options(out: Path, *, precision: Precision, calibrate: Path | None) -> None:
+    """Raises `ValueError` for options that do not go together, and where OUT is named as a file is."""
+    if out.suffix in (".onnx", ".xml", ".stablehlo"):
+        raise ValueError(f"{out} looks like a file; OUT is the folder that export writes, model and program in it")
+    if (precision == "int8") != (calibrate is not None):
+        raise ValueError("--precision int8 and --calibrate go together: int8 needs recordings to find its ranges on")
 
 
 # Measured: docs/export.md.

@@ -1,4 +1,4 @@
-"""What an exported file computes: its inputs, its outputs, and the function between them.
+"""The program in an exported file: its inputs, its outputs, and the function between them.
 
 From log-mel a program is the model with a policy fixed. From the waveform the features and the card's padding rule come
 first; they are products with constant matrices, so the file needs nothing beside it. Both give out the logits and the

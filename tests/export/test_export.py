@@ -36,7 +36,8 @@ FORMS = [("mel", 3), ("mel", None), ("waveform", 3), ("waveform", None)]
 @functools.cache
 def made(family: str, *, depth: int = 12):
     """A model of random weights, its card and its tensors."""
-    config = small(family, width=24, heads=4, frames=64, mels=64, depth=depth)
+    # Two heads: where a block has as many tokens as heads, OpenVINO 2026.4 computes attention wrong (docs/export.md).
+    config = small(family, width=24, heads=2, frames=64, mels=64, depth=depth)
     state = random_state(config, seed=0)
     padding = {"ast": "zero", "audiomae": "minimum"}[family]
     labels = tuple(f"sound {y}" for y in range(10))
