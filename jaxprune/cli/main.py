@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from jaxprune.cli.memory import restart_with_huge_pages
+
 
 @dataclass(frozen=True)
 class Command:
@@ -40,14 +42,20 @@ COMMANDS = {
 }
 
 
+TRAINING = ("finetune", "pretrain", "protocol")  # commands that a CPU runs faster with huge pages
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command that the first argument names, and exits with its code. Arguments default to the program's."""
+    own = arguments is None
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or [""]
     if name in ("-h", "--help"):
         print(usage())
     elif name == "--version":
         print(f"jaxprune {version('jaxprune')}")
     elif name in COMMANDS:
+        if own and name in TRAINING:
+            restart_with_huge_pages()
         command(name, rest)
     else:
         print(f"error: {mistaken(name)}" if name else usage(), file=sys.stderr)
