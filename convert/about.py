@@ -1,11 +1,12 @@
-"""Options that tell what a checkpoint's file does not: `Facts` to read its model, `About` to convert it."""
+"""Options that tell what a checkpoint's file does not, by the names of `read_torch`'s arguments.
+
+`Facts` are enough to run the model, `About` to make a checkpoint of it.
+"""
 
 import dataclasses
 from pathlib import Path
 
 from jaxprune.config import Padding
-
-from .read import TorchCheckpoint, read_torch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,26 +36,12 @@ class Facts:
     freq_stride: int | None = None
     """the source's patch stride in mel bins, if it cannot be told from its size."""
 
-    def read(self, source: Path) -> TorchCheckpoint:
-        """The source with these facts. Raises `ValueError` as `read_torch`."""
-        return read_torch(source, **vars(self))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About(Facts):
-    """Facts about the source, and about the classifier that is made of it."""
+    """Facts about the source and the classifier that is made of it."""
 
     labels: Path | None = None
     """class names: a CSV with index and display_name, ESC-50's meta CSV, JSON, or one name a line."""
     classes: int | None = None
     """size of the new head for a checkpoint that has none, such as a pre-trained AudioMAE."""
-    origin: str = ""
-    """a remark on where the weights come from, kept in the card beside the file name."""
-
-    def read(self, source: Path) -> TorchCheckpoint:
-        """The source with these facts, and its origin in the card. Raises `ValueError` as `read_torch`."""
-        facts = {name: value for name, value in vars(self).items() if name != "origin"}
-        read = read_torch(source, **facts)
-        head = "" if read.card.trained else "random weights in its new head"
-        origin = "; ".join(filter(None, (read.card.source, self.origin, head)))
-        return dataclasses.replace(read, card=dataclasses.replace(read.card, source=origin))

@@ -23,7 +23,7 @@ from jaxprune.positions import adapt_positions, released_audiomae_cut
 from . import export, mapping
 from .about import About
 from .errors import shown
-from .read import TorchCheckpoint
+from .read import TorchCheckpoint, read_torch
 
 NOTHING_TOLD = About()
 
@@ -36,6 +36,7 @@ def convert(
     frames: int | None = None,
     positions: Literal["right", "released"] = "right",
     about: Annotated[About, tyro.conf.arg(name="")] = NOTHING_TOLD,
+    origin: str = "",
     overwrite: bool = False,
 ) -> None:
     """Convert a checkpoint between PyTorch and JAX; every number arrives, or nothing is written.
@@ -48,6 +49,7 @@ def convert(
         positions: how --frames shortens AudioMAE's table: right keeps each patch's own row; released repeats the
             published code, which scrambles them.
         about: facts about the source.
+        origin: a remark on where the weights come from, kept in the card beside the file name.
         overwrite: replace an existing output.
     """
     with locked(out):
@@ -55,8 +57,8 @@ def convert(
             export_checkpoint(source, out, layout=to_torch, overwrite=overwrite)
             return
         check_free(out, marker=checkpoint.CARD, overwrite=overwrite)  # before the work, not after it
-        read = about.read(source)
-        card, state = read.card, dict(read.state)
+        read = read_torch(source, **vars(about))
+        card, state = with_origin(read.card, origin), dict(read.state)
         if frames is not None:
             card, state = adapted(card, state, frames=frames, positions=positions)
         model = mapping.to_flax(state, card.model)
@@ -99,6 +101,12 @@ def export_huggingface(out: Path, state: Mapping[str, torch.Tensor], card: Card,
         )
         config = dataclasses.replace(config, head_norm_eps=config.norm_eps)
     export.write_huggingface(out, state, config, mean=card.mean, std=card.std, labels=card.labels, overwrite=overwrite)
+
+
+def with_origin(card: Card, origin: str) -> Card:
+    """The card, whose source has the remark as well, and says where the head is new."""
+    head = "" if card.trained else "random weights in its new head"
+    return dataclasses.replace(card, source="; ".join(filter(None, (card.source, origin, head))))
 
 
 def adapted(

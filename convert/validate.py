@@ -30,7 +30,7 @@ from jaxprune.reduction.scores import Given
 from . import torch_features, torch_reference
 from .about import Facts
 from .mapping import to_flax
-from .read import TorchCheckpoint
+from .read import TorchCheckpoint, read_torch
 from .rungs import Rung, compare, compare_tokens, forced_rungs, free_rungs, ranks
 
 NOTHING_TOLD = Facts()
@@ -66,7 +66,7 @@ def main(
         facts: facts about the source, as for jaxprune convert.
         out: write the comparison as JSON here.
     """
-    checkpoint = facts.read(source)
+    checkpoint = read_torch(source, **vars(facts))
     for note in checkpoint.notes:
         notice(note)
     if checkpoint.missing:

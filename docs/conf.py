@@ -3,10 +3,15 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from typing import Any
 
+from docutils import nodes
+from flax import nnx
+from sphinx.addnodes import desc_signature
 from sphinx.ext.autodoc.mock import mock
+from sphinx.util.inspect import signature, stringify_signature
 
 import jaxprune
 
@@ -17,6 +22,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc"]
 nb_execution_mode = "off"  # pages hold no cells; their blocks are run by tests/test_docs.py
 exclude_patterns = ["_*"]
 html_theme = "furo"
+html_show_copyright = False
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 suppress_warnings = ["myst.strikethrough"]
@@ -25,7 +31,7 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 default_role = "code"
 # Signatures name types of other projects, whose pages are not fetched while building. Ours must resolve.
-nitpick_ignore_regex = [("py:class", r"(jax|jaxlib|jaxtyping|numpy|os|pathlib|collections\.abc)\..+|ndarray")]
+nitpick_ignore_regex = [("py:class", r"(jax|jaxlib|jaxtyping|flax|numpy|os|pathlib|collections\.abc)\..+|ndarray")]
 
 
 def _ours(value: Any) -> bool:
@@ -67,6 +73,28 @@ def _missing() -> Iterator[str]:
             value = getattr(module, name, None)
             if _ours(value) and (value.__module__ == module.__name__ or hasattr(module, "__path__")):
                 yield from _without_docstring(value, f"{module.__name__}.{name}")
+
+
+def _constructor(app, what, name, value, options, shown, returned):
+    """The signature of a class's own constructor, which the metaclass of nnx hides."""
+    if what == "class" and issubclass(value, nnx.Module):
+        own = signature(value.__init__, bound_method=True)
+        return stringify_signature(own, show_return_annotation=False, unqualified_typehints=True), None
+    return None
+
+
+def _short_types(app, doctree):
+    """Types as the code writes them: `Float[Array, "b n"]`."""
+    for line in doctree.findall(desc_signature):
+        for text in list(line.findall(nodes.Text)):
+            short = re.sub(r"\b(jaxlib\._jax|jax|numpy|collections\.abc|pathlib)\.(?=[A-Za-z])", "", text)
+            text.parent.replace(text, nodes.Text(re.sub(r"<class '(\w+)'>", r"\1", short)))
+
+
+def setup(app):
+    """Hooks of the site's own."""
+    app.connect("autodoc-process-signature", _constructor)
+    app.connect("doctree-read", _short_types)
 
 
 with mock(autodoc_mock_imports):

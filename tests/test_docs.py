@@ -40,6 +40,7 @@ RUN = {
     "convert --to-torch huggingface": "",
     "features tests/recordings/crow.wav": "",
     "classify ast-words tests/recordings/crow.wav": "",
+    "classify ast-words tests/words/happy/": "",
     "extract ast esc50 --root ESC-50 --keep-rate 0.7": "",
     "extract ast esc50 --root ESC-50 --keep-rate 1 ": "",
     "analyze extracted/esc50-0.7": "--bootstrap.resamples 99",
