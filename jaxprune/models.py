@@ -201,7 +201,9 @@ def deepened(model: Classifier, depth: int, *, seed: int = 0) -> Classifier:
     if depth < own:
         raise ValueError(f"the model has {own} blocks, more than {depth}; blocks can only be added")
     places = {i: round(i * (depth - 1) / max(own - 1, 1)) for i in range(own)}
-    grown = build(dataclasses.replace(model.config, depth=depth), dtype=model.dtype, seed=seed)
+    predictors = tuple(places[block] for block in model.config.predictors)
+    config = dataclasses.replace(model.config, depth=depth, predictors=predictors)
+    grown = build(config, dtype=model.dtype, seed=seed)
     for place, block in enumerate(grown.encoder.blocks):
         if place not in places.values():
             for last in (block.attention.out, block.mlp.fc2):

@@ -2,9 +2,10 @@
 
 `settings` (with `learning` and `variation`) are a recipe's dataclasses, `recipes` the table of them, and `start` fits
 one to the data at hand. `schedules`, `optim`, `augment` and `tempo` turn settings into functions. `task` says what the
-step and the loop must know of what is trained; `classification` is fine-tuning. `step` is one update on the device,
-`loop` the updates of a run, and `events` their reports. `run_directory` and `checkpoints` are a run on disk,
-`tensorboard` its curves. `finetune` puts all of it together, `protocol` does it for every fold and seed.
+step and the loop must know of what is trained; `classification` is fine-tuning, `dynamic` (with `dynamic_settings`,
+`dynamic_losses` and `teacher`) that of learned pruning. `step` is one update on the device, `loop` the updates of a
+run, and `events` their reports. `run_directory` and `checkpoints` are a run on disk, `tensorboard` its curves.
+`finetune` puts all of it together, `protocol` does it for every fold and seed.
 
 Reading clips is `jaxprune.data`'s matter, scores are `jaxprune.evaluation`'s, and devices and processes
 `jaxprune.parallel`'s.
@@ -14,6 +15,9 @@ __all__ = [
     "augment",
     "checkpoints",
     "classification",
+    "dynamic",
+    "dynamic_losses",
+    "dynamic_settings",
     "events",
     "finetune",
     "learning",
@@ -27,6 +31,7 @@ __all__ = [
     "start",
     "step",
     "task",
+    "teacher",
     "tempo",
     "tensorboard",
     "variation",

@@ -17,6 +17,7 @@ import jaxprune
 from jaxprune.cost import macs
 from jaxprune.evaluation.metrics import cross_entropy
 from jaxprune.learned import drawn_decisions
+from jaxprune.models import deepened
 from jaxprune.reduction.predictors import Predictor
 from jaxprune.training.dynamic_losses import ratio_loss
 
@@ -171,6 +172,27 @@ def test_what_does_not_fit_is_refused_in_a_sentence(ratios, predictors, said):
     with pytest.raises(ValueError, match=said) as refused:
         jaxprune.dynamic(MODEL, ratios, predictors)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("family", ["ast", "audiomae"])
+def test_bfloat16_computes_both_ways(family):
+    model = jaxprune.build(MODEL.config if family == "audiomae" else made("ast").config, dtype=jnp.bfloat16)
+    for policy in (jaxprune.dynamic(model, RATIOS), drawn_decisions(model, jnp.asarray(NOISE))):
+
+        def read(mel, policy=policy):
+            output = model(mel, policy)
+            return output.logits, output.trace[9].tokens
+
+        assert {leaf.dtype for leaf in jax.eval_shape(read, jnp.asarray(MEL))} == {jnp.dtype("float32")}
+    assert model.predictors[0](jnp.zeros((1, 4, 24), jnp.bfloat16), jnp.ones((1, 4))).dtype == jnp.float32
+
+
+def test_a_deepened_model_has_its_predictors_before_the_same_blocks():
+    shallow = jaxprune.build(small("audiomae", width=24, depth=3, predictors=(1, 2)), seed=1)
+    deep = deepened(shallow, 5)
+    assert deep.config.predictors == (2, 4)
+    for one, other in zip(deep.predictors, shallow.predictors, strict=True):
+        np.testing.assert_array_equal(one.embed.kernel[...], other.embed.kernel[...])
 
 
 def test_a_model_without_predictors_says_what_to_do():
