@@ -40,6 +40,7 @@ LARGEST = {
     "time_stride": 1024,
     "freq_stride": 1024,
 }
+MOST_RATES = 64  # that a card lists
 LARGEST_TABLE = 2**28  # numbers in the position table, 1 GB
 
 
@@ -154,7 +155,8 @@ class Card:
     per class in the head's order. The activation of a head of one class is always the sigmoid. `source` says in words
     where the weights came from. `trained` is false where weights, or the head alone, are still random. `padding` fills
     a short clip: with its minimum in the token-pruning work and in what is trained here, which cards without the field
-    mean; with 0 in Hugging Face, the original AST and AudioMAE.
+    mean; with 0 in Hugging Face, the original AST and AudioMAE. `keep_rates` are those that it was trained for,
+    falling: the target of one run, or all that a run drew from; empty when unknown.
     """
 
     model: ModelConfig
@@ -165,6 +167,7 @@ class Card:
     source: str = ""
     trained: bool = True
     padding: Padding = "minimum"
+    keep_rates: tuple[float, ...] = ()
 
     def __post_init__(self):
         if self.labels and len(self.labels) != self.model.classes:
@@ -182,13 +185,30 @@ class Card:
             raise ValueError(f"padding is {self.padding!r}; it must be 'minimum' (the clip's own) or 'zero'")
         if not math.isfinite(self.mean) or not math.isfinite(self.std) or self.std <= 0:
             raise ValueError(f"feature mean {self.mean} and std {self.std} must be finite and std positive")
+        if len(self.keep_rates) > MOST_RATES or not all(0 < rate <= 1 for rate in self.keep_rates):
+            raise ValueError(
+                f"the trained keep rates are {list(self.keep_rates)!r:.80}; they must be at most {MOST_RATES}, each "
+                "greater than 0 and at most 1"
+            )
+
+    def covers(self, keep_rate: float) -> bool:
+        """False for a keep rate that training never came near: below the lowest, or above the highest of several.
+
+        A model of one rate has come down to it from 1. True where the card does not know.
+        """
+        if not self.keep_rates:
+            return True
+        highest = max(self.keep_rates) if len(self.keep_rates) > 1 else 1.0
+        return min(self.keep_rates) <= keep_rate <= highest
 
     def to_json(self) -> dict[str, Any]:
-        """The card as plain values; `from_json` reads them back. A model without predictors does not mention them, so
-        that earlier versions read its card too."""
+        """The card as plain values; `from_json` reads them back. It does not mention predictors and trained keep rates
+        where there are none, so that earlier versions read it too."""
         plain = dataclasses.asdict(self)
         if not self.model.predictors:
             del plain["model"]["predictors"]
+        if not self.keep_rates:
+            del plain["keep_rates"]
         return plain
 
     @classmethod
@@ -203,7 +223,10 @@ class Card:
             card = fit(fields, cls)
         except ValueError as error:
             raise ValueError(f"not a jaxprune model card: {error}") from error
-        unknown = fields.keys() - card.to_json().keys() | fields["model"].keys() - dataclasses.asdict(card.model).keys()
+        unknown = (
+            fields.keys() - dataclasses.asdict(card).keys()
+            | fields["model"].keys() - dataclasses.asdict(card.model).keys()
+        )
         if unknown:
             raise ValueError(
                 f"not a card of this version of jaxprune: it has the unknown field {min(unknown)!r:.80}; a newer "

@@ -28,6 +28,7 @@ class _CardPart:
     labels: list[str] = dataclasses.field(default_factory=list)
     activation: str = "softmax"
     padding: Padding = "minimum"
+    keep_rates: list[float] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

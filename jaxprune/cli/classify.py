@@ -16,6 +16,7 @@ import tyro
 
 from jaxprune import checkpoint as checkpoints
 from jaxprune.cli import console as cli
+from jaxprune.cli.options import trained_for
 from jaxprune.inference import BATCH, Report, classify
 from jaxprune.reduction.policy import DEFAULT_BLOCKS, at_blocks, stage_rates
 
@@ -64,6 +65,8 @@ def main(
     for notice in report.notices:
         cli.notice(notice)
     random = not card.trained
+    if outside := [f"{rate:g}" for rate in sorted(set(keep.values())) if not card.covers(rate)]:
+        cli.notice(f"keep rate {' and '.join(outside)}: {checkpoint} was trained for {trained_for(card)}")
     if as_json:
         facts = {"checkpoint": str(checkpoint), "source": card.source, "random_weights": random}
         print(json.dumps(facts | report.to_json(), allow_nan=False, indent=1))

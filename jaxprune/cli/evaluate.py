@@ -13,7 +13,7 @@ import jax
 
 from jaxprune import files
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import Subject, check_file, held, left_out, with_data
+from jaxprune.cli.options import Subject, check_file, held, left_out, rates_to_measure, trained_for, with_data
 from jaxprune.evaluation.evaluate import EvaluationResult, evaluate, keep_policies
 
 COLUMNS = {  # heading and factor of each metric
@@ -29,7 +29,7 @@ COLUMNS = {  # heading and factor of each metric
 def main(
     on: Subject,
     *,
-    keep_rates: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
+    keep_rates: tuple[float, ...] = (),
     blocks: tuple[int, ...] = (),
     batch: int = 32,
     out: Path | None = None,
@@ -38,7 +38,8 @@ def main(
 
     Args:
         on: the checkpoint and the clips.
-        keep_rates: shares of the patches kept at each pruning block; 1 prunes nothing.
+        keep_rates: shares of the patches kept at each pruning block, 1 prunes nothing; by default those that the
+            checkpoint was trained for, or 1 0.9 0.8 0.7 0.6 0.5 where it was not trained for several.
         blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
         batch: clips computed together.
         out: where to save everything as JSON.
@@ -47,7 +48,7 @@ def main(
     with held(out):
         dataset = on.read()
         card, model = on.card(dataset), on.model()
-        policies = keep_policies(model, keep_rates, blocks=blocks)
+        policies = keep_policies(model, keep_rates or rates_to_measure([card]), blocks=blocks)
         batches = on.batches(dataset, model, batch=batch)
         with batches, cli.progress("evaluating", cli.Rate()) as progress:
             bar = progress.add_task("", total=len(dataset.clips(on.split)))
@@ -59,6 +60,8 @@ def main(
                 single_label=dataset.single_label,
                 watch=lambda done: progress.update(bar, completed=done),
             )
+        if card.keep_rates:
+            cli.notice(f"{on.checkpoint} was trained for {trained_for(card)}")
         device = jax.devices()[0].device_kind
         print_evaluation(found, title=f"{dataset.name}, {on.split}: {on.checkpoint}", device=device, dtype=on.dtype)
         if out is not None:
@@ -68,6 +71,7 @@ def main(
                 "source": card.source,
                 "data": on.source,
                 "split": on.split,
+                "trained_keep_rates": list(card.keep_rates),
                 "blocks": sorted(next(iter(policies.values())).stages),
                 "batch": batch,
                 "dtype": on.dtype,

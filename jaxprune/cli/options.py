@@ -5,7 +5,7 @@ They are written for tyro: a field is an option, the sentence below it its help.
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,6 +42,7 @@ DataSource = Annotated[
     | Annotated[Shards, tyro.conf.subcommand("shards")],
     tyro.conf.arg(name=""),
 ]
+RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # that a model is measured at
 DType = Literal["float32", "bfloat16"]
 # Commands with a data set take the options of either side of it, before it or after.
 with_data = tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
@@ -152,6 +153,19 @@ def card_for(checkpoint: str | os.PathLike, dataset: Dataset) -> Card:
     if not card.trained:
         cli.notice(f"{checkpoint} has random weights, so what is measured means nothing")
     return card
+
+
+def rates_to_measure(cards: Iterable[Card]) -> tuple[float, ...]:
+    """The keep rates to measure models at, falling: those of the models that were trained for several, else `RATES`."""
+    trained = {rate for card in cards if len(card.keep_rates) > 1 for rate in card.keep_rates}
+    return tuple(sorted(trained, reverse=True)) or RATES
+
+
+def trained_for(card: Card) -> str:
+    """The keep rates of a card that has some, in words."""
+    if len(card.keep_rates) == 1:
+        return f"keep rate {card.keep_rates[0]:g}"
+    return f"the keep rates {' '.join(f'{rate:g}' for rate in card.keep_rates)}"
 
 
 def check_labels(card: Card, dataset: Dataset) -> None:

@@ -23,7 +23,7 @@ from jaxprune import files
 from jaxprune.analysis.identity import describe, model_digest
 from jaxprune.analysis.tables import Table
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import OnDataset, Subject, check_folder, with_data
+from jaxprune.cli.options import OnDataset, Subject, check_folder, rates_to_measure, trained_for, with_data
 from jaxprune.cost import macs
 from jaxprune.data.records import Dataset
 from jaxprune.experiments.ablation import ScoreName, Setting, score_settings
@@ -43,8 +43,9 @@ UNSTEADY = 0.1  # how much calls may vary before it is said
 class Grid:
     """The settings to sweep: every score at every keep rate on every set of blocks."""
 
-    keep_rates: tuple[str, ...] = ("0.9", "0.8", "0.7", "0.6", "0.5")
-    """a rate for all blocks of a set, or one for each with commas between; no pruning is always measured."""
+    keep_rates: tuple[str, ...] = ()
+    """a rate for all blocks of a set, or one for each with commas between; no pruning is always measured. By default
+    those that a checkpoint was trained for, or 0.9 0.8 0.7 0.6 0.5 where none was trained for several."""
     blocks: tuple[str, ...] = ()
     """sets of blocks that prune, counted from 0, with commas between; those of 3, 6 and 9 that the model has unless
     given."""
@@ -53,11 +54,15 @@ class Grid:
     seeds: tuple[int, ...] = (0,)
     """of the random score."""
 
-    def settings(self, model: Classifier) -> list[Setting]:
-        """All combinations. Raises `ValueError` for what are no numbers, and as `score_settings`."""
+    def settings(self, model: Classifier, *, rates: Sequence[float]) -> list[Setting]:
+        """All combinations, at the `rates` where none were asked for.
+
+        Raises `ValueError` for what are no numbers, and as `score_settings`.
+        """
         sets = self.blocks or (",".join(map(str, default_blocks(model.config.depth))),)
-        rates = [by_block(places, keep) for places in sets for keep in self.keep_rates]
-        return score_settings(model, scores=self.scores, rates=rates, seeds=self.seeds)
+        asked = self.keep_rates or tuple(f"{rate!r}" for rate in rates if rate < 1)
+        pruned = [by_block(places, keep) for places in sets for keep in asked]
+        return score_settings(model, scores=self.scores, rates=pruned, seeds=self.seeds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +118,8 @@ def main(
     candidates = candidates_at((on.checkpoint, *also), on=on, dataset=dataset)
     first = candidates[0].model
     scored = () if published is None else scores_of(published, first)
-    settings = {one.name: grid.settings(one.model) for one in candidates}
+    rates = rates_to_measure(one.card for one in candidates)
+    settings = {one.name: grid.settings(one.model, rates=rates) for one in candidates}
     with files.locked(out):
         store = Store(out / "sweep.json", about=about(candidates[0], on=on, dataset=dataset, batch=evaluation_batch))
         device = f"{jax.devices()[0].device_kind} ({platform.machine()}), {on.dtype}"
@@ -128,6 +134,9 @@ def main(
         pictures = pareto_front(
             found, title=drawn, path=out / "sweep.png", published=scored, chosen=list(chosen.values())
         )
+        for one in candidates:
+            if one.card.keep_rates:
+                cli.notice(f"{one.name} was trained for {trained_for(one.card)}")
         cli.notice(f"measured now: {answered} accuracies, {timed} times; the rest was there. {device}")
         cli.notice(f"saved sweep.json, sweep.csv and {', '.join(path.name for path in pictures)} in {out}")
 

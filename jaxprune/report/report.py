@@ -125,7 +125,18 @@ def _summary(analyses: Mapping[str, SavedAnalysis]) -> Html:
         "kept: of the two quietest clusters, the share kept to the end. AUC: of the score, patches kept to the end "
         "against the others, mean over the blocks that have both."
     )
-    return table(columns, rows, caption=caption)
+    trained = [
+        tag("p", f"{name}: {_trained(saved)}", class_="soft") for name, saved in analyses.items() if _trained(saved)
+    ]
+    return join([table(columns, rows, caption=caption), *trained])
+
+
+def _trained(saved: SavedAnalysis) -> str:
+    """The keep rates that a run's model was trained for, in a sentence; nothing where its card does not know."""
+    rates = [f"{rate:g}" for rate in saved.manifest["checkpoint"]["card"].get("keep_rates", ())]
+    if not rates:
+        return ""
+    return f"the model was trained for keep rate{'s' if len(rates) > 1 else ''} {', '.join(rates)}."
 
 
 def _measured(path: Path) -> Html:

@@ -12,6 +12,7 @@ from typing import Literal
 from jaxprune.training.checks import distinct, whole_number
 
 MOST_SIZES = 10  # that a run compiles the step for, with the default buckets
+MOST_DRAWS = 20
 NUMBER = r"\d*\.?\d+|\d+\."
 DRAW = re.compile(rf"(?P<low>{NUMBER})(?:-(?P<high>{NUMBER}))?(?::(?P<weight>{NUMBER}))?")
 
@@ -146,6 +147,8 @@ def draws_from(sample: tuple[str, ...]) -> tuple[Draw, ...]:
     """
     if not any(sample):
         raise ValueError("sample names no keep rate; write some, such as 1 0.9 0.8, or a range such as 0.5-1")
+    if len(sample) > MOST_DRAWS:
+        raise ValueError(f"sample names {len(sample)} keep rates; at most {MOST_DRAWS} are drawn from")
     draws, weighted = [], 0
     for text in sample:
         found = DRAW.fullmatch(text)

@@ -238,6 +238,7 @@ class Recipe:
             labels=labels,
             source=source,
             padding=facts.fill,
+            keep_rates=self.prune.rates,
         )
 
     @property

@@ -157,6 +157,17 @@ def test_equal_runs_make_equal_pages_and_a_failure_leaves_the_old_one(home, tmp_
     assert (sorted(tmp_path.iterdir()), pages[0].read_bytes()) == (pages, before)
 
 
+def test_the_keep_rates_that_a_model_was_trained_for_are_said(tmp_path):
+    extraction = write_random(tmp_path / "x", CONFIG, clips=CLIPS, keep={1: 0.7})
+    manifest = json.loads((extraction / "manifest.json").read_text())
+    manifest["checkpoint"]["card"] |= {"keep_rates": [1.0, 0.75, 0.5]}
+    (extraction / "manifest.json").write_text(json.dumps(manifest))
+    runs = read_runs([analysed(extraction, tmp_path / "a")])
+    write_report(runs, out=tmp_path / "a.html", title="a", clips=0)
+    text = Elements(tmp_path / "a.html").text
+    assert "ast noise test keep 0.7: the model was trained for keep rates 1, 0.75, 0.5." in text
+
+
 def test_runs_of_one_name_are_told_apart(home, tmp_path):
     again = analysed(home / "x-ast", tmp_path / "again")
     names = list(read_runs([home / "ast", again, home / "mae"]).analyses)
