@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,9 +27,11 @@ from jaxprune.card_file import CARD, CardFile, card_text, read_card
 from jaxprune.config import Card
 from jaxprune.files import REFUSED, NotWritten, quiet_orbax, whole_directory, write_text
 from jaxprune.models import Classifier, abstract
+from jaxprune.parallel.devices import check_device
 from jaxprune.positions import adapt_positions
 
 Model = TypeVar("Model", bound=nnx.Module)
+Shapes = Callable[[Card], nnx.Module]
 
 WEIGHTS = "weights"
 # A run of `jaxprune finetune` keeps its finished model here.
@@ -55,11 +57,24 @@ def load(checkpoint_dir: str | os.PathLike, *, dtype: Any = jnp.float32, frames:
     its weights are not exactly those the card calls for: missing, unexpected, misshapen, damaged or not finite.
     `OSError` when JAX has no device to put them on.
     """
+    card, saved = read(checkpoint_dir, shapes=classifier)
+    config = card.model
+    if frames is not None and frames != config.frames:
+        saved["positions"] = adapt_positions(saved["positions"], config, frames=frames)
+        config = dataclasses.replace(config, frames=frames)
+    return fill(abstract(config, dtype=dtype), saved, source=str(checkpoint_dir))
+
+
+def read(checkpoint_dir: str | os.PathLike, *, shapes: Shapes) -> tuple[Card, dict[str, np.ndarray]]:
+    """The card and the weights of a checkpoint, held against each other and the digest; raises and warns as `load`.
+
+    `shapes` makes the card's model with shapes in place of arrays, or raises `DoesNotFit` for a model of another kind.
+    """
     directory = _checkpoint_in(checkpoint_dir)
     known = _intact_card(directory)
     card = known.card
-    _check_device()
-    saved = read_weights(directory, card=card)
+    check_device()
+    saved = read_weights(directory, card=card, shapes=shapes)
     if known.unprotected:
         warnings.warn(
             f"{directory / CARD} holds no digest {known.unprotected}, so damage could not be seen "
@@ -71,11 +86,16 @@ def load(checkpoint_dir: str | os.PathLike, *, dtype: Any = jnp.float32, frames:
             f"the weights in {directory} are damaged: they are not those that its {CARD} was written with; convert or "
             "copy them again"
         )
-    config = card.model
-    if frames is not None and frames != config.frames:
-        saved["positions"] = adapt_positions(saved["positions"], config, frames=frames)
-        config = dataclasses.replace(config, frames=frames)
-    return fill(abstract(config, dtype=dtype), saved, source=str(directory))
+    return card, saved
+
+
+def classifier(card: Card) -> Classifier:
+    """The card's classifier with shapes in place of arrays. Raises `DoesNotFit` for a pretraining model."""
+    if card.decoder is not None:
+        raise DoesNotFit(
+            "this is a pretraining model, which has no classes: fine-tune it (jaxprune finetune, --start.checkpoint)"
+        )
+    return abstract(card.model)
 
 
 def load_card(checkpoint_dir: str | os.PathLike) -> Card:
@@ -85,7 +105,7 @@ def load_card(checkpoint_dir: str | os.PathLike) -> Card:
 
 def save(
     checkpoint_dir: str | os.PathLike,
-    model: Classifier,
+    model: nnx.Module,
     *,
     card: Card,
     overwrite: bool = False,
@@ -117,7 +137,7 @@ def add_digest(checkpoint_dir: str | os.PathLike) -> str:
     directory = _checkpoint_in(checkpoint_dir)
     known = read_card(directory / CARD)
     weights = read_weights(directory, card=known.card)
-    fill(abstract(known.card.model), weights, source=str(directory))
+    fill(classifier(known.card), weights, source=str(directory))
     digest = weights_digest(weights)
     if known.weights not in (None, digest):
         raise ValueError(f"the weights in {directory} are not those that its {CARD} was written with")
@@ -169,7 +189,7 @@ def write_weights(directory: Path, arrays: dict[str, np.ndarray]) -> None:
         raise NotWritten(directory, error) from error
 
 
-def read_weights(directory: Path, *, card: Card) -> dict[str, np.ndarray]:
+def read_weights(directory: Path, *, card: Card, shapes: Shapes = classifier) -> dict[str, np.ndarray]:
     """The saved arrays by dotted name as float32, on the host.
 
     Names and shapes are held against the card, and sizes bounded, before an array is read. Raises as `load`.
@@ -180,10 +200,10 @@ def read_weights(directory: Path, *, card: Card) -> dict[str, np.ndarray]:
     size = _size_of_files(path)
     try:
         stored = _open_arrays(path)
-        _check_saved(stored, card, size=size, source=str(directory))
+        _check_saved(stored, card, shapes=shapes, size=size, source=str(directory))
         reading = {name: array.read() for name, array in stored.items()}
         return {name: np.asarray(future.result(), np.float32) for name, future in reading.items()}
-    except _DoNotFit:
+    except DoesNotFit:
         raise
     except DAMAGE as error:
         summary = re.split(r"[\n\[]", str(error).strip())[0].strip()[:300] or type(error).__name__
@@ -221,8 +241,8 @@ def _alone() -> Any:
     )
 
 
-class _DoNotFit(ValueError):
-    """Weights of another model than the card's; their files need not be damaged."""
+class DoesNotFit(ValueError):
+    """Weights of another model than the card's or the caller's; their files need not be damaged."""
 
 
 def _checkpoint_in(path: str | os.PathLike) -> Path:
@@ -264,16 +284,6 @@ def _intact_card(directory: Path) -> CardFile:
     return found
 
 
-def _check_device() -> None:
-    """Raises `OSError`, with JAX's own reason, where its backend does not start."""
-    try:
-        jax.local_devices()
-    except (RuntimeError, AssertionError) as error:  # the second, without a word, where no plugin of that name is there
-        asked = jax.config.jax_platforms
-        reason = str(error) or "no backend of that name is installed or finds a device"
-        raise OSError(f"JAX does not start with JAX_PLATFORMS={asked}: {reason}") from error
-
-
 def _size_of_files(directory: Path) -> int:
     """Bytes of all files below a directory. Raises `ValueError` for anything but folders and regular files."""
     size = 0
@@ -286,24 +296,28 @@ def _size_of_files(directory: Path) -> int:
     return size
 
 
-def _check_saved(saved: Mapping[str, ts.TensorStore], card: Card, *, size: int, source: str) -> None:
+def _check_saved(saved: Mapping[str, ts.TensorStore], card: Card, *, shapes: Shapes, size: int, source: str) -> None:
     """Raises unless the stored names, shapes and types are those of the card's model, and the files of their size."""
     blocks = len({name.split(".")[2] for name in saved if name.startswith("encoder.blocks.")})
     if blocks != card.model.depth:  # before a model of any depth is built
-        raise _DoNotFit(
+        raise DoesNotFit(
             f"the weights in {source} do not fit their model: the card calls for {card.model.depth} blocks, the "
             f"weights hold {blocks}"
         )
-    _check_shapes({name: leaf.shape for name, leaf in saved.items()}, abstract(card.model), source=source)
+    try:
+        model = shapes(card)
+    except DoesNotFit as error:
+        raise DoesNotFit(f"{source}: {error}") from error
+    _check_shapes({name: leaf.shape for name, leaf in saved.items()}, model, source=source)
     for name, leaf in saved.items():
         if leaf.dtype.name not in STORED:
-            raise _DoNotFit(f"the weights in {source} are damaged: {name} is of type {leaf.dtype.name}")
+            raise DoesNotFit(f"the weights in {source} are damaged: {name} is of type {leaf.dtype.name}")
         chunk = leaf.chunk_layout.read_chunk.shape
         if any(part > whole for part, whole in zip(chunk, leaf.shape, strict=True)):
-            raise _DoNotFit(f"the weights in {source} are damaged: {name} is cut in pieces larger than itself")
+            raise DoesNotFit(f"the weights in {source} are damaged: {name} is cut in pieces larger than itself")
     most = 16 * 2**20 + 3 * sum(4 * leaf.size for leaf in saved.values())
     if size > most:
-        raise _DoNotFit(f"the weights in {source} are {size:,} bytes large; the card's model needs less than {most:,}")
+        raise DoesNotFit(f"the weights in {source} are {size:,} bytes large; the card's model needs less than {most:,}")
 
 
 def _check_shapes(found: Mapping[str, tuple[int, ...]], model: nnx.Module, *, source: str) -> None:
@@ -317,12 +331,12 @@ def _check_shapes(found: Mapping[str, tuple[int, ...]], model: nnx.Module, *, so
     ]
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise _DoNotFit(f"the weights in {source} do not fit their model: {'; '.join(problems[:SHOWN])}{more}")
+        raise DoesNotFit(f"the weights in {source} do not fit their model: {'; '.join(problems[:SHOWN])}{more}")
 
 
 def _check_finite(weights: Mapping[str, np.ndarray], *, source: str) -> None:
     if broken := [name for name, values in weights.items() if not np.isfinite(values).all()]:
-        raise _DoNotFit(
+        raise DoesNotFit(
             f"the weights in {source} are not all finite numbers: {broken[0]}"
             + (f" and {len(broken) - 1} more" if len(broken) > 1 else "")
         )

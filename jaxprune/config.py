@@ -156,7 +156,9 @@ class Card:
     where the weights came from. `trained` is false where weights, or the head alone, are still random. `padding` fills
     a short clip: with its minimum in the token-pruning work and in what is trained here, which cards without the field
     mean; with 0 in Hugging Face, the original AST and AudioMAE. `keep_rates` are those that it was trained for,
-    falling: the target of one run, or all that a run drew from; empty when unknown.
+    falling: the target of one run, or all that a run drew from; empty when unknown. `decoder` describes
+    the decoder of a pretraining model (`jaxprune.pretraining.checkpoint`), whose classes mean nothing; a classifier has
+    none.
     """
 
     model: ModelConfig
@@ -168,6 +170,7 @@ class Card:
     trained: bool = True
     padding: Padding = "minimum"
     keep_rates: tuple[float, ...] = ()
+    decoder: dict[str, Any] | None = None
 
     def __post_init__(self):
         if self.labels and len(self.labels) != self.model.classes:
@@ -209,6 +212,8 @@ class Card:
             del plain["model"]["predictors"]
         if not self.keep_rates:
             del plain["keep_rates"]
+        if self.decoder is None:
+            del plain["decoder"]
         return plain
 
     @classmethod

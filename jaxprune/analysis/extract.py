@@ -45,7 +45,7 @@ from jaxprune.analysis.identity import SHARD_CLIPS, MelType, check_same
 from jaxprune.analysis.manifest import KIND, MANIFEST, VERSION, is_extraction, read_manifest
 from jaxprune.config import Card, Padding
 from jaxprune.data.batches import Batch, Batches
-from jaxprune.evaluation.forward_pass import Started, finite_rows, forward_pass
+from jaxprune.evaluation.forward_pass import Started, check_classes, finite_rows, forward_pass
 from jaxprune.features import frame_count, model_input
 from jaxprune.files import locked, replace_file, write_text
 from jaxprune.models import Classifier, cut_patches
@@ -103,6 +103,7 @@ def _run_through(
     watch: Callable[[int], None],
 ) -> None:
     """Runs the batches that are left. `collect` gets the rows of each, and the loader's state after it."""
+    check_classes(model, batches)
     graph, state = nnx.split(model)
     program = _program(graph, _pruning_blocks(policy), padding=card.padding)
 
@@ -112,7 +113,6 @@ def _run_through(
         return Started(findings, {"": finite})
 
     forward_pass(
-        model,
         batches,
         place=lambda arrays: _Placed(place(arrays[:2]), batches.get_state()),
         start=start,

@@ -15,8 +15,9 @@ import tyro
 
 from jaxprune.cli.progress import show
 from jaxprune.parallel.processes import Launch, StopOnSignal, is_first, joined
-from jaxprune.training.finetune import Options, finetune
+from jaxprune.training.finetune import finetune
 from jaxprune.training.recipes import RECIPES
+from jaxprune.training.run import Options
 from jaxprune.training.start import Sources
 
 # A recipe a subcommand, every field of it an option with that recipe's default.

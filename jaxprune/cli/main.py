@@ -29,6 +29,7 @@ COMMANDS = {
     "features": Command("jaxprune.cli.features:main", "show and save a sound's log-mel as the model sees it"),
     "export": Command("jaxprune.cli.export:main", "a pruned model for ONNX Runtime, OpenVINO or XLA"),
     "finetune": Command("jaxprune.cli.finetune:main", "train by a recipe while the keep rate falls"),
+    "pretrain": Command("jaxprune.cli.pretrain:main", "train AudioMAE's encoder without labels, by a recipe"),
     "protocol": Command("jaxprune.cli.protocol:main", "train every fold and seed of a recipe"),
     "evaluate": Command("jaxprune.cli.evaluate:main", "accuracy or mAP on a data set, beside the cost"),
     "extract": Command("jaxprune.cli.extract:main", "save scores, kept patches and logits of a data set"),

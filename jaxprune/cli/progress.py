@@ -1,8 +1,9 @@
-"""A fine-tuning run on the terminal while it happens: notes, a bar, each evaluation and a table at the end."""
+"""A training run on the terminal while it happens: notes, a bar, each evaluation and a table at the end."""
 
+import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,27 @@ from rich.progress import TextColumn
 
 from jaxprune.cli import console as cli
 from jaxprune.training.events import Evaluation, Step
-from jaxprune.training.finetune import Beginning, Event, Outcome
+from jaxprune.training.run import Beginning, Outcome
 
 
-def show(events: Iterator[Event], out: Path, *, title: str = "training") -> Outcome:
-    """Shows what `finetune` yields in the directory `out` up to and with the run's outcome, which it returns.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wording:
+    """The parts of a run's report that its task decides: an evaluation in words, the table at the end, and what is
+    done with further events."""
 
-    The bar, with the time that is left, is there on a terminal only.
+    evaluation: Callable[[Evaluation], str]
+    table: Callable[..., None]
+    further: Callable[[Any, Path], str]
+
+
+def show(events: Iterator[Any], out: Path, *, title: str = "training", wording: Wording | None = None) -> Outcome:
+    """Shows what `finetune` or `pretrain` yields in the directory `out` up to and with the run's outcome, which it
+    returns.
+
+    `wording` is fine-tuning's unless another is given. The bar, with the time that is left, is there on a terminal
+    only.
     """
+    wording = wording or FINETUNING
     speeds: deque[float] = deque(maxlen=50)
     began = time.perf_counter()
     with cli.progress("{task.description}", TextColumn("{task.fields[facts]}")) as progress:
@@ -32,24 +46,27 @@ def show(events: Iterator[Event], out: Path, *, title: str = "training") -> Outc
                         speeds.append(event.clips_per_second)
                     progress.update(bar, completed=event.step + 1, facts=in_words(event, speeds))
                 case Evaluation():
-                    progress.console.print(
-                        f"after step {event.step}: {event.metric} {100 * event.score:.2f} %, loss {event.loss:.4f}, "
-                        f"{event.clips} clips, {at_rates(event)}",
-                        highlight=False,
-                    )
+                    progress.console.print(wording.evaluation(event), highlight=False)
                 case Outcome():
                     outcome = event
                     break
+                case _:
+                    progress.console.print(wording.further(event, out), highlight=False)
     if outcome.result is None:
         cli.notice(f"asked to stop: saved after step {outcome.step}; the same command goes on")
     else:
-        print_result(outcome.result, out, seconds=time.perf_counter() - began)
+        wording.table(outcome.result, out, seconds=time.perf_counter() - began, speed=median(speeds))
     return outcome
+
+
+def median(speeds: deque[float]) -> float | None:
+    """The middle one of the latest speeds; None before there is one."""
+    return sorted(speeds)[len(speeds) // 2] if speeds else None
 
 
 def in_words(step: Step, speeds: deque[float]) -> str:
     """A training step as one line of progress."""
-    speed = f"{sorted(speeds)[len(speeds) // 2]:.0f} clips/s" if speeds else "compiling"
+    speed = f"{median(speeds):.0f} clips/s" if speeds else "compiling"
     waiting = f", {100 * step.waiting:.0f} % waiting for data" if step.waiting > 0.05 else ""
     return f"loss {step.loss:.4f}  lr {step.lr:.2e}  keep {step.keep_rate:.3f}  {speed}{waiting}"
 
@@ -67,6 +84,14 @@ def print_beginning(event: Beginning, out: Path) -> None:
         cli.notice("there are no validation clips: the last model is saved, and test scores choose nothing")
 
 
+def evaluation_in_words(event: Evaluation) -> str:
+    """An evaluation of fine-tuning as one line."""
+    return (
+        f"after step {event.step}: {event.metric} {100 * event.score:.2f} %, loss {event.loss:.4f}, "
+        f"{event.clips} clips, {at_rates(event)}"
+    )
+
+
 def at_rates(event: Evaluation) -> str:
     """The keep rate, or the mean's rates with the score at each."""
     if event.keep_rate is not None:
@@ -75,7 +100,7 @@ def at_rates(event: Evaluation) -> str:
     return f"mean over keep rates ({scores})"
 
 
-def print_result(result: dict[str, Any], out: Path, *, seconds: float) -> None:
+def print_result(result: dict[str, Any], out: Path, *, seconds: float, speed: float | None) -> None:
     """Prints the table of a finished run: a row for each split and keep rate."""
     measured = [
         (split, found["clips"], one) for split, found in result["scores"].items() for one in rows_of(found, result)
@@ -116,3 +141,6 @@ def rows_of(found: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any
 def percent(share: float | None) -> str:
     """A share as text; a dash for none."""
     return "-" if share is None else f"{100 * share:.2f} %"
+
+
+FINETUNING = Wording(evaluation=evaluation_in_words, table=print_result, further=lambda event, out: str(event))

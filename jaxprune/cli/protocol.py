@@ -18,8 +18,8 @@ from jaxprune.cli import console as cli
 from jaxprune.cli.finetune import Recipes
 from jaxprune.cli.progress import show
 from jaxprune.parallel.processes import Launch, StopOnSignal, is_first, joined
-from jaxprune.training.finetune import Event, Options
 from jaxprune.training.protocol import SUMMARY, Next, Spread, Summary, carry_out
+from jaxprune.training.run import Event, Options
 from jaxprune.training.settings import Recipe
 from jaxprune.training.start import Sources
 

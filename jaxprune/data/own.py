@@ -7,7 +7,7 @@ for. A label file keeps the head's classes where a split lacks some of them.
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +129,41 @@ class Manifest:
 
     def read(self) -> Dataset:
         """Reads the table and holds its rows against the disk."""
-        if self.path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
-            entries = json_entries(self.path)
-        else:
-            entries = [dict(row) for row in read_rows(self.path, ("path", "labels", "split"), bare=_BARE)]
+        entries = _entries(self.path, ("path", "labels", "split"), bare=_BARE)
         entries = with_labels(entries, self.path, separator=";")
         known = {name for entry in entries for name in entry["labels"]}
         labels = named_labels(self.labels, known, name=str(self.path))
         records = entry_records(entries, self.path, labels=labels, root=self.root or self.path.parent, source=self.path)
         dataset = Dataset(name=self.path.stem, labels=labels.names, records=records)
         return checked(dataset, missing=self.missing)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnlabelledManifest:
+    """Own clips without labels in a table, for pretraining: a `Manifest` that needs the columns path and split alone.
+
+    Labels that are there are left out.
+    """
+
+    path: Path
+    root: Path | None = None
+    missing: Missing = "refuse"
+
+    def read(self) -> Dataset:
+        """Reads the table and holds its rows against the disk."""
+        entries = [entry | {"labels": []} for entry in _entries(self.path, ("path", "split"), bare=_BARE[::2])]
+        nothing = LabelFile(names=(), ids={})
+        records = entry_records(
+            entries, self.path, labels=nothing, root=self.root or self.path.parent, source=self.path
+        )
+        return checked(Dataset(name=self.path.stem, labels=(), records=records), missing=self.missing)
+
+
+def _entries(path: Path, columns: Sequence[str], *, bare: Sequence[re.Pattern]) -> list[dict[str, Any]]:
+    """The rows of a table in JSON or csv. Raises `ValueError` for a csv without these columns."""
+    if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+        return json_entries(path)
+    return [dict(row) for row in read_rows(path, columns, bare=bare)]
 
 
 def with_labels(

@@ -18,7 +18,7 @@ from typing import Literal
 
 from jaxprune.data.folders import subfolders
 from jaxprune.data.labels import named_labels, read_label_file
-from jaxprune.data.own import Folder, Manifest, entry_records, with_labels
+from jaxprune.data.own import Folder, Manifest, UnlabelledManifest, entry_records, with_labels
 from jaxprune.data.records import SPLITS, Dataset, Missing, Record, Split, checked, refuse, skipped
 from jaxprune.data.shards import Shards
 from jaxprune.data.tables import json_entries, read_rows, read_text, whole_number
@@ -271,4 +271,14 @@ def _round_split(nth: int, *, fewer: bool) -> Split | None:
     return "train" if nth <= train else "validation" if nth <= validation else "test" if nth <= test else None
 
 
-Source = ArabicSpeechCommands | ESC50 | SpeechCommands | AudioSet | VoxCeleb1 | Folder | Manifest | Shards
+Source = (
+    ArabicSpeechCommands
+    | ESC50
+    | SpeechCommands
+    | AudioSet
+    | VoxCeleb1
+    | Folder
+    | Manifest
+    | UnlabelledManifest
+    | Shards
+)

@@ -25,7 +25,7 @@ MISSING = 0.2  # the share of listed files that may be skipped: more looks like 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One clip: its file, the ids of its classes (rising, at least one), its split, and its fold if there are any."""
+    """One clip: its file, the ids of its classes (rising), its split, and its fold if there are any."""
 
     path: str
     labels: tuple[int, ...]
@@ -48,7 +48,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Labelled clips. `labels` holds one name per class, in the order of a head's outputs.
+    """Labelled clips. `labels` holds one name per class, in the order of a head's outputs; none for unlabelled clips.
 
     `notices` are sentences about what was skipped or assumed when the files were read.
     """
@@ -82,7 +82,8 @@ class Dataset:
 def checked(dataset: Dataset, *, needs: Iterable[Split] = (), missing: Missing = "refuse") -> Dataset:
     """The data set, if it can be used; else `ValueError` with the first few offenders.
 
-    Refuses no clips at all, an empty split among `needs`, clips without a label or with one outside the label names,
+    Refuses no clips at all, an empty split among `needs`, clips without a label (where there are labels) or with one
+    outside the label names,
     clips listed twice, one real file in two splits, and files that do not exist. With `missing="skip"` a fifth of the
     files may be missing: a notice counts them. Paths become those that the disk has.
     """
@@ -94,7 +95,7 @@ def checked(dataset: Dataset, *, needs: Iterable[Split] = (), missing: Missing =
         (
             f"{r.path} {list(r.labels)}"
             for r in records
-            if not r.labels or min(r.labels) < 0 or max(r.labels) >= classes
+            if (classes and not r.labels) or any(label not in range(classes) for label in r.labels)
         ),
         f"{name}: clips have no label or one outside the {classes} classes",
     )

@@ -120,7 +120,6 @@ def evaluate(
     tallies = {rate: _Tally() for rate in policies}
     collect = _count if single_label else _count_and_rank
     run = forward_pass(
-        model,
         batches,
         place=layout.share,
         start=programs.start,

@@ -47,7 +47,6 @@ class Pass:
 
 
 def forward_pass(
-    model: Classifier,
     batches: Batches,
     *,
     place: Callable[[tuple], Placed],
@@ -58,9 +57,8 @@ def forward_pass(
     """Runs every remaining batch: `place` its first four arrays, `start` the work, and a batch later `collect`.
 
     `place` runs in a thread, right after its batch was read. `watch` gets the number of clips on their way or done.
-    Raises `ValueError` if the model has another number of classes or scores are not finite.
+    Raises `ValueError` if scores are not finite.
     """
-    check_classes(model, batches)
     began = time.perf_counter()
     clips, behind = 0, None
     with Feed(batches, place=place) as feed:

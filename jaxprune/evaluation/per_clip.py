@@ -108,7 +108,7 @@ def answer(
     def collect(batch: Batch, placed: tuple[Array, ...], found: Mapping[str, _Found]) -> None:
         rows.append(_rows(batch, found, single_label=single_label))
 
-    done = forward_pass(model, batches, place=jax.device_put, start=start, collect=collect, watch=watch).clips
+    done = forward_pass(batches, place=jax.device_put, start=start, collect=collect, watch=watch).clips
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     if not len(joined["index"]):
         raise ValueError(f"none of the {done} clips could be used, so there is nothing to report")

@@ -117,3 +117,13 @@ def on_host(array: Array | np.ndarray) -> np.ndarray:
     if not isinstance(array, Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def check_device() -> None:
+    """Raises `OSError`, with JAX's own reason, where its backend does not start."""
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the second, without a word, where no plugin of that name is there
+        asked = jax.config.jax_platforms
+        reason = str(error) or "no backend of that name is installed or finds a device"
+        raise OSError(f"JAX does not start with JAX_PLATFORMS={asked}: {reason}") from error

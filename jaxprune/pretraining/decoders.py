@@ -16,7 +16,7 @@ from einops import rearrange
 from flax import nnx, struct
 from jaxtyping import Array, Float, Key
 
-from jaxprune.config import ModelConfig
+from jaxprune.config import LARGEST, ModelConfig
 from jaxprune.ops.layers import LayerNorm, Linear
 from jaxprune.vit import Block, Mlp
 
@@ -52,8 +52,11 @@ class PlainDecoder:
     Raises `ValueError` where the heads do not divide the width.
     """
 
+    # Width of the decoder's tokens.
     width: int = 512
+    # Blocks.
     depth: int = 8
+    # Attention heads; they divide the width.
     heads: int = 16
 
     def __post_init__(self):
@@ -72,14 +75,23 @@ class WindowDecoder:
     do not divide the width.
     """
 
+    # Width of the decoder's tokens.
     width: int = 512
+    # Blocks, every other one shifted.
     depth: int = 16
+    # Attention heads; they divide the width.
     heads: int = 16
+    # Patches along each side of a window.
     window: int = 4
+    # Time steps that every other block is shifted by.
     shift: int = 2
 
     def __post_init__(self):
         _check_sizes(self)
+        if not 0 <= self.shift < self.window <= LARGEST["patch"]:
+            raise ValueError(
+                f"windows of {self.window} cannot be shifted by {self.shift}; the shift must be less than the window"
+            )
 
     def build(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs) -> "WindowBlocks":
         """The decoder's blocks with fresh weights. Raises `ValueError` for a grid that windows do not divide."""
@@ -97,8 +109,10 @@ DecoderConfig = PlainDecoder | WindowDecoder
 
 def _check_sizes(decoder: DecoderConfig) -> None:
     for name in ("width", "depth", "heads"):
-        if getattr(decoder, name) < 1:
-            raise ValueError(f"the decoder's {name} is {getattr(decoder, name)}; it must be at least 1")
+        if not 1 <= getattr(decoder, name) <= LARGEST[name]:
+            raise ValueError(
+                f"the decoder's {name} is {getattr(decoder, name)}; it must be at least 1 and at most {LARGEST[name]:,}"
+            )
     if decoder.width % decoder.heads:
         raise ValueError(
             f"the decoder's width {decoder.width} cannot be split over {decoder.heads} heads; "

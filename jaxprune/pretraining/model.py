@@ -94,11 +94,23 @@ class Pretraining(nnx.Module):
 
         With `normalise` a patch's pixels lose their mean and are divided by sqrt(variance + 1e-6), unbiased variance.
         """
+        # Of every clip as many patches are removed, so the mean of the clips' means is the mean over all patches.
+        return self.losses(mel, visible, normalise=normalise, dropout=dropout).mean()
+
+    def losses(
+        self,
+        mel: Float[Array, "b t f"],
+        visible: Int[Array, "b k"],
+        *,
+        normalise: bool = True,
+        dropout: BiasDropout | None = None,
+    ) -> Float[Array, "b"]:
+        """Each clip's part of `loss`: the mean over its own removed patches."""
         patches = cut_patches(mel, self.config)
         output = self.read(patches, visible, dropout=dropout)
         target = normalised(patches) if normalise else patches
         error = jnp.square(output.prediction - target).mean(axis=-1)
-        return error.mean(where=removed(visible, patches=patches.shape[1]))
+        return error.mean(axis=-1, where=removed(visible, patches=patches.shape[1]))
 
     def read(
         self, patches: Float[Array, "b n pixels"], visible: Int[Array, "b k"], *, dropout: BiasDropout | None

@@ -20,6 +20,7 @@ from jax.tree_util import keystr
 from jaxprune.data.batches import Batches
 from jaxprune.files import REFUSED, quiet_orbax, reason
 from jaxprune.training.events import Evaluation
+from jaxprune.training.pretraining_settings import PretrainingRecipe, recipe_from_json
 from jaxprune.training.settings import Recipe
 from jaxprune.training.step import State, Weights
 
@@ -32,7 +33,7 @@ class Facts:
     A step's random numbers follow from `seed` and its number, so nothing more is needed to go on.
     """
 
-    recipe: Recipe
+    recipe: Recipe | PretrainingRecipe
     labels: tuple[str, ...]
     seed: int
     place: dict[str, Any]
@@ -48,7 +49,7 @@ class Facts:
         if not isinstance(data, Mapping) or not data.keys() >= {"recipe", "labels", "seed", "place"}:
             raise ValueError("its facts are incomplete")
         return cls(
-            recipe=Recipe.from_json(data["recipe"]),
+            recipe=recipe_from_json(data["recipe"]),
             labels=tuple(data["labels"]),
             seed=data["seed"],
             place=data["place"],

@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-Metric = Literal["accuracy", "mAP"]
+# The loss is pretraining's.
+Metric = Literal["accuracy", "mAP", "loss"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,16 @@ class Cosine:
         if not self.floor >= 0:
             raise ValueError(f"floor is {self.floor}; it must be 0 or more")
 
+    def check(self, *, epochs: int, peak: float) -> None:
+        """Raises `ValueError` where a run of so many epochs and this peak leaves no course."""
+        if self.warmup_epochs >= epochs:
+            raise ValueError(f"a warm-up of {self.warmup_epochs} epochs leaves nothing of a run of {epochs}")
+        if self.floor > peak:
+            raise ValueError(
+                f"the learning rate would end at {self.floor}, above its peak of {peak}; lower the floor or raise "
+                "base_lr"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepDecay:

@@ -26,7 +26,8 @@ from jaxprune.files import locked, write_text
 from jaxprune.json_files import fit, read_json
 from jaxprune.parallel.processes import by_first
 from jaxprune.training.events import Metric
-from jaxprune.training.finetune import Beginning, Event, Options, Outcome, finetune, tidy
+from jaxprune.training.finetune import finetune
+from jaxprune.training.run import Beginning, Event, Options, Outcome, tidy
 from jaxprune.training.run_directory import RESULT, differences, read_result, with_defaults
 from jaxprune.training.settings import Recipe
 from jaxprune.training.start import Sources

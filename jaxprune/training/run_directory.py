@@ -22,10 +22,13 @@ from jaxprune.config import Padding
 from jaxprune.data.records import Split
 from jaxprune.files import write_text
 from jaxprune.json_files import fit, read_json
+from jaxprune.training import pretraining_settings, settings
 from jaxprune.training.events import Evaluation, Metric, Step
-from jaxprune.training.settings import PARTS, UNIONS, YOUNGER, Recipe
+from jaxprune.training.pretraining_settings import PretrainingRecipe, recipe_from_json
+from jaxprune.training.settings import PRETRAINING, Recipe
 
 RECIPE, CHECKPOINTS, METRICS, MODEL, RESULT = "recipe.json", "checkpoints", "metrics.jsonl", "model", "result.json"
+AnyRecipe = Recipe | PretrainingRecipe
 # Of a recipe: they decide nothing, and a later version may word them anew.
 REMARKS = {"source", "published", "expected"}
 
@@ -78,7 +81,7 @@ class Line(TypedDict):
     step: int
 
 
-def finished(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> dict[str, Any] | None:
+def finished(directory: str | os.PathLike, recipe: AnyRecipe, *, seed: int) -> dict[str, Any] | None:
     """The result of a finished run, or None where there is none. Raises `ValueError` where it had other settings."""
     directory = Path(directory)
     try:
@@ -87,6 +90,7 @@ def finished(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> dict
         return None
     except (OSError, ValueError) as error:
         raise ValueError(f"{directory} holds a finished run that cannot be read ({error})") from error
+    _check_task(directory, saved, recipe)
     if others := differences(saved, _settings(recipe, seed=seed)):
         raise ValueError(
             f"{directory} holds a finished run with other settings ({'; '.join(others[:3])}); choose another output "
@@ -100,7 +104,7 @@ def read_result(path: Path) -> dict[str, Any]:
     result = read_json(path)
     try:
         fit(result, Result)
-        Recipe.from_json(result["recipe"])
+        recipe_from_json(result["recipe"])
         if not result["scores"]:
             raise ValueError("it has no scores")
     except ValueError as error:
@@ -108,14 +112,14 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def open_run(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> bool:
+def open_run(directory: str | os.PathLike, recipe: AnyRecipe, *, seed: int) -> bool:
     """Prepares a run's directory. True where it holds an unfinished run of the same recipe and seed, to go on with.
 
     Raises `ValueError` for a directory that holds a finished run, one of another recipe (naming what differs), or
     something else.
     """
     directory = Path(directory)
-    settings = _settings(recipe, seed=seed)
+    wanted = _settings(recipe, seed=seed)
     if (directory / RESULT).exists():
         raise ValueError(f"{directory} holds a finished run; choose another output directory")
     try:
@@ -123,11 +127,12 @@ def open_run(directory: str | os.PathLike, recipe: Recipe, *, seed: int) -> bool
     except (FileNotFoundError, NotADirectoryError):
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ValueError(f"{directory} exists and is no run; choose another output directory") from None
-        write_text(directory / RECIPE, json.dumps(settings, indent=1) + "\n")
+        write_text(directory / RECIPE, json.dumps(wanted, indent=1) + "\n")
         return False
     except OSError as error:
         raise ValueError(f"{directory / RECIPE} cannot be read ({error})") from error
-    if others := differences(saved, settings):
+    _check_task(directory, saved, recipe)
+    if others := differences(saved, wanted):
         raise ValueError(
             f"{directory} holds an unfinished run with other settings ({'; '.join(others[:3])}); give the same ones "
             "to go on with it, or choose another output directory"
@@ -230,9 +235,10 @@ def with_defaults(saved: Any) -> Any:
     """A recipe's saved JSON, with today's defaults for the settings that are younger than it. Nothing else changes."""
     if not isinstance(saved, dict):
         return saved
-    saved = YOUNGER | saved
-    makes = dict(PARTS)
-    for part, kinds in UNIONS.items():
+    kind = pretraining_settings if saved.get("task") == PRETRAINING else settings
+    saved = kind.YOUNGER | saved
+    makes = dict(kind.PARTS)
+    for part, kinds in kind.UNIONS.items():
         if isinstance(values := saved.get(part), dict) and values.get("kind") in kinds:
             makes[part] = kinds[values["kind"]]
     return saved | {
@@ -247,6 +253,19 @@ def _defaults(make: type) -> dict[str, Any]:
     return json.loads(json.dumps(plain))
 
 
+def _check_task(directory: Path, saved: Any, recipe: AnyRecipe) -> None:
+    """Raises `ValueError` where the run in a directory is of pretraining and the recipe of fine-tuning, or reversed."""
+    kinds = {True: "pretraining", False: "fine-tuning"}
+    there, here = (
+        isinstance(values, dict) and values.get("task") == PRETRAINING for values in (saved, recipe.to_json())
+    )
+    if there != here:
+        raise ValueError(
+            f"{directory} holds a run of {kinds[there]}, but {recipe.name} is a recipe of {kinds[here]}; choose "
+            "another output directory"
+        )
+
+
 def _saved(directory: Path) -> Any:
     """The content of recipe.json. Runs older than the choice of padding padded with the minimum."""
     saved = read_json(directory / RECIPE)
@@ -255,6 +274,6 @@ def _saved(directory: Path) -> Any:
     return with_defaults(saved)
 
 
-def _settings(recipe: Recipe, *, seed: int) -> dict[str, Any]:
+def _settings(recipe: AnyRecipe, *, seed: int) -> dict[str, Any]:
     """The content of recipe.json, as it is read back."""
     return json.loads(json.dumps({"seed": seed} | recipe.to_json()))

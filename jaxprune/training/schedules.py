@@ -19,7 +19,7 @@ from jaxprune.reduction.policy import stage_counts, top_k_stages
 from jaxprune.reduction.selection import MaskedTopK, Stage
 from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
 from jaxprune.training.pruning import Draw, Prune
-from jaxprune.training.settings import Loop
+from jaxprune.training.settings import Passes
 
 LearningRate = Callable[[int | Int[Array, ""]], Float[Array, ""]]
 
@@ -30,7 +30,7 @@ class Course(Protocol):
 
     optimizer: AdamW | AdamL2
     schedule: Cosine | StepDecay
-    loop: Loop
+    loop: Passes
 
     @property
     def peak_lr(self) -> float:

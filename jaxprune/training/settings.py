@@ -8,7 +8,7 @@ published ones are in `jaxprune.training.recipes`. Nothing here touches arrays: 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from jaxprune.config import FAMILY_SIZES, Activation, Card, Family, ModelConfig, Padding
@@ -19,6 +19,8 @@ from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
 from jaxprune.training.pruning import Prune
 from jaxprune.training.variation import Augment
+
+PRETRAINING = "pretraining"  # the mark of such recipes in JSON; those of fine-tuning have none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loop:
+class Passes:
     """The length of a run, and its batches."""
 
     # Passes over the training clips.
@@ -94,38 +96,51 @@ class Loop:
     batch: int
     # Parts a batch is computed in, one after the other, to save memory; gradients are averaged.
     accumulate: int = 1
-    # bce: every class yes or no (multi-label, or mixed labels); ce: one class among all.
-    loss: Literal["bce", "ce"] = "ce"
     # Seeds, one run each.
     seeds: tuple[int, ...] = (0,)
     # Decay of the running average of the weights, which is evaluated, chosen and saved in their place; 0: none.
     ema: float = 0.0
-    # Share of each target that is spread over all classes, with the loss ce (Szegedy et al. 2016: 0.1).
-    label_smoothing: float = 0.0
 
     def __post_init__(self):
         for name in ("epochs", "batch", "accumulate"):
             whole_number(name, getattr(self, name), least=1)
         if self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} cannot be split into {self.accumulate} equal parts")
+        _below_one("ema", self.ema)
+        if not self.seeds:
+            raise ValueError("no seed was given; give at least one")
+        distinct("seeds", self.seeds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loop(Passes):
+    """The length of a fine-tuning run, its batches and its loss."""
+
+    # bce: every class yes or no (multi-label, or mixed labels); ce: one class among all.
+    loss: Literal["bce", "ce"] = "ce"
+    # Share of each target that is spread over all classes, with the loss ce (Szegedy et al. 2016: 0.1).
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.loss not in ("bce", "ce"):
             raise ValueError(f"loss is {self.loss!r}; it must be 'bce' or 'ce'")
-        for name in ("ema", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        _below_one("label_smoothing", self.label_smoothing)
         if self.label_smoothing and self.loss != "ce":
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing}, but the loss is {self.loss}; labels are smoothed with ce "
                 "alone (one class a clip)"
             )
-        if not self.seeds:
-            raise ValueError("no seed was given; give at least one")
-        distinct("seeds", self.seeds)
 
     @property
     def activation(self) -> Activation:
         """The function that makes probabilities of logits trained with this loss."""
         return {"bce": "sigmoid", "ce": "softmax"}[self.loss]
+
+
+def _below_one(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,15 +214,7 @@ class Recipe:
                 "start earlier, shrink faster or train longer"
             )
         if isinstance(self.schedule, Cosine):
-            if self.schedule.warmup_epochs >= loop.epochs:
-                raise ValueError(
-                    f"a warm-up of {self.schedule.warmup_epochs} epochs leaves nothing of a run of {loop.epochs}"
-                )
-            if self.schedule.floor > self.peak_lr:
-                raise ValueError(
-                    f"the learning rate would end at {self.schedule.floor}, above its peak of {self.peak_lr}; "
-                    "lower the floor or raise base_lr"
-                )
+            self.schedule.check(epochs=loop.epochs, peak=self.peak_lr)
         if self.augment.time_mask > self.data.frames:
             raise ValueError(
                 f"a time mask of {self.augment.time_mask} is wider than clips of {self.data.frames} frames"
@@ -248,10 +255,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries; the optimiser and the schedule carry their class's name."""
-        plain = dataclasses.asdict(self)
-        for part in UNIONS:
-            plain[part] = {"kind": type(getattr(self, part)).__name__} | plain[part]
-        return plain
+        return plain(self, UNIONS)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
@@ -259,15 +263,17 @@ class Recipe:
         fields."""
         try:
             fields = YOUNGER | dict(data)
+            if fields.get("task") == PRETRAINING:
+                raise ValueError("it is a recipe of pretraining, not of fine-tuning")
             fields["data"] = {"padding": "minimum"} | fields["data"]  # recipes older than the field
             for part, make in PARTS.items():
-                fields[part] = _filled(make, fields[part])
+                fields[part] = filled(make, fields[part])
             for part, makes in UNIONS.items():
                 values = dict(fields[part])
-                fields[part] = _filled(makes[values.pop("kind")], values)
+                fields[part] = filled(makes[values.pop("kind")], values)
             for remark in ("name", "source"):
                 fit(fields[remark], str)
-            fields["expected"] = tuple(_filled(Published, score) for score in fields["expected"])
+            fields["expected"] = tuple(filled(Published, score) for score in fields["expected"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a jaxprune recipe: {error}") from error
@@ -289,7 +295,15 @@ UNIONS = {
 }
 
 
-def _filled(make: type, values: Any) -> Any:
+def plain(recipe: Any, unions: Collection[str]) -> dict[str, Any]:
+    """A recipe in JSON's types; parts among `unions` carry their class's name."""
+    values = dataclasses.asdict(recipe)
+    for part in unions:
+        values[part] = {"kind": type(getattr(recipe, part)).__name__} | values[part]
+    return values
+
+
+def filled(make: type, values: Any) -> Any:
     """A dataclass from JSON's values, their types checked. Raises `ValueError` and `TypeError`."""
     names = {field.name for field in dataclasses.fields(make)}
     if isinstance(values, Mapping) and (unknown := sorted(values.keys() - names)):

@@ -6,11 +6,12 @@ A recipe is made for a data set of its own. Here it meets the data at hand: othe
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from jaxprune import checkpoint
-from jaxprune.config import PADDING_IN_WORDS, Padding
+from jaxprune.config import PADDING_IN_WORDS, Card, Padding
 from jaxprune.data.published import (
     ESC50,
     ArabicSpeechCommands,
@@ -20,12 +21,17 @@ from jaxprune.data.published import (
     Shards,
     Source,
     SpeechCommands,
+    UnlabelledManifest,
     VoxCeleb1,
 )
 from jaxprune.data.records import Dataset, Missing
 from jaxprune.data.shard_files import is_shards
 from jaxprune.models import Classifier, build
+from jaxprune.pretraining import checkpoint as pretraining_checkpoint
+from jaxprune.training.pretraining_settings import PretrainingRecipe
 from jaxprune.training.settings import Recipe
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, PretrainingRecipe)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,10 +51,11 @@ class Sources:
     # Listed files that do not exist: refuse them, or skip up to a fifth of them.
     missing: Missing = "refuse"
 
-    def of(self, recipe: Recipe) -> Source:
+    def of(self, recipe: Recipe | PretrainingRecipe, *, labelled: bool = True) -> Source:
         """The recipe's data set at its root: shards if they are there, a published one by name, else own data.
 
-        Raises `ValueError` where no root is given.
+        A manifest that need not be `labelled` may lack labels: they are left out. Raises `ValueError` where no root is
+        given.
         """
         root = Path(recipe.data.root)
         if not recipe.data.root:
@@ -71,6 +78,8 @@ class Sources:
                     labels=labels, train=self.train_json, test=self.test_json, root=root, missing=self.missing
                 )
         if root.is_file():
+            if not labelled:
+                return UnlabelledManifest(path=root, missing=self.missing)
             return Manifest(path=root, labels=self.labels, missing=self.missing)
         return Folder(root=root, labels=self.labels)
 
@@ -82,8 +91,7 @@ def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, tuple[str, ...]]:
     `ValueError` for a loss that the labels do not allow.
     """
     notes = dataset.notices
-    tested = {record.fold for record in dataset.records if record.split == "test" and record.fold is not None}
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folds=tuple(sorted(tested))))
+    recipe = folds_named(recipe, dataset)
     if recipe.data.classes != len(dataset.labels):
         notes += (f"{dataset.name} has {len(dataset.labels)} classes, not {recipe.data.classes}: the head has as many",)
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, classes=len(dataset.labels)))
@@ -97,7 +105,13 @@ def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, tuple[str, ...]]:
     return recipe, notes
 
 
-def padded(recipe: Recipe, *, begun: Padding | None = None) -> tuple[Recipe, tuple[str, ...]]:
+def folds_named(recipe: AnyRecipe, dataset: Dataset) -> AnyRecipe:
+    """The recipe with the folds that it tests on."""
+    tested = {record.fold for record in dataset.records if record.split == "test" and record.fold is not None}
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folds=tuple(sorted(tested))))
+
+
+def padded(recipe: AnyRecipe, *, begun: Padding | None = None) -> tuple[AnyRecipe, tuple[str, ...]]:
     """The recipe with its padding chosen, and a note where the checkpoint or the published recipe has another.
 
     As the recipe asks; else as in the run that was `begun`; else as the card of the checkpoint says; else the minimum.
@@ -121,8 +135,9 @@ def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tup
     """The recipe's model for these classes, and the changes to the checkpoint, in words.
 
     From `start.checkpoint` with its position table fitted to the recipe's frames, and a new head, norm included, where
-    its classes are not these in this order; else of `start.size` from random weights. Its predictors are the recipe's,
-    new ones unless the checkpoint's are of the same blocks. Raises `ValueError` for a checkpoint of another family.
+    its classes are not these in this order or it is a pretraining model; else of `start.size` from random weights. Its
+    predictors are the recipe's, new ones unless the checkpoint's are of the same blocks. Raises `ValueError` for a
+    checkpoint of another family.
     """
     start, facts, dtype = recipe.start, recipe.data, recipe.precision.compute
     if not start.checkpoint:
@@ -130,9 +145,10 @@ def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tup
     card = checkpoint.load_card(start.checkpoint)
     if card.model.family != start.family:
         raise ValueError(f"{start.checkpoint} holds an {card.model.family}; the recipe trains an {start.family}")
-    loaded = checkpoint.load(start.checkpoint, frames=facts.frames)
-    weights = {name: np.asarray(leaf[...]) for name, leaf in checkpoint.leaves(loaded).items()}
-    config = dataclasses.replace(loaded.config, classes=facts.classes, predictors=recipe.prune.predictors)
+    weights = _weights(start.checkpoint, card, frames=facts.frames)
+    config = dataclasses.replace(
+        card.model, frames=facts.frames, classes=facts.classes, predictors=recipe.prune.predictors
+    )
     fresh, notes = build(config, dtype=dtype, seed=seed), []
     if card.model.predictors != config.predictors:
         weights = _with_part_of(fresh, weights, _in_predictors)
@@ -143,7 +159,11 @@ def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tup
         notes.append(f"the position table was fitted from {card.model.frames} frames to {facts.frames}")
     if not same_classes(recipe, labels):
         weights = _with_part_of(fresh, weights, _in_head)
-        notes.append(f"the head is new: the checkpoint's {card.model.classes} classes are not these {facts.classes}")
+        if card.decoder is None:
+            told = f"the head is new: the checkpoint's {card.model.classes} classes are not these {facts.classes}"
+        else:
+            told = f"{start.checkpoint} is a pretraining model: its decoder is left out, and the head is new"
+        notes.append(told)
     return checkpoint.fill(fresh, weights, source=start.checkpoint), tuple(notes)
 
 
@@ -152,7 +172,7 @@ def same_classes(recipe: Recipe, labels: tuple[str, ...]) -> bool:
     if not recipe.start.checkpoint:
         return False
     card = checkpoint.load_card(recipe.start.checkpoint)
-    return card.model.classes == recipe.data.classes and card.labels in ((), labels)
+    return card.decoder is None and card.model.classes == recipe.data.classes and card.labels in ((), labels)
 
 
 def _with_part_of(
@@ -165,6 +185,14 @@ def _with_part_of(
 
 def _in_predictors(name: str) -> bool:
     return name.startswith("predictors.")
+
+
+def _weights(directory: str, card: Card, *, frames: int) -> dict[str, np.ndarray]:
+    """A checkpoint's weights as the classifier names them, for spectrograms of so many frames."""
+    if card.decoder is not None:
+        return pretraining_checkpoint.encoder_weights(directory, frames=frames)[1]
+    loaded = checkpoint.load(directory, frames=frames)
+    return {name: np.asarray(leaf[...]) for name, leaf in checkpoint.leaves(loaded).items()}
 
 
 def _in_head(name: str) -> bool:

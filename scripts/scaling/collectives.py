@@ -33,9 +33,9 @@ from jaxprune.files import write_text
 from jaxprune.models import Classifier, abstract
 from jaxprune.parallel.devices import Layout
 from jaxprune.training.classification import Classification
-from jaxprune.training.finetune import SPREADS
 from jaxprune.training.loop import Training
 from jaxprune.training.recipes import recipe as named
+from jaxprune.training.run import SPREADS
 from jaxprune.training.settings import Recipe
 from jaxprune.training.step import Program
 from jaxprune.training.task import Sound

@@ -54,7 +54,7 @@ def ended(processes: list[subprocess.Popen]) -> list[str]:
 
 TRAIN = """
 from parallel.test_processes import finetune, short
-from jaxprune.training.finetune import Options
+from jaxprune.training.run import Options
 clips, start, out, pause = *map(Path, arguments[:3]), float(arguments[3])
 with joined(me):
     for event in finetune(short(clips, start), out, seed=7, options=Options(weights="divided")):

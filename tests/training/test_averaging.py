@@ -15,7 +15,8 @@ from jaxprune.checkpoint import leaves
 from jaxprune.data.batches import Batch, eval_batches
 from jaxprune.features import model_input, sample_count
 from jaxprune.training.checkpoints import Checkpoints, named_arrays
-from jaxprune.training.finetune import Options, finetune
+from jaxprune.training.finetune import finetune
+from jaxprune.training.run import Options
 from jaxprune.training.settings import Augment, Loop
 from jaxprune.training.step import averaged
 

@@ -17,7 +17,8 @@ from jaxprune.checkpoint import leaves
 from jaxprune.cli.progress import show
 from jaxprune.config import Card
 from jaxprune.data.records import Dataset, Record
-from jaxprune.training.finetune import Beginning, Options, Outcome, finetune
+from jaxprune.training.finetune import finetune
+from jaxprune.training.run import Beginning, Options, Outcome
 from jaxprune.training.run_directory import read_metrics
 from jaxprune.training.settings import Loop, Start
 from jaxprune.training.start import Sources, fitted, starting_model
@@ -197,7 +198,7 @@ def test_a_run_asked_to_stop_goes_on_with_the_same_command(clips, start, tmp_pat
     assert 0 < left < EPOCHS * STEPS
     again, ended = [], finetune(made, tmp_path / "a", seed=7)
     with monkeypatch.context() as killing:
-        killing.setattr("jaxprune.training.finetune.clear", killed)
+        killing.setattr("jaxprune.training.run.clear", killed)
         with pytest.raises(Killed):
             again.extend(ended)
     assert again[0].step == left

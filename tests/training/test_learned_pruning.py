@@ -23,10 +23,11 @@ from jaxprune.features import model_input
 from jaxprune.learned import drawn_decisions
 from jaxprune.training.dynamic import NOISE, LearnedPruning
 from jaxprune.training.dynamic_settings import Dynamic
-from jaxprune.training.finetune import Outcome, finetune
+from jaxprune.training.finetune import finetune
 from jaxprune.training.loop import Training
 from jaxprune.training.optim import optimizer
 from jaxprune.training.pruning import Prune
+from jaxprune.training.run import Outcome
 from jaxprune.training.settings import AdamW, Augment, Cosine, Loop, Recipe, Start
 from jaxprune.training.start import starting_model
 from jaxprune.training.teacher import with_teacher

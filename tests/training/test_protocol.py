@@ -24,9 +24,9 @@ from jaxprune.config import Card
 from jaxprune.data.records import Dataset, Record
 from jaxprune.parallel import processes
 from jaxprune.training import protocol
-from jaxprune.training.finetune import Beginning, Outcome
 from jaxprune.training.protocol import Next, Run, Summary, carry_out, open_protocol, runs, summarize
 from jaxprune.training.recipes import RECIPES
+from jaxprune.training.run import Beginning, Outcome
 from jaxprune.training.run_directory import MetricsLog, read_metrics
 from jaxprune.training.settings import AdamW, Augment, Cosine, Data, Loop, Precision, Prune, Recipe, Start
 from jaxprune.training.start import Sources
