@@ -1,9 +1,9 @@
-"""PyTorch checkpoints to JAX and back, with the proof that both compute the same; the only part that needs torch.
+"""PyTorch checkpoints to JAX and back, with the proof that both compute the same. Only this part needs torch.
 
-Here live the reader of every published format (`read`), the one table that pairs tensors with leaves (`mapping`), the
-writers (`export`), the models once more in plain PyTorch (`torch_reference`), the comparison of both (`validate`) and
-the benchmark against PyTorch (`benchmark`). The commands are `command` and `validate`. Loading, running and training a
-converted model needs none of it and lives in `jaxprune`.
+`read` reads every published format. `mapping` is the one table that pairs tensors with leaves. `export` writes.
+`torch_reference` has the models once more in plain PyTorch, `validate` compares the two, `benchmark` times them. The
+commands are `command` and `validate`. A converted model is loaded, run and trained without any of it, by the other
+packages of `jaxprune`.
 """
 
 from .load import load_torch

@@ -1,6 +1,6 @@
 """The command `jaxprune convert SOURCE OUT`: a PyTorch checkpoint to a jaxprune one, or with `--to-torch` back again.
 
-Reading is `read.py`'s job, the way from tensor to leaf `mapping.py`'s. This module joins them and reports.
+`read.py` reads, `mapping.py` takes tensors to leaves. This module joins them and reports.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def export_official(out: Path, state: Mapping[str, torch.Tensor], card: Card, *,
 
 
 def export_huggingface(out: Path, state: Mapping[str, torch.Tensor], card: Card, *, overwrite: bool) -> None:
-    """Writes a Hugging Face directory, whose one LayerNorm eps is the blocks'."""
+    """Writes a Hugging Face directory. Its one LayerNorm eps is the blocks'."""
     config = card.model
     if card.padding != "zero":
         notice(
@@ -120,7 +120,7 @@ def adapted(
 
 
 def check_saved(out: Path, model: Classifier) -> None:
-    """Loads what was written as a user would, and compares every number. Raises `ValueError` where one differs."""
+    """Loads what was written, as a user would, and compares every number. Raises `ValueError` if one differs."""
     saved, expected = checkpoint.leaves(checkpoint.load(out)), checkpoint.leaves(model)
     wrong = [name for name, leaf in expected.items() if not np.array_equal(saved[name][...], leaf[...])]
     if wrong:
@@ -128,7 +128,7 @@ def check_saved(out: Path, model: Classifier) -> None:
 
 
 def report(read: TorchCheckpoint, *, card: Card, model: Classifier, out: Path) -> None:
-    """Prints what was mapped, ignored and missing, block numbers folded together."""
+    """Prints which tensors were mapped, ignored and missing. Those that differ in the block number share a row."""
     leaves = checkpoint.leaves(model)
     mapped = []
     for pair in mapping.pairs(card.model):
@@ -158,13 +158,13 @@ def report(read: TorchCheckpoint, *, card: Card, model: Classifier, out: Path) -
 
 
 def fold(name: str) -> str:
-    """A tensor's name, fit to print, with its block number left open."""
+    """A tensor's name without its block number, fit to print."""
     name = shown(name)
     return re.sub(r"\.\d+\.(?=.*\.)", ".*.", name) if "layer" in name or "blocks" in name else name
 
 
 def counted(items: Iterable) -> list[tuple]:
-    """Each different item once, in order, with how often it came."""
+    """Each different item once, in order, and how often it came."""
     counts: dict = {}
     for item in items:
         counts[item] = counts.get(item, 0) + 1

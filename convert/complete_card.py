@@ -1,7 +1,7 @@
 """Completes a checkpoint's geometry to a model card: heads, strides and frames, classes, statistics, activation.
 
 Each comes from the caller's hints, else from the configuration beside the weights, else from the geometry and the
-published data sets; what had to be assumed is said in notes. A `ValueError` of `make_card` continues a sentence begun
+published data sets. Notes tell what had to be assumed. A `ValueError` of `make_card` continues a sentence that begins
 with the path.
 """
 
@@ -56,9 +56,9 @@ class Hints:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Said:
-    """Facts that the configuration beside a checkpoint's weights tells; None or empty for those it does not.
+    """Facts that the configuration beside a checkpoint's weights tells. None or empty: it does not tell.
 
-    `where` is the file's name for messages.
+    `where` names the file in messages.
     """
 
     where: str = ""
@@ -77,7 +77,7 @@ class Said:
 
 
 def make_card(geometry: Geometry, hints: Hints, *, said: Said, source: str) -> tuple[Card, tuple[str, ...]]:
-    """The card and the assumptions in it. `ValueError` where hints contradict the checkpoint or do not suffice."""
+    """The card and the assumptions in it. Raises `ValueError` for hints that contradict the file or are too few."""
     notes = list(said.notes)
     mels = _either("mels", hints.mels, said.mels, where=said.where)
     if (mels or MELS) > MOST_MELS:
@@ -125,7 +125,7 @@ def make_card(geometry: Geometry, hints: Hints, *, said: Said, source: str) -> t
 
 
 def _either(name: str, given: int | None, found: int | None, *, where: str) -> int | None:
-    """A fact from the caller or from the checkpoint, which must not contradict each other."""
+    """A fact from the caller or from the checkpoint. Raises `ValueError` if they contradict each other."""
     if None not in (given, found) and given != found:
         raise ValueError(f"has {name} {found} in {where}, but {name}={given} was asked for")
     return found if given is None else given
@@ -161,7 +161,7 @@ def _heads(geometry: Geometry, hints: Hints, said: Said) -> int:
 
 
 def _classes(geometry: Geometry, hints: Hints, *, labels: tuple[str, ...], notes: list[str]) -> int:
-    """The head's own number, or the number asked for where there is no head yet."""
+    """The head's number of classes. Without a head, the number asked for."""
     classes, where = geometry.classes, "in its head"
     if classes is not None:
         _either("classes", hints.classes, classes, where="its head")
@@ -186,7 +186,7 @@ def _known(classes: int) -> str | None:
 
 
 def _statistics(hints: Hints, said: Said, *, classes: int, notes: list[str]) -> tuple[float, float]:
-    """Feature mean and std: the caller's, else the named data set's, else the configuration's, else by the classes."""
+    """Feature mean and std: the caller's, the named data set's, the configuration's, or those of so many classes."""
     if hints.mean is not None and hints.std is not None:
         return hints.mean, hints.std
     if hints.dataset is not None:
@@ -204,7 +204,7 @@ def _statistics(hints: Hints, said: Said, *, classes: int, notes: list[str]) -> 
 
 
 def _padding(hints: Hints, said: Said, *, notes: list[str]) -> Padding:
-    """The log-mel that fills short clips: the caller's, else the configuration's, else 0, as the original authors'."""
+    """The log-mel that fills short clips: the caller's, the configuration's, or the original authors', which is 0."""
     chosen = hints.padding or said.padding
     if chosen is None:
         chosen = "zero"
@@ -233,7 +233,7 @@ def _predictors(geometry: Geometry, hints: Hints, *, notes: list[str]) -> tuple[
 
 
 def _activation(hints: Hints, said: Said, *, classes: int, notes: list[str]) -> Activation:
-    """Of one class, sigmoid: softmax would say 1 for every clip. Else as `_statistics` is chosen, or softmax."""
+    """The activation. Of one class it is sigmoid, because softmax would say 1 for every clip."""
     if classes == 1:
         notes.append("The head has one class, so its activation is sigmoid.")
         return "sigmoid"

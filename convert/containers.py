@@ -1,9 +1,9 @@
 """Opens a checkpoint's file or directory and hands back its tensors by name, without ever running what is inside.
 
-Covers PyTorch files (zip and legacy), safetensors files, and Hugging Face directories, sharded or not. A pickle is
-looked at by `pickles.py`, then read by torch's restricted unpickler; the few foreign classes that published checkpoints
-carry beside their weights become blanks. Sizes are bounded before any work. What the tensors mean, and whether they are
-the right ones, is for `read.py` to say.
+It reads PyTorch files (zip and legacy), safetensors files, and Hugging Face directories, sharded or not. `pickles.py`
+looks at a pickle first; then torch's restricted unpickler reads it. Published checkpoints carry a few foreign classes
+beside their weights, which become blanks. Sizes are bounded before any work. `read.py` says what the tensors mean and
+whether they are the right ones.
 """
 
 import codecs
@@ -41,8 +41,8 @@ WEIGHT_FILES = (
 class Container:
     """The weights in a checkpoint, unjudged.
 
-    `folder` is where a Hugging Face `config.json` would lie. `checked` tells that the file had checksums, which were
-    right; only zip files have.
+    `folder` is the place of a Hugging Face `config.json`. `checked` is true if the file had checksums and they were
+    right. Only zip files have any.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Container:
 
 
 def open_container(path: Path | str, *, key: str | None = None) -> Container:
-    """Reads a file, or the weights of a Hugging Face directory; `key` chooses among several state dicts in a file.
+    """Reads a file, or the weights of a Hugging Face directory. `key` chooses among several state dicts in a file.
 
     Raises `CheckpointError` for anything else.
     """
@@ -73,7 +73,7 @@ def open_container(path: Path | str, *, key: str | None = None) -> Container:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `CheckpointError` if it is anything else."""
+    """The JSON object in a file. Raises `CheckpointError` for anything else."""
     check_regular(path, largest=LARGEST_JSON)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -103,7 +103,7 @@ def _open_file(path: Path, *, key: str | None = None) -> Container:
 
 
 def _read_file(path: Path) -> tuple[Any, bool]:
-    """The content of one file of weights, whatever its format, and whether checksums vouch for it."""
+    """The content of a file of weights of any format, and whether checksums vouch for it."""
     check_regular(path, largest=LARGEST_FILE)
     try:
         with path.open("rb") as file:
@@ -114,7 +114,7 @@ def _read_file(path: Path) -> tuple[Any, bool]:
         raise CheckpointError(path, "is empty; the download or copy failed")
     if head.lstrip()[:1] == b"<" and re.search(rb"<(!doctype|html|head|\?xml)", head[:1024], re.IGNORECASE):
         raise CheckpointError(
-            path, "is a web page, not a checkpoint; the link led to a page about the file, fetch the file itself"
+            path, "is a web page, not a checkpoint; the link led to a page about the file: fetch the file itself"
         )
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(path, "is a Git LFS pointer, not the checkpoint; fetch it with `git lfs pull`")
@@ -127,7 +127,10 @@ def _read_file(path: Path) -> tuple[Any, bool]:
 
 
 def _read_shards(index: Path) -> tuple[dict[str, torch.Tensor], bool]:
-    """The tensors of all shards named by a Hugging Face index, beside which they must lie, and `_read_file`'s word."""
+    """The tensors of the shards that a Hugging Face index names, and whether checksums vouch for all of them.
+
+    The shards must lie beside the index.
+    """
     weight_map = read_json(index).get("weight_map")
     if (
         not weight_map
@@ -163,8 +166,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-# The foreign names that training programs leave beside the weights: their arguments, paths in them, and numpy values
-# such as the best score so far. None of them is imported or called; each name yields a `Blank`.
+# Foreign names that training programs leave beside the weights: their arguments, paths, and numpy values such as the
+# best score. None of them is imported or called. Each yields a `Blank`.
 _ALLOWED = (
     "argparse.Namespace",
     *(
@@ -177,7 +180,7 @@ _ALLOWED = (
     "numpy.ndarray",
 )
 
-# What torch raises for a pickle whose values do not fit its own functions: they take anything a file hands them.
+# torch's errors for a pickle whose values do not fit its functions, which take anything that a file gives them.
 _MISFITS = (
     pickle.UnpicklingError,
     EOFError,
@@ -193,7 +196,8 @@ _MISFITS = (
 
 
 def _read_pickle(path: Path, *, zipped: bool) -> Any:
-    """A `torch.save` file. Memory-mapped when zipped, so that an optimizer's state beside the weights is never read."""
+    """The content of a `torch.save` file. A zip is memory-mapped, so an optimizer's state beside the weights stays
+    unread."""
     check_torch_file(path, zipped=zipped)
     allowed = [(Blank, name) for name in _ALLOWED]
     try:

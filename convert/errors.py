@@ -1,4 +1,4 @@
-"""The error that every reader of foreign files raises, and names from such files made fit to print."""
+"""The error of every reader of foreign files, and names from such files made fit to print."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -18,7 +18,7 @@ from .mapping import OFFICIAL
 
 
 def write_official(path: str | os.PathLike, state: Mapping[str, Tensor], config: ModelConfig) -> None:
-    """One file in the layout the model's authors save: AST with DataParallel's `module.`, AudioMAE under `model`."""
+    """Writes one file in the authors' layout: AST with DataParallel's `module.`, AudioMAE under `model`."""
     save_pickle(path, OFFICIAL[config.family].saved(state))
 
 
@@ -34,7 +34,7 @@ def write_huggingface(
     container: Literal["safetensors", "bin"] = "safetensors",
     overwrite: bool = False,
 ) -> None:
-    """A directory that `ASTForAudioClassification.from_pretrained` loads: weights, config and preprocessor config.
+    """Writes a directory that `ASTForAudioClassification.from_pretrained` loads: weights and two configurations.
 
     Raises `ValueError` for a model that is not an AST, one with predictors, one whose two LayerNorm eps differ (Hugging
     Face knows one), and where `directory` holds something that is not to be overwritten.
@@ -62,9 +62,9 @@ def write_huggingface(
 
 
 def save_pickle(path: str | os.PathLike, content: Any) -> None:
-    """`torch.save`, whole or not at all.
+    """Saves with `torch.save`, whole or not at all.
 
-    It saves to memory first: where a disk is full torch itself has no word of it.
+    It saves to memory first, because torch's own error does not say that a disk is full.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)

@@ -1,7 +1,7 @@
 """The published formats, told apart by their keys, and what each calls the official tensors.
 
-Official names are those of the original AST (Gong et al.) and AudioMAE (Huang et al.). Finding a state dict in a file
-is `state_dicts.py`'s matter, shapes are `geometry.py`'s.
+Official names are those of the original AST (Gong et al.) and AudioMAE (Huang et al.). `state_dicts.py` finds the state
+dict in a file, `geometry.py` knows the shapes.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from .mapping import OFFICIAL
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Format:
-    """A published format. Of each group in `marks` some key must begin with one. `layout` is Hugging Face's alone.
+    """A published format. For each group in `marks`, some key must begin with a mark of the group.
 
-    `headless` is its name where there is no classifier. `unused` maps beginnings of keys to the reason why the
-    classifier leaves those tensors out, `needed` to a remark for when they are missing.
+    `layout` is Hugging Face's alone. `headless` is the format's name without a classifier. `unused` and `needed` are by
+    beginnings of keys: the reason why the classifier leaves those tensors out, and a remark for when they are missing.
     """
 
     name: str
@@ -84,9 +84,9 @@ def recognised(keys: Iterable[str]) -> Format | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Names:
-    """The keys of a file (without their common prefix) as official tensors.
+    """The keys of a file, without their common prefix, as official tensors.
 
-    `parts` maps an official name to the key it is, or the keys it is joined from. `ignored` maps keys to reasons;
+    `parts` maps an official name to its key, or to the keys that are joined to it. `ignored` maps keys to reasons.
     `leftover` keys have no place.
     """
 
@@ -98,7 +98,7 @@ class Names:
     def of(cls, keys: Collection[str], form: Format) -> "Names":
         """Raises `ValueError` where two keys mean the same parameter."""
         if form.layout is not None:
-            # Renaming the keys' numbers in place of their tensors tells which keys each official one is joined from.
+            # Numbers stand in for the tensors: after renaming they tell the keys behind each official name.
             order = list(keys)
             renamed = huggingface.from_huggingface({key: torch.tensor([at]) for at, key in enumerate(order)})
             parts = {name: tuple(order[at] for at in numbers) for name, numbers in renamed.state.items()}
@@ -108,7 +108,7 @@ class Names:
 
 
 def missing_modules(keys: Collection[str], family: Family) -> tuple[str, ...]:
-    """The classifier's modules that must be made anew: none where it has its last layer, else those wholly absent."""
+    """The classifier's modules that must be made anew. None if it has its last layer, else those wholly absent."""
     modules = OFFICIAL[family].classifier
     absent = [module for module in modules if not any(key.startswith(f"{module}.") for key in keys)]
     return tuple(absent) if modules[-1] in absent else ()

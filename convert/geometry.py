@@ -1,8 +1,8 @@
 """A model's geometry, read from the shapes of its tensors.
 
-Works on official key names and plain shapes, so it knows nothing of files. Which shapes all tensors must then have
-follows from the table in `mapping.py`. Sizes that no tensor reveals (heads, the strides behind a number of patches) are
-`complete_card.py`'s matter.
+It works on official key names and plain shapes, and knows nothing of files. The shapes that all tensors must then have
+follow from the table in `mapping.py`. `complete_card.py` finds the sizes that no tensor tells: heads, and the strides
+behind a number of patches.
 """
 
 import dataclasses
@@ -17,8 +17,10 @@ from .mapping import BLOCK, OFFICIAL, PREDICTOR, Shape, official_shapes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """The sizes that tensor shapes depend on. `classes` is None for a checkpoint that has no classifier; `predictors`
-    counts DynamicViT's."""
+    """The sizes that tensor shapes depend on.
+
+    `classes` is None for a checkpoint without a classifier. `predictors` counts DynamicViT's.
+    """
 
     family: Family
     width: int
@@ -31,7 +33,7 @@ class Geometry:
 
     @classmethod
     def of_shapes(cls, shapes: Mapping[str, Shape], *, family: Family, classifier: bool) -> "Geometry":
-        """Derives the sizes. `ValueError`, a line a problem, where a tensor they need is missing or malformed."""
+        """Reads the sizes. Raises `ValueError`, a line a problem, if a tensor for them is missing or malformed."""
         prefix, (_, head) = OFFICIAL[family].prefix, OFFICIAL[family].classifier
         problems: list[str] = []
 
@@ -65,15 +67,15 @@ class Geometry:
 
     @property
     def mlp_ratio(self) -> float:
-        """The ratio from which the configuration finds `mlp_width` again, rounding down."""
+        """The ratio that gives `mlp_width` again when the configuration rounds down."""
         ratio = self.mlp_width / self.width
         return ratio if int(self.width * ratio) == self.mlp_width else math.nextafter(ratio, math.inf)
 
     def shapes(self) -> dict[str, Shape]:
-        """The shape of every official tensor of such a model, in its order, the classifier's with 1 class if unknown.
+        """The shape of every official tensor of such a model, in its order. An unknown classifier has 1 class.
 
-        Shapes depend on the number of patches alone, so here they lie in one row. `ValueError` for sizes that no model
-        has.
+        Shapes depend on the number of patches alone, so here the patches lie in one row. Raises `ValueError` for sizes
+        that no model has.
         """
         row = ModelConfig(
             family=self.family,

@@ -1,4 +1,4 @@
-"""Infers the strides and frames behind a position table, whose size alone a checkpoint tells."""
+"""Infers the strides and frames behind a position table. A checkpoint tells only the table's size."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ HINTS = "--source-frames, --mels, --time-stride or --freq-stride"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The cut of a spectrogram into patches; `note` says what had to be assumed, if anything."""
+    """The cut of a spectrogram into patches. `note` tells what had to be assumed, if anything."""
 
     frames: int
     time_stride: int
@@ -30,12 +30,12 @@ def infer_grid(
     time_stride: int | None = None,
     freq_stride: int | None = None,
 ) -> Grid:
-    """The strides and frames behind a number of patches; what is given settles them, the rest is inferred.
+    """The strides and frames behind a number of patches. What is given settles them, the rest is inferred.
 
-    AudioMAE's stride is its patch size. AST's is 10 or 16, the same in time and frequency unless both are given. Where
-    both fit, a published number of frames wins, then stride 10, the original's. A stride leaves a range of frames with
-    the same patches: a published number is chosen, then a multiple of 128, of 16, of 10, else the smallest. Raises
-    `ValueError` naming the options to give when nothing fits.
+    AudioMAE's stride is its patch size. AST's is 10 or 16, the same in time and frequency unless both are given. If
+    both fit, a published number of frames wins, then stride 10, the original's. A range of frames gives the same
+    patches. Of them a published number is chosen, then a multiple of 128, of 16, of 10, else the smallest. Raises
+    `ValueError` if nothing fits; it names the options to give.
     """
     given, mels = frames is not None and mels is not None, mels or MELS
     if patch > mels:
@@ -77,7 +77,7 @@ def _strangeness(frames: int) -> int:
 
 
 def _note(best: Grid, others: list[Grid], *, patches: int, mels: int) -> Iterator[str]:
-    """The reading that was assumed, the others that fit, and the options that choose among them."""
+    """Tells the reading that was assumed, the others that fit, and the options that choose."""
     yield (
         f"The position table's {patches} patches were read as {best.frames} frames x {mels} mel bins at stride "
         f"{best.time_stride}" + (f" x {best.freq_stride}" if best.freq_stride != best.time_stride else "")

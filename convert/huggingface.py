@@ -1,8 +1,8 @@
 """Hugging Face's way to store an AST: its key names against the official ones (Gong et al.), and its JSON files.
 
-One table of names serves both directions. `legacy` is the layout of every file on the hub and of what transformers 5
-saves by default; `v5` is how transformers 5 names its modules, and what it saves for a model it loaded from such a
-file. transformers 5 loads both. Reading and writing files is left to the callers.
+One table of names serves both directions. Every file on the hub has the layout `legacy`, which transformers 5 saves by
+default. `v5` has the module names of transformers 5, which saves them for a model that it loaded from such a file.
+transformers 5 loads both. Callers read and write the files.
 """
 
 import re
@@ -21,7 +21,7 @@ BODY = "audio_spectrogram_transformer."  # in front of everything but the classi
 
 @dataclass(frozen=True)
 class ModuleNames:
-    """One module. Several names on Hugging Face's side are tensors that the official one joins on its first axis."""
+    """The names of one module. Several on Hugging Face's side are parts of the official one, along its first axis."""
 
     official: str
     legacy: tuple[str, ...]
@@ -58,17 +58,17 @@ TABLE = (
 
 @dataclass(frozen=True)
 class Renamed:
-    """`state` under the new names, and the source's keys that have no place in it, for a strict caller to report."""
+    """`state` under the new names. `leftover` are the source's keys without a place, for a strict caller to report."""
 
     state: dict[str, Tensor]
     leftover: tuple[str, ...]
 
 
 def from_huggingface(state: Mapping[str, Tensor]) -> Renamed:
-    """Hugging Face names, either layout, with or without the model prefix -> official names, q, k and v joined to qkv.
+    """Hugging Face's names, of either layout, to official names; q, k and v are joined to qkv.
 
-    A query, key or value without its two companions is left over. Raises `ValueError` where two keys mean the same
-    parameter, as in a file that holds both layouts.
+    The model's prefix may be absent. A query, key or value without its two companions is left over. Raises `ValueError`
+    if two keys mean the same parameter, as in a file that holds both layouts.
     """
     place = {name: (r, at) for r in TABLE for names in (r.legacy, r.v5) for at, name in enumerate(names)}
     found: dict[str, dict[int, str]] = {}  # official key -> part -> key in the file
@@ -96,10 +96,10 @@ def from_huggingface(state: Mapping[str, Tensor]) -> Renamed:
 
 
 def to_huggingface(state: Mapping[str, Tensor], *, layout: KeyLayout = "legacy") -> Renamed:
-    """Official names (without `module.`) -> the names in `layout`, for `ASTForAudioClassification`; qkv is split.
+    """Official names, without `module.`, to those of `ASTForAudioClassification` in a layout; qkv is split.
 
-    The ImageNet heads `v.head`, `v.head_dist` are left over. Split tensors own their memory, as safetensors demands.
-    Raises `ValueError` for another layout and for a qkv that three does not divide.
+    The ImageNet heads `v.head` and `v.head_dist` are left over. Split tensors own their memory, as safetensors demands.
+    Raises `ValueError` for another layout, and for a qkv that three does not divide.
     """
     if layout not in ("v5", "legacy"):
         raise ValueError(f"layout is {layout!r}; it must be 'v5' or 'legacy'")

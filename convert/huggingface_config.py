@@ -1,8 +1,8 @@
-"""The configuration of a Hugging Face AST: `config.json`, and the feature extractor's settings where there are any.
+"""The configuration of a Hugging Face AST: `config.json`, and the feature extractor's settings if there are any.
 
 Those lie in `processor_config.json` or `preprocessor_config.json`. They become the sizes, labels and feature statistics
-of our own configuration; settings our models do not have are refused. Fields a file leaves out take transformers' own
-defaults, as they would there.
+of our configuration. Settings that our models do not have are refused. A field that a file leaves out has transformers'
+default, as it has there.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from .errors import CheckpointError, shown
 
 _SUPPORTED = {"model_type": "audio-spectrogram-transformer", "hidden_act": "gelu", "qkv_bias": True}
 
-# transformers' defaults for what we read, and with them the types we accept.
+# transformers' defaults of the fields that are read. Their types are the types that are accepted.
 _DEFAULTS = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -40,7 +40,7 @@ _FEATURE_DEFAULTS = {
     "num_mel_bins": MELS,
     "sampling_rate": SAMPLE_RATE,
 }
-# Larger sizes are a damaged or hostile file: seen before they cause any work.
+# Larger sizes mean a damaged or hostile file. They are seen before they cause any work.
 _LARGEST = {
     "hidden_size": LARGEST["width"],
     "num_hidden_layers": LARGEST["depth"],
@@ -61,7 +61,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HuggingFaceConfig(Said):
-    """A configuration in our words, with the sizes that tensors tell elsewhere. `labels` is empty for placeholders."""
+    """A configuration in our words, and the sizes that elsewhere tensors tell. `labels` is empty for placeholders."""
 
     width: int
     depth: int
@@ -71,7 +71,7 @@ class HuggingFaceConfig(Said):
 
     @classmethod
     def read(cls, folder: Path) -> "HuggingFaceConfig":
-        """Reads a checkpoint folder's two files. `CheckpointError` for what is absent, malformed or unsupported."""
+        """Reads a folder's two files. Raises `CheckpointError` for what is absent, malformed or unsupported."""
         path = folder / "config.json"
         if not path.exists():
             raise CheckpointError(path, "does not exist; a Hugging Face checkpoint cannot be read without it")
@@ -111,7 +111,7 @@ class HuggingFaceConfig(Said):
 
 
 def _features(folder: Path, value: Mapping[str, Any]) -> tuple[float | None, float | None, int, tuple[str, ...]]:
-    """The preprocessor's (mean, std), the frames it pads to, and notes; (None, None) without such a file."""
+    """The preprocessor's mean, std, and the frames that it pads to, and notes. Without its file the first are None."""
     frames, found = value["max_length"], _feature_settings(folder)
     if found is None:
         return None, None, frames, ()
@@ -136,7 +136,7 @@ def _features(folder: Path, value: Mapping[str, Any]) -> tuple[float | None, flo
 
 
 def _feature_settings(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The feature extractor's settings and their file; as transformers does, those in a processor's come first."""
+    """The feature extractor's settings and their file. A processor's come first, as in transformers."""
     path = folder / "processor_config.json"
     if path.exists():
         content = read_json(path)
@@ -171,7 +171,7 @@ def _values(content: Mapping[str, Any], defaults: Mapping[str, Any], *, path: Pa
 
 
 def _labels(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """id2label in index order; none where it is absent or only transformers' placeholders."""
+    """id2label in index order. None if it is absent or holds only transformers' placeholders."""
     if not config.get("id2label"):
         return ()
     try:

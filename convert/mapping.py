@@ -1,8 +1,8 @@
 """The one table that pairs official PyTorch tensors with Flax leaves, read in both directions.
 
-`to_flax` and `to_torch` are exact inverses: every tensor is used once, every leaf filled once, and nothing but a
-transpose, reshape or stack happens to a number. Which keys and shapes a checkpoint must have follows from the same
-table (`official_shapes`). Which tensors a file holds is the matter of `read.py`.
+`to_flax` and `to_torch` are exact inverses. Every tensor is used once, every leaf filled once. Tensors are transposed,
+reshaped and joined; no number changes. The keys and shapes that a checkpoint must have follow from the same table
+(`official_shapes`). `read.py` finds the tensors of a file.
 """
 
 import re
@@ -74,7 +74,7 @@ class Pair:
 def to_flax(state: Mapping[str, Any], config: ModelConfig) -> Classifier:
     """A float32 model holding the official tensors, which are numpy arrays or PyTorch tensors on the CPU.
 
-    A leaf whose tensors are all absent keeps the model's fresh initialisation; reporting that is the caller's matter.
+    A leaf whose tensors are all absent keeps its fresh initialisation; the caller reports that.
     Raises `ValueError` for a tensor that no leaf takes, or one whose shape does not fit.
     """
     table = pairs(config)
@@ -185,7 +185,7 @@ def linear(official: str, leaf: str) -> tuple[Pair, Pair]:
 
 
 def patch_embed(official: str, pattern: str, config: ModelConfig) -> tuple[Pair, Pair]:
-    """The patch convolution, whose image axes are the family's, as a matrix over time-major pixels."""
+    """The patch convolution as a matrix over time-major pixels. `pattern` has the family's image axes."""
     kernel = reshaped(f"{official}.weight", "patch_embed.kernel", pattern, pt=config.patch, pf=config.patch)
     return kernel, bias(official, "patch_embed")
 
@@ -196,7 +196,7 @@ def bias(official: str, leaf: str) -> Pair:
 
 
 def reshaped(official: str, leaf: str, pattern: str, **axes: int) -> Pair:
-    """One tensor to one leaf by an einops pattern, whose reverse is the way back."""
+    """One tensor to one leaf by an einops pattern. Its reverse is the way back."""
     there, back = pattern, " -> ".join(reversed(pattern.split(" -> ")))
     return Pair(
         (official,),

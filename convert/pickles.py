@@ -1,9 +1,9 @@
 """Looks at a `torch.save` file before torch reads it: sizes, checksums, the pickle's instructions, its storages.
 
 torch's restricted unpickler runs no foreign code, but it believes what a file says of itself. A record shorter than its
-tensor gives the neighbour's bytes, and a key that is a tuple doubled 40 times is hashed for ever. So the pickle is
-walked here first, on a stack of descriptions that cost nothing, and the storages it names are held against the file.
-Reading the tensors themselves is `containers.py`'s matter.
+tensor gives the neighbour's bytes. A key that is a tuple doubled 40 times is hashed for ever. So the pickle is walked
+here first, on a stack of descriptions that cost nothing. The storages that it names are compared with the file.
+`containers.py` reads the tensors.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ MOST_PARTS = 10_000  # of a tuple with all that is inside: hashing it costs as m
 DEEPEST = 100  # containers in containers
 LARGEST_DIRECTORY = 64 * 2**20  # bytes of a zip's list of records
 
-# The number that the first pickle of a file from before torch 1.6 holds, as protocols 2 to 5 and 0 to 1 write it.
+# The number in the first pickle of a file from before torch 1.6, as protocols 2 to 5 and 0 to 1 write it.
 LEGACY_MAGIC = ((0x1950A86A20F9469CFC6C).to_bytes(10, "little"), b"119547037146038801333356")
 DAMAGED = "is not a complete PyTorch checkpoint (damaged, cut short or of another kind)"
 
 
 class _Unsound(ValueError):
-    """A pickle that torch must not read; the text continues a sentence begun with the path."""
+    """A pickle that torch must not read. The text continues a sentence that begins with the path."""
 
 
 @dataclasses.dataclass
 class _Described:
-    """An object a pickle would build: its parts with all inside them, how deep they are nested, a tuple's items."""
+    """An object that a pickle would build: the number of its parts with all inside, its depth, a tuple's items."""
 
     parts: int = 1
     depth: int = 1
@@ -90,7 +90,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_directory(file: io.BufferedIOBase) -> None:
-    """Refuses a zip whose list of records would fill the memory, before it is read."""
+    """Raises `_Unsound` for a zip whose list of records would fill the memory. Reads only its end."""
     tail = file.seek(0, 2)
     file.seek(max(0, tail - 2**16 - 100))
     end = file.read()
@@ -104,7 +104,7 @@ def _check_directory(file: io.BufferedIOBase) -> None:
 
 
 def _records(archive: zipfile.ZipFile, *, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The records by name, without the folder that torch puts around them all."""
+    """The records by name, without the folder that torch puts around them."""
     infos = archive.infolist()
     names = [info.filename for info in infos]
     records = {name.partition("/")[2]: info for name, info in zip(names, infos, strict=True)}
@@ -150,7 +150,7 @@ def _check_legacy(path: Path) -> None:
 
 
 def _instructions(file: io.BufferedIOBase) -> Iterator[tuple[str, Any]]:
-    """One pickle's instructions and their arguments; the file is left behind its end."""
+    """The instructions of one pickle and their arguments. Afterwards the file stands behind it."""
     protocol = "0 or 1"  # these two do not say
     try:
         for count, (code, argument, _) in enumerate(pickletools.genops(file)):
@@ -171,7 +171,7 @@ def _instructions(file: io.BufferedIOBase) -> Iterator[tuple[str, Any]]:
 
 
 def _described(file: io.BufferedIOBase) -> dict[str, int]:
-    """The bytes of every storage that one pickle names, after walking through all it would build."""
+    """The bytes of every storage that one pickle names. Walks through all that it would build."""
     walk = _Walk()
     for name, argument in _instructions(file):
         try:
@@ -215,7 +215,7 @@ class _Walk:
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def fill(self, items: list[Any]) -> None:
-        """Adds items to the container on top. A list or dictionary is no key, so only its depth counts."""
+        """Adds items to the container on top. A list or dictionary cannot be a key, so only its depth counts."""
         container = self.stack.pop()
         depth = max([_depth(container), *(1 + _depth(item) for item in items)])
         if isinstance(container, _Described):
@@ -242,7 +242,7 @@ def _depth(value: Any) -> int:
 
 
 def _item_size(storage_class: str) -> int:
-    """Bytes of one number in a storage of this class, 1 where torch has no such class (it then refuses it itself)."""
+    """Bytes of one number in a storage of this class. 1 if torch has no such class: it refuses it itself."""
     kind = storage_class.rpartition(".")[2].removesuffix("Storage")
     names = {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
     names |= {"Int": "int32", "Short": "int16", "ComplexFloat": "complex64", "ComplexDouble": "complex128"}
@@ -250,7 +250,7 @@ def _item_size(storage_class: str) -> int:
 
 
 def _replace(count: int) -> Callable[[_Walk, Any], None]:
-    """An instruction that makes one unknown object of the topmost."""
+    """An instruction that makes one unknown object of the topmost `count`."""
 
     def step(walk: _Walk, _argument: Any) -> None:
         items = walk.take(count)

@@ -41,7 +41,7 @@ def load_pretraining(
 
 
 def from_pretraining(model: Pretraining) -> dict[str, np.ndarray]:
-    """The model's weights as official tensors, float32: what the authors' code loads as `{"model": ...}`."""
+    """The model's weights as official tensors, float32. The authors' code loads them as `{"model": ...}`."""
     values = leaves(model)
     state = {}
     for pair in pairs(model.settings):

@@ -1,9 +1,9 @@
 """Writes checkpoints of random weights in the formats that AST and AudioMAE are published in.
 
-For the tests and the demo, which need files like the real ones without downloading any: same containers, same keys,
-same company beside the weights. A model of random weights classifies nothing; what it can show is parity, cost and
-speed. So every parameter is drawn, biases and norms too, such that a mistake in any of them reaches the logits.
-Reading checkpoints is left to the rest of `convert`.
+The tests and the demo need files like the real ones and download none. These have the same containers, the same keys
+and the same company beside the weights. A model of random weights classifies nothing; it can show parity, cost and
+speed. Every parameter is drawn, biases and norms too, so that a mistake in any of them reaches the logits. The rest of
+`convert` reads checkpoints.
 """
 
 import argparse
@@ -32,7 +32,7 @@ AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 
 
 def write_ast_official(path: str | os.PathLike, config: ModelConfig, *, seed: int) -> None:
-    """A raw state dict as AST's training code saves it: DataParallel's `module.` and the two idle ImageNet heads."""
+    """Writes what AST's training code saves: a raw state dict with `module.` and the two idle ImageNet heads."""
     state = random_state(_of_family(config, "ast"), seed=seed)
     for name in ("v.head", "v.head_dist"):
         shapes = {f"{name}.weight": (IMAGENET_CLASSES, config.width), f"{name}.bias": (IMAGENET_CLASSES,)}
@@ -51,10 +51,11 @@ def write_huggingface(
     mean: float = AUDIOSET_MEAN,
     std: float = AUDIOSET_STD,
 ) -> None:
-    """A directory that `ASTForAudioClassification.from_pretrained` loads: weights, config and preprocessor config.
+    """Writes a directory that `ASTForAudioClassification.from_pretrained` loads: weights and two configurations.
 
     Hugging Face knows one LayerNorm eps, so `config` must have `norm_eps` and `head_norm_eps` equal (1e-12 in published
-    files), else `ValueError`. Without `labels` the classes are called LABEL_0 and so on, as transformers calls them.
+    files). Raises `ValueError` otherwise. Without `labels` the classes are called LABEL_0 and so on, as in
+    transformers.
     """
     state = random_state(_of_family(config, "ast"), seed=seed)
     export.write_huggingface(
@@ -71,10 +72,10 @@ def write_audiomae_pretrained(
     decoder_heads: int = 4,
     decoder_depth: int = 2,
 ) -> None:
-    """A pre-training checkpoint: encoder with `norm`, decoder and mask token, no `fc_norm` and no `head`.
+    """Writes a pre-training checkpoint: encoder with `norm`, decoder and mask token, no `fc_norm` and no `head`.
 
-    The decoder has the released one's keys (a Swin of 16 blocks, width 512, 16 heads), smaller unless told otherwise,
-    since a classifier ignores it.
+    The decoder has the keys of the released one, a Swin of 16 blocks, width 512 and 16 heads. It is smaller unless told
+    otherwise, because a classifier ignores it.
     """
     state = random_state(_of_family(config, "audiomae"), seed=seed)
     state = {key: value for key, value in state.items() if not key.startswith(("fc_norm.", "head."))}
@@ -100,16 +101,16 @@ def write_audiomae_pretrained(
 
 
 def write_audiomae_finetuned(path: str | os.PathLike, config: ModelConfig, *, seed: int) -> None:
-    """A fine-tuning checkpoint: `{'model', 'optimizer', 'epoch', 'scaler', 'args'}`, the last a pickled Namespace."""
+    """Writes a fine-tuning checkpoint: `{'model', 'optimizer', 'epoch', 'scaler', 'args'}`, the last a Namespace."""
     state = random_state(_of_family(config, "audiomae"), seed=seed)
     arguments = {"model": "vit_base_patch16", "nb_classes": config.classes, "global_pool": True, "drop_path": 0.1}
     save_pickle(path, training_state(state, arguments=arguments))
 
 
 def random_state(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
-    """Random float32 parameters for `config` under the official names without `module.`; AudioMAE's positions are real.
+    """Random float32 parameters for `config` under the official names without `module.`. Fixed positions are real.
 
-    The same seed gives the same weights on every machine that runs the same PyTorch.
+    The same seed gives the same weights on every machine with the same PyTorch.
     """
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in build(config).state_dict().items()}
@@ -120,10 +121,10 @@ def random_state(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
 
 
 def draw(shapes: Mapping[str, tuple[int, ...]], *, seed: int) -> dict[str, Tensor]:
-    """Normal draws, in the order of `shapes`, of a size that keeps activations near 1 and attention away from uniform.
+    """Normal draws, in the order of `shapes`. Activations stay near 1, and attention is not uniform.
 
-    Weights N(0, 1 / fan-in), those of qkv 1.5 times that deviation; LayerNorm gains about 1; every bias, token and
-    table far enough from zero to be seen.
+    Weights are N(0, 1 / fan-in); those of qkv have 1.5 times that deviation. LayerNorm gains are about 1. Every bias,
+    token and table is far enough from zero to be seen.
     """
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -149,7 +150,7 @@ def _positions(config: ModelConfig) -> Tensor:
 
 
 def training_state(model: dict[str, Tensor], *, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A model inside all that MAE's training loop saves: optimiser, epoch, loss scaler and the parsed command line."""
+    """All that MAE's training loop saves: the model, optimiser, epoch, loss scaler and the parsed command line."""
     parameter = torch.nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.AdamW([parameter], lr=1e-3, betas=(0.9, 0.95))
     parameter.sum().backward()

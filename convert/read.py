@@ -1,10 +1,9 @@
 """Reads an AST or AudioMAE checkpoint of any published format into official tensors and a model card.
 
-`read_torch` accounts for every key (used, ignored with a reason, or an error) and gathers all problems before it
-raises. Its steps have files of their own: `containers.py` opens files safely, `state_dicts.py` finds the weights,
-`formats.py` knows their names, `geometry.py` and `mapping.py` their shapes, `complete_card.py` and `*_config.py` all
-that tensors do not tell. Turning tensors into a JAX model, and fitting a position table to other lengths, is left
-to the converter.
+`read_torch` accounts for every key: it is used, ignored with a reason, or an error. All problems are gathered before it
+raises. Its steps have files of their own. `containers.py` opens files safely. `state_dicts.py` finds the weights,
+`formats.py` knows their names, `geometry.py` and `mapping.py` their shapes. `complete_card.py` and `*_config.py` know
+what tensors do not tell. The converter turns the tensors into a JAX model and fits a position table to other lengths.
 """
 
 import dataclasses
@@ -38,11 +37,11 @@ UNCHECKED = (
 class TorchCheckpoint:
     """A checkpoint, understood.
 
-    `state` holds the tensors the classifier uses, float32, under official names without `module.`; `names` gives each
-    one's key or keys in the file (query, key and value behind one qkv). `ignored` maps original keys, and entries
-    beside the weights, to the reason why they are left out. `missing` maps official keys that the file lacks to what
-    is done about it. `layout` is the format in words, `huggingface` its kind of keys if it is Hugging Face's. `notes`
-    are all assumptions made, as sentences.
+    `state` holds the classifier's tensors, float32, under official names without `module.`. `names` maps each to its
+    key in the file, or to its keys (query, key and value for one qkv). `ignored` maps original keys, and entries beside
+    the weights, to the reason why they are left out. `missing` maps official keys that the file lacks to the remedy.
+    `layout` is the format in words, `huggingface` the kind of keys of a Hugging Face format. `notes` are all
+    assumptions, as sentences.
     """
 
     card: Card
@@ -178,7 +177,7 @@ def _configuration(container: Container, *, classifier: bool) -> Said:
 
 
 def _read_state(found: _Found) -> tuple[Geometry, dict[str, np.ndarray], tuple[str, ...]]:
-    """Checks names, kinds and shapes of all tensors, then converts them; notes say from what, if not float32."""
+    """Checks names, kinds and shapes of all tensors, then converts them. Notes tell kinds other than float32."""
     path, parts, tensors = found.container.path, found.names.parts, found.tensors
     if (depth := depth_of(parts)) > LARGEST["depth"]:
         raise CheckpointError(path, f"numbers its blocks up to {depth - 1}; at most {LARGEST['depth']} are read")
@@ -209,7 +208,7 @@ def _read_state(found: _Found) -> tuple[Geometry, dict[str, np.ndarray], tuple[s
 
 
 def _geometry(found: _Found, shapes: Mapping[str, Shape]) -> Geometry:
-    """From the tensors' shapes; for Hugging Face from its config, which they are then held against."""
+    """The geometry in the tensors' shapes. Hugging Face's is in its config; shapes are then checked against it."""
     family, said = found.form.family, found.said
     if not isinstance(said, HuggingFaceConfig):
         return Geometry.of_shapes(shapes, family=family, classifier=not found.fresh)
@@ -226,7 +225,7 @@ def _geometry(found: _Found, shapes: Mapping[str, Shape]) -> Geometry:
 
 
 def _any_of(family: Family, *, depth: int, predictors: int) -> Geometry:
-    """A small model with the same names, for when a checkpoint's own sizes cannot be told."""
+    """A small model with the same names, for a checkpoint whose own sizes cannot be told."""
     depth = max(1, depth)
     return Geometry(
         family=family,
@@ -271,7 +270,7 @@ def _misshapen(found: _Found, wanted: Mapping[str, Shape]) -> list[str]:
 
 
 def _unusable(tensor: torch.Tensor) -> str:
-    """The reason why a tensor cannot be a weight, or nothing. A few bytes can pretend to be terabytes: never made."""
+    """The reason why a tensor cannot be a weight, or nothing. Nothing is made: a few bytes may claim terabytes."""
     if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         return "is not an ordinary dense tensor"
     if not tensor.is_floating_point():

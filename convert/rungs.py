@@ -1,6 +1,6 @@
-"""The rungs that `jaxprune validate` compares: two arrays, a stage with its kept patches forced, a stage run free.
+"""The rungs that `jaxprune validate` climbs: two arrays, a stage with its kept patches forced, a stage run free.
 
-A rung is one comparison with its tolerance. The order in which they are climbed is the matter of `validate.py`.
+A rung is one comparison with its tolerance. `validate.py` has their order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,11 @@ GAP = 1e-6  # between the last kept and the first dropped score; below it a diff
 
 @dataclass(frozen=True)
 class Rung:
-    """One comparison. `overlap` is the smallest share of kept patches in common over the clips, `gap` the smallest
-    distance between the last kept and the first dropped score, None where nothing is dropped."""
+    """One comparison.
+
+    `overlap` is the share of kept patches in common, of the clip with the smallest. `gap` is the smallest distance
+    between the last kept and the first dropped score. Both are None where nothing is dropped.
+    """
 
     stage: str
     keep_rate: float
@@ -37,7 +40,7 @@ class Rung:
 def forced_rungs(
     theirs: torch_reference.Reference, ours: Output, *, blocks: Sequence[int], keep_rate: float, tolerance: float
 ) -> Iterator[Rung]:
-    """Tokens leaving each pruning block, and logits, where JAX was made to keep the reference's patches."""
+    """Tokens that leave each pruning block, and logits, with JAX forced to keep the reference's patches."""
     for block in sorted(blocks):
         yield compare_tokens(
             theirs.blocks[block],
@@ -52,9 +55,9 @@ def forced_rungs(
 def free_rungs(
     theirs: torch_reference.Reference, ours: Output, *, blocks: Sequence[int], keep_rate: float, tolerance: float
 ) -> Iterator[Rung]:
-    """Scores and kept sets where both chose for themselves, then logits of the clips that kept the same.
+    """Scores and kept sets of two free runs, then logits of the clips that kept the same.
 
-    A clip that chose otherwise within `GAP` is a tie: from there on it is another sequence, so it is left out.
+    A clip that chose otherwise within `GAP` is a tie. From there on it is another sequence, so it is left out.
     """
     same = np.ones(len(theirs.logits), bool)
     for block in sorted(blocks):
@@ -104,7 +107,7 @@ def compare_tokens(theirs: ArrayLike, ours: ArrayLike, *, stage: str, keep_rate:
 
 
 def ranks(reference: torch_reference.Reference, patches: int) -> jax.Array:
-    """Scores by original position, `(blocks, b, n0)`, that make a policy keep what the reference kept, in its order."""
+    """Scores by original position, `(blocks, b, n0)`, by which a policy keeps the reference's patches in its order."""
     values = np.zeros((len(reference.patch_ids), len(reference.logits), patches), np.float32)
     for block, ids in enumerate(reference.patch_ids):
         k = ids.shape[1]
@@ -113,7 +116,7 @@ def ranks(reference: torch_reference.Reference, patches: int) -> jax.Array:
 
 
 def before(reference: torch_reference.Reference, block: int) -> np.ndarray:
-    """Original positions of the patches entering a block, `(b, n)`."""
+    """Original positions of the patches that enter a block, `(b, n)`."""
     if block:
         return reference.patch_ids[block - 1].numpy()
     scores = reference.scores[0]
@@ -121,12 +124,12 @@ def before(reference: torch_reference.Reference, block: int) -> np.ndarray:
 
 
 def by_patch(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Scores in rising order of original position, so that a swap before does not misalign what follows."""
+    """Scores in rising order of original position, so that an earlier swap does not misalign them."""
     return np.take_along_axis(scores, np.argsort(ids, axis=1), axis=1)
 
 
 def score_gaps(scores: np.ndarray, kept: int) -> np.ndarray:
-    """Per clip, the last kept score minus the first dropped one; infinite where nothing is dropped."""
+    """The last kept score minus the first dropped one of each clip. Infinite where nothing is dropped."""
     if kept == scores.shape[1]:
         return np.full(len(scores), np.inf)
     falling = -np.sort(-scores, axis=1)
@@ -134,5 +137,5 @@ def score_gaps(scores: np.ndarray, kept: int) -> np.ndarray:
 
 
 def share(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of kept patches that both sets have."""
+    """The share of kept patches that both sets have."""
     return len(np.intersect1d(a, b)) / len(a)

@@ -1,7 +1,7 @@
 """Finds the model's state dict in what a file holds: below wrappers, behind a prefix, beside others.
 
-Training programs save a model bare or under a name such as `model` or `checkpoint.model`, once or with averaged weights
-(EMA) beside it, and modules that wrap it (DataParallel, torch.compile, Lightning) put a prefix in front of all keys.
+Training programs save a model bare, or under a name such as `model` or `checkpoint.model`. Averaged weights (EMA) may
+lie beside it. Modules that wrap it (DataParallel, torch.compile, Lightning) put a prefix in front of all keys.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ USUAL_PREFIXES = ("", "module.")
 
 
 class Blank:
-    """Stands in for a foreign object beside the weights: takes any arguments and any state, keeps and does nothing."""
+    """A stand-in for a foreign object beside the weights. It takes any arguments and state, and keeps nothing."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> "Blank":
         return super().__new__(cls)
@@ -40,10 +40,10 @@ class Blank:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StateDict:
-    """The weights in a file. `tensors` go by their keys without `prefix`, which all of them have in the file.
+    """The weights in a file. `tensors` are by key, without the `prefix` that all of them have in the file.
 
-    `beside` names what lay next to the weights, with the reason why it is left out; `strange` describes entries among
-    the weights that are no tensors; `notes` say what was chosen.
+    `beside` maps what lay next to the weights to the reason why it is left out. `strange` describes entries among the
+    weights that are no tensors. `notes` tell what was chosen.
     """
 
     form: Format
@@ -89,7 +89,7 @@ def find_state_dict(content: Any, path: Path, *, key: str | None = None) -> Stat
 
 
 def _places(content: Mapping, place: Place = ()) -> Iterator[tuple[Place, Mapping]]:
-    """Every mapping in the content with the keys that lead to it, from the outside in."""
+    """Every mapping in the content and the keys that lead to it, from the outside in."""
     yield place, content
     inner = [(key, value) for key, value in content.items() if isinstance(key, str) and isinstance(value, Mapping)]
     for key, value in inner[:MOST_PLACES] if len(place) < DEEPEST else ():
@@ -101,7 +101,7 @@ def _tensors(inside: Mapping) -> dict[str, torch.Tensor]:
 
 
 def _without_prefix(inside: Mapping) -> tuple[str, Format | None]:
-    """The prefix common to all keys, behind which they are of a known format; that format, or None."""
+    """The prefix of all keys behind which they are of a known format, and that format or None."""
     keys = [key for key in _tensors(inside) if key != COUNTER]
     prefix = ""
     while keys and not (form := recognised(keys)):
@@ -118,7 +118,7 @@ def _averaged(place: Place) -> bool:
 
 
 def _beside(places: Mapping[Place, Mapping], place: Place) -> dict[str, str]:
-    """Everything next to the chosen weights on every level, by dotted name, with the reason why it is left out."""
+    """Everything next to the chosen weights on every level, by dotted name, and the reason why it is left out."""
     beside = {COUNTER: "counts averaged updates, not part of the model"} if COUNTER in places[place] else {}
     for level, chosen in enumerate(place):
         outer = place[:level]
@@ -145,7 +145,7 @@ def _named(place: Place) -> str:
 
 
 def _no_model(places: Mapping[Place, Mapping]) -> str:
-    """The reason why none of the mappings is a model, which continues a sentence begun with the path."""
+    """The reason why none of the mappings is a model. It continues a sentence that begins with the path."""
     largest = max(places.values(), key=lambda inside: len(_tensors(inside)))
     keys = sorted(_tensors(largest))
     if not keys:

@@ -17,7 +17,7 @@ POOLING = "avg"  # of patches, before the norm: AudioMAE's classifier
 
 
 def read_timm(folder: Path, *, classifier: bool) -> Said:
-    """The facts in a folder's `config.json`, or none and a note where the file is not timm's.
+    """The facts in a folder's `config.json`. If the file is not timm's, a note alone.
 
     Raises `CheckpointError` for a classifier that pools in another way than AudioMAE's.
     """

@@ -1,6 +1,6 @@
-"""Log-mel features once more, in float64 PyTorch, straight from the recipe: what `jaxprune.log_mel` is checked against.
+"""Log-mel features in float64 PyTorch, straight from the recipe, to check `jaxprune.log_mel` against.
 
-Written apart from `jaxprune.features`, which folds the same steps into one matrix product.
+They share no code with `jaxprune.features`, which folds the same steps into one matrix product.
 """
 
 import math

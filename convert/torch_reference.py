@@ -1,9 +1,9 @@
-"""The pruned AST and AudioMAE classifiers in plain PyTorch: the yardstick the JAX models are measured against.
+"""The pruned AST and AudioMAE classifiers in plain PyTorch: the yardstick of the JAX models.
 
-Written from the published descriptions and sharing nothing with `jaxprune` but `ModelConfig`, so that a mistake in one
-is not repeated in the other. Parameter names are the official ones (without DataParallel's `module.`), so an original
-checkpoint loads with `load_state_dict`. Attention is the eager softmax kind, as the authors ran it: to time "PyTorch
-eager", time `logits`. Reading checkpoint files, and comparing against them, is left to the rest of `convert`.
+They are written from the published descriptions and share only `ModelConfig` with `jaxprune`, so that a mistake in one
+is not repeated in the other. Parameters have their official names, without DataParallel's `module.`, so an original
+checkpoint loads with `load_state_dict`. Attention forms its softmax matrix, as the authors ran it: to time "PyTorch
+eager", time `logits`. The rest of `convert` reads checkpoint files and compares.
 
 Shapes: b clips, t frames, f mel bins, p extra tokens, n patches in a block, k patches kept, s = p + n, d width,
 h heads, c channels per head, y classes.
@@ -25,12 +25,12 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Reference:
-    """The results of one forward pass; the three lists have an entry per block.
+    """The results of one forward pass. The three lists have an entry per block.
 
-    `logits` (b, y). `embedded` (b, s, d): the tokens entering block 0. `blocks`: the tokens leaving the block,
-    (b, p + k, d), extra tokens first. `scores`: (b, n), in the order the patches have when the block begins, computed
-    in blocks that do not prune as well. `patch_ids`: (b, k) int64, the original positions of the patches that leave
-    the block, in token order.
+    `logits` are (b, y). `embedded` (b, s, d) are the tokens that enter block 0. `blocks` are the tokens that leave the
+    block, (b, p + k, d), extra tokens first. `scores` are (b, n), in the order of the patches that enter the block;
+    blocks that do not prune have them too. `patch_ids` (b, k) int64 are the original positions of the patches that
+    leave the block, in token order.
     """
 
     logits: Tensor
@@ -41,7 +41,7 @@ class Reference:
 
 
 def build(config: ModelConfig) -> "Classifier":
-    """The model `config` describes, in eval mode, with PyTorch's initial weights: load a state dict before use."""
+    """The model of `config` in eval mode, with PyTorch's initial weights. Load a state dict before use."""
     return {"ast": AST, "audiomae": AudioMAE}[config.family](config).eval()
 
 
@@ -70,10 +70,10 @@ class Classifier(nn.Module):
     ) -> Reference:
         """Classifies normalised log-mel `mel` (b, t, f), and records every step on the way.
 
-        `keep` maps a block (0-based) to the share of patches that stays, 0 < rate <= 1; they are then in order of
-        falling score, but rate 1 changes nothing. `forced` maps a block to the original positions (b, k) that leave
-        it, in that order, whatever `keep` and the scores say. `score` replaces the family's own. Raises `ValueError`
-        for a spectrogram of the wrong size, blocks or rates out of range, and forced positions that are repeated or
+        `keep` maps a block (0-based) to the share of patches that stays, 0 < rate <= 1. They are then in order of
+        falling score; rate 1 changes nothing. `forced` maps a block to the original positions (b, k) that leave it, in
+        that order; it overrules `keep` and the scores. `score` replaces the family's own. Raises `ValueError` for a
+        spectrogram of the wrong size, for blocks or rates out of range, and for forced positions that are repeated or
         no longer there.
         """
         embedded = self.embed(self._checked(mel))
@@ -83,7 +83,7 @@ class Classifier(nn.Module):
         return Reference(self.readout(blocks[-1]), embedded, blocks, scores, patch_ids)
 
     def logits(self, mel: Tensor, keep: Mapping[int, float] | None = None, *, score: Score | None = None) -> Tensor:
-        """Only `forward`'s logits (b, y): keeps no tokens and computes no score where nothing is pruned. For timing."""
+        """The logits (b, y) of `forward`, for timing. Keeps no tokens; scores only blocks that prune."""
         keep = keep or {}
         pruning = [index for index, rate in keep.items() if rate < 1]
         for step in self._walk(self.embed(self._checked(mel)), keep=keep, forced={}, score=score, scored=pruning):
@@ -222,7 +222,7 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block in two halves; patches are dropped between them."""
+    """One pre-norm transformer block in two halves. Patches are dropped between them."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -308,7 +308,7 @@ def given(values: Tensor) -> Score:
 
 
 def unscored(attention: Tensor, patch_ids: Tensor) -> None:
-    """The score of a block nobody asked about."""
+    """No score, for a block that nobody asked about."""
 
 
 def keep_count(rate: float, patches: int) -> int:
@@ -319,7 +319,7 @@ def keep_count(rate: float, patches: int) -> int:
 
 
 def locate(wanted: Tensor, patch_ids: Tensor) -> Tensor:
-    """The places in `patch_ids` (b, n) of the original positions `wanted` (b, k): indices (b, k) into its patches.
+    """Indices (b, k) into the patches of `patch_ids` (b, n) at which the original positions `wanted` (b, k) are.
 
     Raises `ValueError` unless each row of `wanted` holds distinct positions that are in the same row of `patch_ids`.
     """

@@ -1,10 +1,10 @@
 """`jaxprune validate SOURCE [audio...]`: proof on your own checkpoint that JAX computes what PyTorch does.
 
-It climbs from the sound to logits and compares at every rung: log-mel, the input and the logits that each side makes
-of the sound with its own features and padding, patch embedding, block 0, the unpruned encoder. Then, at each keep rate,
-every pruning stage: first with the reference's kept patches forced on the JAX model, so that a tie cannot hide or fake
-an error, then running free. The reference is `torch_reference.py`, and for a Hugging Face checkpoint `transformers` as
-well. Comparing is the matter of `rungs.py`.
+It climbs from the sound to logits and compares at every rung. The first are log-mel, then the input and the logits that
+each side makes of the sound with its own features and padding, then patch embedding, block 0 and the unpruned encoder.
+At each keep rate follow the pruning stages. First the JAX model is forced to keep the reference's patches. So a tie can
+neither hide nor fake an error. Then it runs free. The reference is `torch_reference.py`, and for a Hugging Face
+checkpoint `transformers` as well. `rungs.py` compares.
 """
 
 import json
@@ -164,7 +164,7 @@ def sound_rungs(
 ) -> list[Rung]:
     """Input and logits from the sound, each side with its own features and padding.
 
-    The features err by at most 6e-4 where they are not near the floor, which moves logits by more than `tolerance`.
+    The features err by up to 6e-4 away from the floor, which moves logits by more than `tolerance`.
     """
     card = checkpoint.card
     if checkpoint.huggingface:
@@ -185,7 +185,7 @@ def sound_rungs(
 
 
 def extractor_input(source: Path, sounds: Sounds) -> np.ndarray:
-    """The input that a Hugging Face directory's own `ASTFeatureExtractor` makes; published settings where it has none.
+    """The input from a Hugging Face directory's own `ASTFeatureExtractor`; without one, by the published settings.
 
     Raises `ValueError` where `transformers` is not installed.
     """
@@ -198,7 +198,7 @@ def extractor_input(source: Path, sounds: Sounds) -> np.ndarray:
 
 
 def feature_rungs(sounds: Sounds, *, mels: int) -> list[Rung]:
-    """log-mel of every clip against float64, everywhere and where it is not near the floor."""
+    """Log-mel of every clip against float64: everywhere, and away from the floor."""
     pairs = [
         (
             torch_features.log_mel(torch.tensor(wave), mels=mels).numpy(),
@@ -243,7 +243,7 @@ def of_transformers(name: str) -> type:
 
 
 def recordings(paths: Sequence[Path]) -> Sounds:
-    """The recordings, with a notice for each thing that was changed on the way."""
+    """The recordings. A notice tells each thing that was changed on the way."""
     clips = [load_audio(path) for path in paths]
     for clip in clips:
         for text in clip.notices:

@@ -1,6 +1,6 @@
 """Times the JAX models against PyTorch on one machine, fairly: the command `jaxprune benchmark`.
 
-`command` takes the options, `referee` is the parent process and `worker` a timed one, with its contestants in
-`jax_side` and `torch_side`. `job` is all they must agree on. `machine` watches who else uses the cores. `report` does
-the arithmetic and the table. Timing without PyTorch is `jaxprune.evaluation.timing`'s matter.
+`command` takes the options. `referee` is the parent process, `worker` a timed one; their contestants are in `jax_side`
+and `torch_side`. `job` is all that they must agree on. `machine` watches other users of the cores. `report` makes the
+numbers and the table. Timing without PyTorch is in `jaxprune.evaluation.timing`.
 """

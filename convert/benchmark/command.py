@@ -5,7 +5,7 @@
     jaxprune benchmark --work forward step --batch 4 --keep-rates 0.7 0.5 --dtype float32 bfloat16
     jaxprune benchmark --quick
 
-It needs PyTorch (`pip install "jaxprune[convert]"`) and a machine with nothing else to do: samples during which other
+It needs PyTorch (`pip install "jaxprune[convert]"`) and a machine with nothing else to do. Samples during which other
 processes used the cores are dropped and counted. Full-size models at batch 8 take some minutes.
 """
 
@@ -101,7 +101,7 @@ def main(*, asked: Annotated[Asked, tyro.conf.arg(name="")] = Asked(), out: Path
 
 
 def show(rows: Sequence[Mapping[str, Any]], plan: Plan, *, about: Mapping[str, Any], began: str) -> None:
-    """The table, and what the figures are from."""
+    """Prints the table, and the machine and versions behind it."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     title = (
         f"Timed on {rows[0]['device_name']}, {about['cpu']}, {about['threads']} threads; {versions}; "

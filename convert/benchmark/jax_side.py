@@ -20,7 +20,7 @@ from .job import ADAMW, Job, Unavailable
 
 
 class Jax:
-    """The forward pass, of which the logits alone are read."""
+    """The forward pass. Only its logits are read."""
 
     def __init__(self, job: Job):
         try:
@@ -81,7 +81,7 @@ class Jax:
 
 
 class JaxStep(Jax):
-    """The same model learning: `state` is its parameters with the optimiser's moments, which each step replaces."""
+    """The same model learning. `state` is its parameters and the optimiser's moments; each step replaces it."""
 
     def __init__(self, job: Job):
         super().__init__(job)

@@ -1,6 +1,6 @@
 """PyTorch's contestants: the table `TORCH` of its variants, a forward pass and a training step.
 
-torch is imported only where something is measured, so that the parent process can read the table without it.
+torch is imported only to measure, so the parent process can read the table without it.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ def eager(config: Any, state: Mapping[str, Any]) -> tuple[Any, Logits]:
 
 
 def sdpa(config: Any, state: Mapping[str, Any]) -> tuple[Any, Logits]:
-    """Fused attention in the blocks that need no score; the others need the softmax matrix and stay eager."""
+    """Fused attention in the blocks that need no score. The others need the softmax matrix and stay eager."""
     import torch.nn.functional as F
 
     from ..torch_reference import unscored
@@ -64,7 +64,7 @@ def sdpa(config: Any, state: Mapping[str, Any]) -> tuple[Any, Logits]:
 
 
 def transformers(config: Any, state: Mapping[str, Any]) -> tuple[Any, Logits]:
-    """Hugging Face's AST as it comes, which is with fused attention. Its one LayerNorm eps is the encoder's."""
+    """Hugging Face's AST as it comes, with fused attention. Its one LayerNorm eps is the encoder's."""
     import dataclasses
 
     from transformers import ASTConfig, ASTForAudioClassification
@@ -99,8 +99,9 @@ def no_transformers() -> str:
 class Variant:
     """A way to run PyTorch.
 
-    `build` makes the model; `ready` prepares its call for one keep rate. `missing` names in a sentence the package or
-    tool it lacks here, if any. `covers` tells which families and keep rates it has, `remark` the same in words.
+    `build` makes the model, `ready` prepares its call for one keep rate. `missing` is a sentence on the package or tool
+    that it lacks here, or empty. `covers` is true for the families and keep rates that it has; `remark` says it in
+    words.
     """
 
     build: Build
@@ -125,7 +126,7 @@ TORCH: Mapping[str, Variant] = {
 
 
 class Torch:
-    """The forward pass. bfloat16 is autocast: like JAX's, parameters stay float32 and softmax runs in it."""
+    """The forward pass. bfloat16 is autocast. As in JAX, parameters and softmax stay float32."""
 
     def __init__(self, job: Job):
         import torch
