@@ -1,7 +1,7 @@
 """The cost of a forward pass: multiply-accumulates of the matrix products and the patch embedding, by formula.
 
-Norms, softmax, GELU and selection by score are left out, as is usual. Products that a reduction makes to decide, such
-as a predictor's, are counted. `jaxprune benchmark` measures time.
+Norms, softmax, GELU and selection by score are left out, as is usual. Products that a reduction makes are counted: a
+predictor's, the comparisons of tokens and the sums of merged ones. `jaxprune benchmark` measures time.
 """
 
 import dataclasses
@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from jaxprune.config import ModelConfig
 from jaxprune.models import Classifier
 from jaxprune.reduction.policy import Policy
-from jaxprune.reduction.tokens import Reduction
+from jaxprune.reduction.tokens import UNCHANGED, Reduction
 
 
 def macs(model: Classifier, policy: Policy, *, visible: int | None = None) -> int:
     """Multiply-accumulates for one clip under a policy; divide by 1e9 for GMACs.
 
-    A masked stage counts its capacity, which is what the device computes. `visible` patches enter block 0 (None: all);
+    A masked reduction counts its capacity, which is what the device computes. `visible` patches enter block 0 (None: all);
     the others are embedded all the same.
     """
     return _macs(model.config, policy.stages, visible=visible)
@@ -29,10 +29,10 @@ def macs_of_counts(config: ModelConfig, kept: Mapping[int, int], *, visible: int
 
 def _macs(config: ModelConfig, reductions: Mapping[int, Reduction], *, visible: int | None) -> int:
     patches = config.patches if visible is None else visible
-    p, nothing = config.extra_tokens, Reduction()
+    p = config.extra_tokens
     total = config.patches * config.patch**2 * config.width
     for block in range(config.depth):
-        reduction = reductions.get(block, nothing)
+        reduction = reductions.get(block, UNCHANGED)
         total += reduction.macs(patches, width=config.width, heads=config.heads, extra_tokens=p)
         patches = reduction.size_before(patches)
         total += attention_macs(config, p + patches)

@@ -21,9 +21,7 @@ from jaxprune.ops.xla_cpu import stored
 from jaxprune.reduction import groups
 from jaxprune.reduction.policy import Policy
 from jaxprune.reduction.scores import BlockSignals
-from jaxprune.reduction.tokens import Reduction, Tokens
-
-UNCHANGED = Reduction()  # of a block that the policy does not name
+from jaxprune.reduction.tokens import UNCHANGED, Tokens
 
 
 @struct.dataclass

@@ -105,6 +105,11 @@ class Reduction:
         return patches
 
     def macs(self, patches: int, *, width: int, heads: int, extra_tokens: int) -> int:
-        """Multiply-accumulates of the decision for one clip, where `patches` enter the block. Choosing by score is
-        free."""
+        """Multiply-accumulates of the reduction itself for one clip, where `patches` enter the block.
+
+        Choosing by score has none.
+        """
         return 0
+
+
+UNCHANGED = Reduction()  # of a block that a policy does not name

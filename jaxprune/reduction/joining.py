@@ -1,0 +1,40 @@
+"""Two reductions in one block, one after the other: what makes hybrids of methods."""
+
+from flax import struct
+
+from jaxprune.reduction.scores import BlockSignals
+from jaxprune.reduction.selection import Stage
+from jaxprune.reduction.tokens import Reduction, Tokens
+
+
+@struct.dataclass
+class Then(Reduction):
+    """Prunes by `stage`, then reduces what is left by `rest`, which sees the signals of the tokens that were kept."""
+
+    stage: Stage
+    rest: Reduction
+
+    def before(self, tokens: Tokens) -> Tokens:
+        """The second's: a stage acts after attention."""
+        return self.rest.before(tokens)
+
+    def between(self, tokens: Tokens, seen: BlockSignals) -> Tokens:
+        """The tokens after both."""
+        selection = self.stage(seen.score, tokens.alive)
+        if selection is not None:
+            tokens = tokens.select(selection.index, alive=selection.alive)
+            seen = seen.select(selection.index, held=tokens.held, extra_tokens=tokens.extra_tokens)
+        return self.rest.between(tokens, seen)
+
+    def size_before(self, patches: int) -> int:
+        """The second's."""
+        return self.rest.size_before(patches)
+
+    def size(self, patches: int) -> int:
+        """The second's size of the first's."""
+        return self.rest.size(self.stage.size(patches))
+
+    def macs(self, patches: int, *, width: int, heads: int, extra_tokens: int) -> int:
+        """The second's, for the tokens that it gets."""
+        left = self.stage.size(patches)
+        return self.rest.macs(left, width=width, heads=heads, extra_tokens=extra_tokens)
