@@ -5,14 +5,18 @@ from .cost import macs
 from .features import log_mel, model_input
 from .inference import classify
 from .learned import drawn_decisions, dynamic
-from .methods import evit
+from .methods import evit, grid, pool, random, tome
 from .models import AST, AudioMAE, Output, build, compiled, jit_forward, masked_topk, topk
 from .reduction.fusing import Fuse, MaskedFuse
+from .reduction.joining import Then
+from .reduction.merging import MaskedMerge, Merge
 from .reduction.policy import Policy
+from .reduction.pooling import PoolTime
 from .reduction.scores import (
     BlockSignals,
     ClsAttention,
     Given,
+    Lattice,
     Opposite,
     PatchMean,
     PatchStd,
@@ -35,15 +39,19 @@ __all__ = [
     "Event",
     "Fuse",
     "Given",
+    "Lattice",
     "Listening",
     "MaskedFuse",
+    "MaskedMerge",
     "MaskedTopK",
+    "Merge",
     "ModelConfig",
     "Opposite",
     "Output",
     "PatchMean",
     "PatchStd",
     "Policy",
+    "PoolTime",
     "Random",
     "RandomByClip",
     "ReceivedAttention",
@@ -52,6 +60,7 @@ __all__ = [
     "Segment",
     "Selection",
     "Stage",
+    "Then",
     "Tokens",
     "TopK",
     "Within",
@@ -62,6 +71,7 @@ __all__ = [
     "dynamic",
     "events",
     "evit",
+    "grid",
     "jit_forward",
     "load",
     "load_audio",
@@ -70,8 +80,11 @@ __all__ = [
     "macs",
     "masked_topk",
     "model_input",
+    "pool",
+    "random",
     "save",
     "segments",
     "stream",
+    "tome",
     "topk",
 ]

@@ -16,8 +16,8 @@ from jaxprune.reduction.tokens import UNCHANGED, Reduction
 def macs(model: Classifier, policy: Policy, *, visible: int | None = None) -> int:
     """Multiply-accumulates for one clip under a policy; divide by 1e9 for GMACs.
 
-    A masked reduction counts its capacity, which is what the device computes. `visible` patches enter block 0 (None: all);
-    the others are embedded all the same.
+    A masked reduction counts its capacity, which is what the device computes. `visible` patches enter block 0 (None:
+    all); the others are embedded all the same.
     """
     return _macs(model.config, policy.stages, visible=visible)
 

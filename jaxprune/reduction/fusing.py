@@ -3,6 +3,8 @@
 `Fuse` fixes its counts when the model is traced. `MaskedFuse` has a fixed capacity, and its count may be traced.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -24,6 +26,7 @@ class Fuse(Reduction):
     stand in the order of falling score. Where all are kept nothing changes.
     """
 
+    ranks: ClassVar[bool] = True
     rate: float = struct.field(pytree_node=False)
 
     def between(self, tokens: Tokens, seen: BlockSignals) -> Tokens:
@@ -38,6 +41,10 @@ class Fuse(Reduction):
         kept = keep_count(self.rate, patches)
         return kept if kept == patches else kept + 1
 
+    def macs(self, patches: int, *, width: int, heads: int, extra_tokens: int) -> int:
+        """The weighted sum."""
+        return 0 if keep_count(self.rate, patches) == patches else patches * width
+
 
 @struct.dataclass
 class MaskedFuse(Reduction):
@@ -47,6 +54,7 @@ class MaskedFuse(Reduction):
     it. Equals `Fuse` of that count to float rounding.
     """
 
+    ranks: ClassVar[bool] = True
     count: Int[Array, ""] | Int[Array, "b"]
     capacity: int = struct.field(pytree_node=False)
 
@@ -57,6 +65,10 @@ class MaskedFuse(Reduction):
     def size(self, patches: int) -> int:
         """The capacity and the fused token."""
         return self.capacity + 1
+
+    def macs(self, patches: int, *, width: int, heads: int, extra_tokens: int) -> int:
+        """The weighted sum."""
+        return patches * width
 
 
 def fused(tokens: Tokens, seen: BlockSignals, selection: Selection) -> Tokens:

@@ -130,7 +130,7 @@ def match(
         of_odd = of_odd.at[:, 0].set(1)
     of_even = jnp.where(rank < r, jnp.take_along_axis(of_odd, similarity.argmax(axis=2), axis=1), of_even)
 
-    places = _alternating(of_even, of_odd)
+    places = jnp.where(r > 0, _alternating(of_even, of_odd), jnp.arange(s)[None])
     stays = _alternating(left, 2 * jnp.arange(odd)[None] + 1 < real[:, None])
     kept = jnp.argsort(jnp.where(stays, places, s), axis=1)[:, :capacity]
     return Matching(places, kept, 2 * order[:, :most], jnp.arange(most)[None] < r)

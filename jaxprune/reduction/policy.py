@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune.reduction.joining import Then
 from jaxprune.reduction.scores import Score
 from jaxprune.reduction.selection import MaskedTopK, Stage, TopK, keep_count
 from jaxprune.reduction.tokens import Reduction
@@ -31,6 +32,28 @@ class Policy:
         """The arrays of score and stages for JAX, with the types that tell policies apart."""
         children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in ("score", "stages")]
         return children, (_types(self.score), tuple(map(_types, self.stages.values())))
+
+    def __or__(self, other: "Policy") -> "Policy":
+        """Both: at a block of both, this one's stage first, then the other's reduction of what is left.
+
+        For example `topk(model, 0.8) | tome(model, 8)` prunes the least attended and merges the most alike. Raises
+        `ValueError` where the two rank by different scores, and where this one's is no stage that only prunes.
+        """
+        scores = type(self.score), type(other.score)
+        if scores[0] is not scores[1] and any(one.ranks for one in other.stages.values()):
+            raise ValueError(
+                f"the policies rank by {scores[0].__name__} and {scores[1].__name__}; give both the same score"
+            )
+        stages = self.stages | other.stages
+        for block in self.stages.keys() & other.stages.keys():
+            first = self.stages[block]
+            if not isinstance(first, Stage):
+                raise ValueError(
+                    f"at block {block} a {type(first).__name__} comes first, but only pruning can go before another "
+                    "reduction in the same block; turn the two around, or name other blocks"
+                )
+            stages[block] = Then(first, other.stages[block])
+        return Policy(self.score, dict(sorted(stages.items())))
 
     @classmethod
     def tree_unflatten(cls, types: Any, children: Any) -> "Policy":

@@ -138,6 +138,16 @@ class RandomByClip(Score):
 
 
 @struct.dataclass
+class Lattice(Score):
+    """A fixed order of places: `values` by original position, the same for every clip."""
+
+    values: Float[Array, "n0"]
+
+    def __call__(self, signals: BlockSignals) -> Float[Array, "b n"]:
+        return signals.of_first_patches(jnp.broadcast_to(self.values, signals.patch_mean.shape))
+
+
+@struct.dataclass
 class Opposite(Score):
     """Another score upside down. Of equal scores the lower index still comes first."""
 

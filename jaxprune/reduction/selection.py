@@ -31,6 +31,8 @@ class Selection:
 class Stage(Reduction, abc.ABC):
     """A block's choice among its patches, given their scores."""
 
+    ranks = True
+
     def between(self, tokens: Tokens, seen: BlockSignals) -> Tokens:
         """The chosen tokens."""
         selection = self(seen.score, tokens.alive)

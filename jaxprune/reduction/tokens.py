@@ -5,7 +5,7 @@ block and returns what goes on. It acts before the block's attention, or between
 methods it writes.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import struct
@@ -82,8 +82,11 @@ class Tokens:
 class Reduction:
     """A block's way to make fewer tokens. A pytree, whose arrays go through `jax.jit`.
 
-    A new one writes `before` or `between`, and `size_before` or `size` to say how many tokens it leaves.
+    A new one writes `before` or `between`, and `size_before` or `size` to say how many tokens it leaves. `ranks` says
+    that it reads the policy's score.
     """
+
+    ranks: ClassVar[bool] = False
 
     def before(self, tokens: Tokens) -> Tokens:
         """The tokens that the block's attention gets."""
