@@ -19,15 +19,16 @@ def macs(model: Classifier, policy: Policy, *, visible: int | None = None) -> in
     A masked reduction counts its capacity, which is what the device computes. `visible` patches enter block 0 (None:
     all); the others are embedded all the same.
     """
-    return _macs(model.config, policy.stages, visible=visible)
+    return macs_of_stages(model.config, policy.stages, visible=visible)
 
 
 def macs_of_counts(config: ModelConfig, kept: Mapping[int, int], *, visible: int | None = None) -> int:
     """`macs` where each pruning block keeps so many patches, between attention and MLP."""
-    return _macs(config, {block: _Leaves(count) for block, count in kept.items()}, visible=visible)
+    return macs_of_stages(config, {block: _Leaves(count) for block, count in kept.items()}, visible=visible)
 
 
-def _macs(config: ModelConfig, reductions: Mapping[int, Reduction], *, visible: int | None) -> int:
+def macs_of_stages(config: ModelConfig, reductions: Mapping[int, Reduction], *, visible: int | None = None) -> int:
+    """`macs` of a model of this geometry, by its blocks' reductions."""
     patches = config.patches if visible is None else visible
     p = config.extra_tokens
     total = config.patches * config.patch**2 * config.width

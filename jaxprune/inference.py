@@ -27,6 +27,7 @@ from jaxprune.cost import macs
 from jaxprune.features import SAMPLE_RATE, WINDOW, frame_count, model_input, sample_count
 from jaxprune.models import Classifier, topk
 from jaxprune.reduction.policy import Policy, stage_rates
+from jaxprune.registry import LEARNED, MethodName, by_name, reduced
 
 BATCH = 8
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}  # of logits, by the card's name
@@ -38,6 +39,7 @@ def classify(
     checkpoint: str | os.PathLike[str],
     *,
     keep_rate: KeepRate = 0.7,
+    method: MethodName = "topk",
     top: int = 5,
     batch: int = BATCH,
     mels: int = 0,
@@ -46,14 +48,15 @@ def classify(
     """Labels one sound file or many: `classify("dog.wav", "ast-words").results[0].top`.
 
     `checkpoint` is the directory of a model, a training run, or the name of a shipped model. `keep_rate` is read as
-    `topk` reads it; 1 prunes nothing. All else is as in `classify_clips`. A file that cannot be used is left out and
-    named in the report's `refused`. Raises `ValueError` where no file can be used.
+    `topk` reads it; 1 prunes nothing. `method` is the way to reduce tokens, by its name in `jaxprune.registry`. All
+    else is as in `classify_clips`. A file that cannot be used is left out and named in the report's `refused`. Raises
+    `ValueError` where no file can be used.
     """
     paths = [Path(paths)] if isinstance(paths, str | os.PathLike) else list(map(Path, paths))
     if not paths:
         raise ValueError("there is nothing to classify; give at least one sound file")
     card = load_card(checkpoint)
-    program = _Program(card, keep_rate, top=top, batch=batch, mels=mels)
+    program = _Program(card, keep_rate, method=method, top=top, batch=batch, mels=mels)
     files = _Files(paths, samples=program.samples)
     windows = iter(files)
     first = next(windows, None)
@@ -71,6 +74,7 @@ def classify_clips(
     *,
     card: Card,
     keep_rate: KeepRate,
+    method: MethodName = "topk",
     top: int = 5,
     batch: int = BATCH,
     mels: int = 0,
@@ -85,7 +89,7 @@ def classify_clips(
     Raises `ValueError` for no clips, `top` or `batch` below 1, a clip under 25 ms, a rate or block out of range, and
     scores that are not finite numbers.
     """
-    program = _Program(card, keep_rate, top=top, batch=batch, mels=mels)
+    program = _Program(card, keep_rate, method=method, top=top, batch=batch, mels=mels)
     if not clips:
         raise ValueError("there is nothing to classify; give at least one clip")
     cut = ((c.path, w) for c in clips for w in windows(c.waveform, samples=program.samples, hop=program.samples))
@@ -99,9 +103,10 @@ class Result:
 
     `start` and `seconds` place its sound in the file. `frames` counts the spectrogram frames that hold sound; the rest
     of the model's length was padding. `top` has (label, probability) pairs, falling; the label is the class index where
-    the card names none. `kept` maps each pruning block to the patches it kept, as original positions, highest score
-    first. `mel` `(t, f)` is the normalised model input, for the windows it was asked for. `truth` are the right labels,
-    where they are known.
+    the card names none. `kept` maps each pruning block to the patches that are tokens of their own after it, as
+    original positions; top-k has the highest score first. `groups` has, by block, the token that holds each patch (-1:
+    none), for methods that make one token of several. `mel` `(t, f)` is the normalised model input, for the windows it
+    was asked for. `truth` are the right labels, where they are known.
     """
 
     path: Path
@@ -112,6 +117,7 @@ class Result:
     kept: Mapping[int, Int[np.ndarray, "_"]]
     mel: Float[np.ndarray, "t f"] | None = None
     truth: tuple[str, ...] = ()
+    groups: Mapping[int, Int[np.ndarray, "n"]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,6 +135,7 @@ class Report:
     results: tuple[Result, ...]
     patches: int
     keep_rates: Mapping[int, float]
+    method: str
     macs: int
     unpruned_macs: int
     milliseconds: float
@@ -156,11 +163,13 @@ class Report:
                     "seconds": result.seconds,
                     "top": [{"label": label, "probability": probability} for label, probability in result.top],
                     "kept": {str(block): patch_ids.tolist() for block, patch_ids in result.kept.items()},
+                    "groups": {str(block): tokens.tolist() for block, tokens in result.groups.items()},
                 }
                 for result in self.results
             ],
             "patches": self.patches,
             "keep_rates": {str(block): rate for block, rate in self.keep_rates.items()},
+            "method": self.method,
             "gmacs": self.macs / 1e9,
             "unpruned_gmacs": self.unpruned_macs / 1e9,
             "saving": self.saving,
@@ -199,20 +208,22 @@ class _Files:
 class _Program:
     """One classification: its settings, checked, and the run over all windows."""
 
-    def __init__(self, card: Card, keep_rate: KeepRate, *, top: int, batch: int, mels: int):
+    def __init__(self, card: Card, keep_rate: KeepRate, *, method: MethodName, top: int, batch: int, mels: int):
         for name, value, lowest in (("top", top, 1), ("batch", batch, 1), ("mels", mels, 0)):
             if value < lowest:
                 raise ValueError(f"{name} is {value}; it must be at least {lowest}")
         self.samples = sample_count(card.model.frames)
         self._card, self._top, self._batch, self._mels = card, top, batch, mels
-        self._rates = stage_rates(keep_rate, depth=card.model.depth)
+        self._rates, self._method = stage_rates(keep_rate, depth=card.model.depth), method
+        if method != LEARNED:
+            by_name(method)
 
     def run(self, model: Classifier, windows: Iterator[tuple[Path, Window]]) -> Report:
         """Classifies the windows, of which there is at least one, and holds one batch of them at a time."""
         rows = list(itertools.islice(windows, self._batch))
-        batch, policy = len(rows), topk(model, self._rates)
+        batch, policy = len(rows), reduced(model, self._method, self._rates)
         began = time.perf_counter()
-        program = _compile(model, policy, card=self._card, batch=batch)
+        program = _compile(model, policy, blocks=tuple(self._rates), card=self._card, batch=batch)
         compile_seconds = time.perf_counter() - began
         results, seconds = [], []
         while rows:
@@ -226,6 +237,7 @@ class _Program:
             results=tuple(results),
             patches=model.config.patches,
             keep_rates=self._rates,
+            method=self._method,
             macs=macs(model, policy),
             unpruned_macs=macs(model, topk(model, {})),
             milliseconds=1000 * statistics.median(timed) / batch,
@@ -239,7 +251,9 @@ class _Program:
 
     def _results(self, rows: Sequence[tuple[Path, Window]], output: "_Output", *, mels: int) -> list[Result]:
         """A batch's results; the first `mels` carry their spectrogram."""
-        probabilities, finite, kept = jax.device_get((output.probabilities, output.finite, output.kept))
+        probabilities, finite, kept, groups = jax.device_get(
+            (output.probabilities, output.finite, output.kept, output.groups)
+        )
         results = []
         for row, (path, window) in enumerate(rows):
             if not finite[row]:
@@ -253,7 +267,8 @@ class _Program:
                 seconds=len(window.waveform) / SAMPLE_RATE,
                 frames=frame_count(len(window.waveform)),
                 top=_top(probabilities[row], labels=self._card.labels, count=self._top),
-                kept={block: patch_ids[row] for block, patch_ids in kept.items()},
+                kept={block: patch_ids[row][patch_ids[row] >= 0] for block, patch_ids in kept.items()},
+                groups={block: tokens[row] for block, tokens in groups.items()},
                 mel=np.asarray(output.mel[row]) if row < mels else None,
             )
             results.append(result)
@@ -264,16 +279,20 @@ class _Program:
 class _Output:
     """A batch's results on the device: the model's input, probabilities, and the kept patches by pruning block.
 
-    `finite` marks the rows whose logits are finite numbers.
+    A token made from several patches has -1 in `kept`; `groups` has its patches. `finite` marks the rows whose logits
+    are finite numbers.
     """
 
     mel: Float[Array, "b t f"]
     probabilities: Float[Array, "b y"]
     finite: Bool[Array, "b"]
     kept: dict[int, Int[Array, "b _"]]
+    groups: dict[int, Int[Array, "b n"]]
 
 
-def _compile(model: Classifier, policy: Policy, *, card: Card, batch: int) -> Callable[..., _Output]:
+def _compile(
+    model: Classifier, policy: Policy, *, blocks: Sequence[int], card: Card, batch: int
+) -> Callable[..., _Output]:
     """The one program, `(waveforms, lengths) -> _Output` for batches of this size, ready to run."""
     graph, state = nnx.split(model)
     activation = ACTIVATIONS[card.activation]
@@ -290,9 +309,11 @@ def _compile(model: Classifier, policy: Policy, *, card: Card, batch: int) -> Ca
             mels=model.config.mels,
         )
         output = nnx.merge(graph, state)(mel, policy)
-        kept = {block: output.trace[block].patch_ids for block in policy.stages}
+        traces = {block: output.trace[block] for block in blocks}
+        kept = {block: trace.patch_ids for block, trace in traces.items()}
+        groups = {block: trace.groups for block, trace in traces.items() if trace.held is not None}
         finite = jnp.isfinite(output.logits).all(axis=1)
-        return _Output(mel, activation(output.logits), finite, kept)
+        return _Output(mel, activation(output.logits), finite, kept, groups)
 
     waveforms = jax.ShapeDtypeStruct((batch, sample_count(frames)), jnp.float32)
     lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)

@@ -3,6 +3,7 @@
     jaxprune benchmark --family audiomae ast --batch 1 8 --out results.json
     jaxprune benchmark --family ast --torch eager sdpa compile compile-sdpa transformers --keep-rates 1.0 0.5
     jaxprune benchmark --work forward step --batch 4 --keep-rates 0.7 0.5 --dtype float32 bfloat16
+    jaxprune benchmark --method tome --work forward step
     jaxprune benchmark --quick
 
 It needs PyTorch (`pip install "jaxprune[convert]"`) and a machine with nothing else to do. Samples during which other
@@ -19,6 +20,7 @@ import tyro
 
 from jaxprune.cli import console as cli
 from jaxprune.config import Family
+from jaxprune.registry import MethodName
 
 from . import machine, report
 from .job import DEVICES
@@ -39,6 +41,8 @@ class Asked:
     """clips in a call; 8 unless --quick."""
     keep_rates: tuple[float, ...] | None = None
     """shares of patches kept at blocks 3, 6 and 9; 1.0 0.7 0.5 unless --quick. 1.0 is always measured."""
+    method: MethodName = "topk"
+    """the way to reduce tokens; tome and pool cost as much as topk does at a keep rate. PyTorch has topk alone."""
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """compute types; PyTorch's bfloat16 is autocast."""
     torch: tuple[Literal["eager", "sdpa", "compile", "compile-sdpa", "transformers"], ...] = ("eager", "sdpa")
@@ -69,6 +73,7 @@ class Asked:
             torch=self.torch,
             works=self.work,
             device=self.device,
+            method=self.method,
             repeats=self.repeats if self.repeats is not None else (2 if quick else 7),
             threads=self.threads,
             min_seconds=0.0 if quick else 0.25,

@@ -11,7 +11,8 @@ import optax
 from flax import nnx
 
 from jaxprune.checkpoint import fill, leaves
-from jaxprune.models import abstract, topk
+from jaxprune.models import abstract
+from jaxprune.registry import reduced
 
 from ..mapping import to_flax
 from ..random_checkpoint import random_state
@@ -35,7 +36,7 @@ class Jax:
         self.dtype = jnp.dtype(job.dtype)
         model = fill(abstract(config, dtype=self.dtype), weights, source="random weights")
         self.graph, self.state = nnx.split(model)
-        self.policy = lambda keep_rate: topk(model, keep_rate)
+        self.policy = lambda keep_rate: reduced(model, job.method, keep_rate)
         self.mel = jax.device_put(job.mel())
         self.compiled, self.temp_bytes = {}, {}
         self.program = jax.jit(lambda state, mel, policy: nnx.merge(self.graph, state)(mel, policy).logits)

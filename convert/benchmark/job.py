@@ -41,7 +41,8 @@ DEVICES: Mapping[str, Device] = {
 class Job:
     """One measurement of one worker.
 
-    `contestant` is `jax` or `torch-VARIANT`, `work` is forward or step. A sample lasts `min_seconds` at least.
+    `contestant` is `jax` or `torch-VARIANT`, `work` is forward or step. A sample lasts `min_seconds` at least. `method`
+    is the way to reduce tokens, in `jaxprune.registry`.
     """
 
     contestant: str
@@ -56,6 +57,7 @@ class Job:
     cores: list[int]
     min_seconds: float
     seed: int = 0
+    method: str = "topk"
 
     def config(self):
         from jaxprune.config import ModelConfig

@@ -19,7 +19,8 @@ from typing import Any
 
 from jaxprune.config import FAMILY_SIZES, SIZES, ModelConfig
 from jaxprune.cost import macs
-from jaxprune.models import Classifier, abstract, topk
+from jaxprune.models import Classifier, abstract
+from jaxprune.registry import MethodName, reduced
 
 from . import machine
 from .job import DEVICES, Job
@@ -35,10 +36,10 @@ PATIENCE = 30.0  # seconds that each retry waits for quiet, at most
 class Plan:
     """Every combination is measured. `keep_rates` is sorted falling and gains 1.0, which speed-ups are relative to.
 
-    A sample lasts `min_seconds` at least (several calls where one is shorter), long enough for the kernel's accounting
-    to tell whether others used the cores. `side` is that of the matrix product, the device's own where it is None.
-    Raises `ValueError` for what no model or policy allows, and for a PyTorch variant that this machine lacks something
-    for.
+    PyTorch has top-k alone, so beside another `method` it is measured unpruned. A sample lasts `min_seconds` at least
+    (several calls where one is shorter), long enough for the kernel's accounting to tell whether others used the cores.
+    `side` is that of the matrix product, the device's own where it is None. Raises `ValueError` for what no model or
+    policy allows, and for a PyTorch variant that this machine lacks something for.
     """
 
     families: Sequence[str]
@@ -55,6 +56,7 @@ class Plan:
     min_seconds: float = 0.25
     retries: int = 10
     side: int | None = None
+    method: MethodName = "topk"
 
     def __post_init__(self):
         for name in ("families", "sizes", "frames", "batches", "keep_rates", "dtypes", "torch", "works"):
@@ -72,7 +74,7 @@ class Plan:
         for job in self.jobs():
             model = blank(job.config())
             for keep_rate in self.keep_rates:
-                topk(model, keep_rate)
+                reduced(model, self.method, keep_rate)
 
     def jobs(self) -> list[Job]:
         """One a group that is measured together, for JAX; other contestants replace the name."""
@@ -91,13 +93,15 @@ class Plan:
                 classes=CLASSES,
                 cores=cores,
                 min_seconds=self.min_seconds,
+                method=self.method,
             )
             for work, family, size, frames, batch, dtype in groups
         ]
 
     def contestants(self, family: str, keep_rate: float) -> list[str]:
         """The contestants measured there, by name."""
-        return [*(f"torch-{name}" for name in self.torch if TORCH[name].covers(family, keep_rate)), "jax"]
+        both = self.method == "topk" or keep_rate == 1
+        return [*(f"torch-{name}" for name in self.torch if both and TORCH[name].covers(family, keep_rate)), "jax"]
 
     def remarks(self) -> list[str]:
         """The gaps of the PyTorch variants, each in a sentence."""
@@ -209,8 +213,9 @@ def result(
         }
     fields = ("work", "family", "size", "frames", "batch", "dtype", "device")
     return {field: getattr(job, field) for field in fields} | {
+        "method": job.method,
         "keep_rate": keep,
-        "gmacs": PASSES[job.work] * macs(model, topk(model, keep)) / 1e9,
+        "gmacs": PASSES[job.work] * macs(model, reduced(model, job.method, keep)) / 1e9,
         "contestants": contestants,
     }
 

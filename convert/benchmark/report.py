@@ -93,7 +93,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     lines = []
     for row in rows:
         what = [
-            f"{row['family']} {row['size']}\n{row['work']}, {row['dtype']}",
+            f"{row['family']} {row['size']}, {row.get('method', 'topk')}\n{row['work']}, {row['dtype']}",
             f"{row['frames']} x {row['batch']}",
             f"{row['keep_rate']:g}",
             f"{row['gmacs']:.2f}",

@@ -16,7 +16,10 @@ a 0-based block in two digits.
 | `logits` | (clips, y) float32 | |
 | `mean`, `std` | (clips, n) float32 | of each patch's pixels of the normalised spectrogram (std with ddof 1) |
 | `score_BB` | (clips, n_BB) float32 | of the patches entering block BB, for every block |
-| `kept_BB` | (clips, k) int16 | original patches kept at block BB, in token order, for blocks that prune only |
+| `kept_BB` | (clips, k) int16 | original patches that are tokens of their own after BB, in token order; only where BB \
+reduces tokens |
+| `groups_BB` | (clips, n) int16 | the token after block BB that holds each patch, -1: none; where tokens hold several |
+| `scored_BB` | (clips, n_BB) int16 | the patches of `score_BB`, where BB reduces tokens before its attention |
 | `mel` | (clips, t, f) | normalised spectrogram, only where asked for |
 | `state` | () str | JSON: where the data stood after the shard, and the unusable clips so far |
 
@@ -50,7 +53,6 @@ from jaxprune.features import frame_count, model_input
 from jaxprune.files import locked, replace_file, write_text
 from jaxprune.models import Classifier, cut_patches
 from jaxprune.reduction.policy import Policy
-from jaxprune.reduction.selection import TopK
 
 
 def extract(
@@ -124,9 +126,8 @@ def _run_through(
 
 
 def _pruning_blocks(policy: Policy) -> tuple[int, ...]:
-    """The blocks that drop patches. A stage that keeps all of them does not count."""
-    keeps_all = {block for block, stage in policy.stages.items() if isinstance(stage, TopK) and stage.rate == 1}
-    return tuple(block for block in policy.stages if block not in keeps_all)
+    """The blocks that reduce tokens: a reduction that leaves all of them is none."""
+    return tuple(block for block, reduction in policy.stages.items() if not reduction.idle)
 
 
 class _Placed(NamedTuple):
@@ -145,6 +146,8 @@ class _Findings:
     std: Float32[Array, "b n"]
     scores: tuple[Float32[Array, "b _"], ...]
     kept: dict[int, Int16[Array, "b _"]]
+    groups: dict[int, Int16[Array, "b n"]]
+    scored: dict[int, Int16[Array, "b _"]]
     mel: Float[Array, "b t f"]
 
 
@@ -162,13 +165,28 @@ def _program(
             waveforms, lengths, frames=config.frames, mean=mean, std=std, padding=padding, mels=config.mels
         )
         output = model(mel, policy)
+        left = [trace.patch_ids.shape[1] for trace in output.trace]
+        entering = dict(enumerate([model.config.patches, *left]))
         pixels = cut_patches(mel, model.config).astype(jnp.float32)  # the model's own: XLA computes them once
         kept = {
             block: jnp.where(output.trace[block].alive, output.trace[block].patch_ids, -1).astype(jnp.int16)
             for block in stages
         }
-        scores = tuple(block.score for block in output.trace)
-        findings = _Findings(output.logits, pixels.mean(axis=-1), pixels.std(axis=-1, ddof=1), scores, kept, mel)
+        traces = {block: output.trace[block] for block in stages}
+        findings = _Findings(
+            logits=output.logits,
+            mean=pixels.mean(axis=-1),
+            std=pixels.std(axis=-1, ddof=1),
+            scores=tuple(block.score for block in output.trace),
+            kept=kept,
+            groups={block: trace.groups.astype(jnp.int16) for block, trace in traces.items() if trace.held is not None},
+            scored={
+                block: trace.scored_ids.astype(jnp.int16)
+                for block, trace in traces.items()
+                if trace.score.shape[1] != entering[block]
+            },
+            mel=mel,
+        )
         return findings, finite_rows(output.logits)
 
     return run
@@ -176,9 +194,15 @@ def _program(
 
 def _start_copies(findings: _Findings, *, mel: MelType | None) -> None:
     """Starts copying the arrays that will be written, as soon as they are computed."""
-    wanted = [findings.logits, findings.mean, findings.std, *findings.scores, *findings.kept.values()]
+    wanted = [findings.logits, findings.mean, findings.std, *findings.scores]
+    wanted += [array for by_block in _by_block(findings).values() for array in by_block.values()]
     for array in [*wanted, findings.mel] if mel else wanted:
         array.copy_to_host_async()
+
+
+def _by_block(findings: _Findings) -> dict[str, dict[int, Int16[Array, "b _"]]]:
+    """The arrays that only some blocks have."""
+    return {"kept": findings.kept, "groups": findings.groups, "scored": findings.scored}
 
 
 def _rows(
@@ -195,7 +219,11 @@ def _rows(
         "mean": findings.mean,
         "std": findings.std,
         **{f"score_{block:02d}": score for block, score in enumerate(findings.scores)},
-        **{f"kept_{block:02d}": kept for block, kept in findings.kept.items()},
+        **{
+            f"{name}_{block:02d}": values
+            for name, by_block in _by_block(findings).items()
+            for block, values in by_block.items()
+        },
     }
     if mel:
         found["mel"] = np.asarray(findings.mel).astype(mel)

@@ -6,8 +6,6 @@ format.
 
 import dataclasses
 import functools
-import io
-import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -18,11 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxprune.analysis.manifest import fields_of, read_manifest
+from jaxprune.analysis.shard_arrays import DAMAGE, array_in, check_array, stages_in
 from jaxprune.config import ModelConfig, Padding
 from jaxprune.positions import patch_corners
-
-# Errors of a damaged zip file or of a strange array in it.
-DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +33,8 @@ class Extraction:
     manifest: Mapping[str, Any]
     config: ModelConfig
     stages: tuple[int, ...]
+    grouped: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()
 
     @functools.cached_property
     def index(self) -> Int[np.ndarray, "clips"]:
@@ -95,6 +93,8 @@ class Extraction:
 
     def scored(self, block: int) -> Int[np.ndarray, "clips n"]:
         """Original positions of the patches that enter a block; -1 where there is none."""
+        if block in self.before:
+            return self.column(f"scored_{block:02d}")
         before = [stage for stage in self.stages if stage < self._block(block)]
         if before:
             return self.kept(before[-1])
@@ -102,7 +102,7 @@ class Extraction:
         return np.broadcast_to(every, (self.clips, len(every)))
 
     def kept(self, block: int) -> Int[np.ndarray, "clips k"]:
-        """Original positions kept at a pruning block, in token order; -1 where there is none.
+        """Original positions that are tokens of their own after a reducing block, in token order; -1 for another token.
 
         Raises `ValueError` for a model without pruning and for a block that does not prune.
         """
@@ -112,8 +112,17 @@ class Extraction:
         return self.column(f"kept_{block:02d}")
 
     def kept_mask(self, block: int) -> Bool[np.ndarray, "clips n"]:
-        """True for the original patches that a pruning block kept. Raises as `kept`."""
+        """True for the original patches that a reducing block left as tokens of their own. Raises as `kept`."""
         return members(self.kept(block), patches=self.config.patches)
+
+    def groups(self, block: int) -> Int[np.ndarray, "clips n"]:
+        """The token after a reducing block that holds each original patch, -1 for none. Raises as `kept`."""
+        if block in self.grouped:
+            return self.column(f"groups_{block:02d}")
+        kept = self.kept(block).astype(np.intp)
+        groups = np.full((len(kept), self.config.patches + 1), -1)
+        np.put_along_axis(groups, kept, np.broadcast_to(np.arange(kept.shape[1]), kept.shape), axis=1)
+        return groups[:, :-1]
 
     def check_pruned(self) -> None:
         """Raises `ValueError` if there are no kept patches to speak of."""
@@ -130,8 +139,8 @@ class Extraction:
                 if f"{name}.npy" not in file.namelist():
                     hint = "; extract again with --mel" if name == "mel" else ""
                     raise _NotExtracted(f"{path} holds no {name}: it was not extracted{hint}")
-                clips, values = (_array(file, one) for one in ("index", name))
-            _check_array(name, values, clips=len(clips), config=self.config)
+                clips, values = (array_in(file, one) for one in ("index", name))
+            check_array(name, values, clips=len(clips), config=self.config)
             return values
         except _NotExtracted:
             raise
@@ -159,8 +168,8 @@ def read_extraction(path: str | os.PathLike[str]) -> Extraction:
         raise ValueError(f"{path} has lost {missing[0]}; extract again to another folder")
     if not manifest["shards"]:
         raise ValueError(f"{path / MANIFEST} names no shards; extract again to another folder")
-    stages = _stages(path / manifest["shards"][0], config)
-    return Extraction(path=path, manifest=manifest, config=config, stages=stages)
+    stages, grouped, before = stages_in(path / manifest["shards"][0], config)
+    return Extraction(path=path, manifest=manifest, config=config, stages=stages, grouped=grouped, before=before)
 
 
 def check_same_clips(first: Extraction, second: Extraction) -> None:
@@ -213,51 +222,3 @@ def on_grid(values: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 class _NotExtracted(ValueError):
     """An array that was never asked for."""
-
-
-def _array(file: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of a shard. Its checksum, and its size against its shape, are checked before it is made."""
-    entry = file.getinfo(f"{name}.npy")
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{name} is compressed")
-    content = file.read(entry)  # to the end, so that zipfile compares the checksum
-    stream = io.BytesIO(content)
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    version = np.lib.format.read_magic(stream)
-    if version not in read_header:
-        raise ValueError(f"{name} is stored in version {version}")
-    shape, by_column, dtype = read_header[version](stream)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
-        raise ValueError(f"{name} has other bytes than its shape {shape} asks for")
-    values = np.frombuffer(content, dtype, offset=stream.tell())
-    return values.reshape(shape, order="F" if by_column else "C")
-
-
-def _check_array(name: str, values: np.ndarray, *, clips: int, config: ModelConfig) -> None:
-    """Raises `ValueError` unless an array has the documented shape and type, and names patches that exist."""
-    y, n = config.classes, config.patches
-    shapes = {"target": (y,), "logits": (y,), "mean": (n,), "std": (n,), "mel": (config.frames, config.mels)}
-    by_block = name.startswith(("score_", "kept_"))
-    expected = values.shape[1:2] if by_block else shapes.get(name, ())
-    if values.shape != (clips, *expected) or (by_block and (values.ndim != 2 or values.shape[1] > n)):
-        raise ValueError(f"{name} has shape {values.shape}, not {(clips, *expected)}")
-    whole = name in ("index", "frames", "target") or name.startswith("kept_")
-    kinds = "U" if name == "path" else "iu" if whole else "f"
-    if values.dtype.kind not in kinds:
-        raise ValueError(f"{name} is of type {values.dtype}")
-    lowest = -1 if name.startswith("kept_") else 0
-    if whole and values.size and (values.min() < lowest or (name.startswith("kept_") and values.max() >= n)):
-        raise ValueError(f"{name} holds {values.min()} to {values.max()}")
-
-
-def _stages(path: Path, config: ModelConfig) -> tuple[int, ...]:
-    """The blocks whose kept patches a shard holds, rising."""
-    try:
-        with zipfile.ZipFile(path) as shard:
-            names = [name.removesuffix(".npy") for name in shard.namelist()]
-        stages = tuple(sorted(int(name[5:]) for name in names if name.startswith("kept_")))
-        if any(not 0 <= block < config.depth for block in stages):
-            raise ValueError(f"it prunes at blocks {list(stages)} of {config.depth}")
-        return stages
-    except DAMAGE as error:
-        raise ValueError(f"{path} cannot be read ({error}); extract again") from error

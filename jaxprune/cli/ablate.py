@@ -56,6 +56,8 @@ class Asked:
     """shares of the patches kept at each of the blocks."""
     blocks: tuple[int, ...] = ()
     """the blocks that prune by a score, counted from 0; those of 3, 6 and 9 that the model has unless given."""
+    methods: tuple[OtherMethod, ...] = ()
+    """other ways to reduce tokens to measure beside, at the cost of topk at the same rates."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """of the random scores; the first also draws the ranges' controls."""
     bounds: tuple[float, ...] = ()
@@ -83,10 +85,11 @@ class Asked:
         blocks = self.blocks or default_blocks(model.config.depth)
         rates = [dict.fromkeys(blocks, rate) for rate in self.keep_rates]
         settings = score_settings(model, scores=self.scores, rates=rates, seeds=self.seeds)
+        settings += method_settings(model, methods=self.methods, rates=rates)
         if bounds:
             settings += range_settings(model, bounds, blocks=self.range_blocks or blocks, seed=self.seeds[0])
         if not settings:
-            raise ValueError("there is nothing to measure; give scores and keep rates below 1, or bounds")
+            raise ValueError("there is nothing to measure; give scores or methods and keep rates below 1, or bounds")
         return settings
 
 

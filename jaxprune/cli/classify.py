@@ -19,6 +19,7 @@ from jaxprune.cli import console as cli
 from jaxprune.cli.options import trained_for
 from jaxprune.inference import BATCH, Report, classify
 from jaxprune.reduction.policy import DEFAULT_BLOCKS, at_blocks, stage_rates
+from jaxprune.registry import MethodName
 
 RANDOM = "random weights: the labels mean nothing"
 
@@ -31,6 +32,7 @@ def main(
     keep_rate: float = 1.0,
     blocks: tuple[int, ...] = (),
     rates: tuple[float, ...] = (),
+    method: MethodName = "topk",
     top: int = 5,
     batch: int = BATCH,
     picture: Path | None = None,
@@ -46,9 +48,10 @@ def main(
         keep_rate: share of the patches kept at each pruning block, above 0 and at most 1; 1 prunes nothing.
         blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
         rates: one keep rate for each of the blocks, in place of --keep-rate.
+        method: the way to reduce tokens; tome and pool cost as much as topk does at the keep rate.
         top: how many labels to show.
         batch: windows computed together.
-        picture: where to draw the spectrograms with the dropped patches left blank: a .png, .svg or .pdf file.
+        picture: where to draw the spectrograms, dropped patches blank, merged ones averaged: a .png, .svg or .pdf file.
         most_pictured: how many windows to draw at most, the first ones, six to a page.
         as_json: print JSON and nothing else on stdout.
         dtype: what the model computes in.
@@ -61,7 +64,7 @@ def main(
         if most_pictured < 1:
             raise ValueError(f"--most-pictured is {most_pictured}; it must be at least 1")
     mels = 0 if picture is None else most_pictured
-    report = classify(audio, checkpoint, keep_rate=keep, top=top, batch=batch, mels=mels, dtype=dtype)
+    report = classify(audio, checkpoint, keep_rate=keep, method=method, top=top, batch=batch, mels=mels, dtype=dtype)
     for notice in report.notices:
         cli.notice(notice)
     random = not card.trained
@@ -118,6 +121,7 @@ def print_report(report: Report, *, named: bool, notes: list[str]) -> None:
     ]
     cli.print_table("Most likely labels", ["file", "from s", "to s", "label and probability"], rows, notes=notes)
     cost = (
+        report.method,
         in_words(report.keep_rates),
         f"{report.macs / 1e9:.2f}",
         f"{report.unpruned_macs / 1e9:.2f}",
@@ -126,7 +130,7 @@ def print_report(report: Report, *, named: bool, notes: list[str]) -> None:
         f"{report.compile_seconds:.1f}",
         report.device,
     )
-    columns = ["keep rate", "GMACs", "unpruned GMACs", "saved", "ms per window", "compile s", "device"]
+    columns = ["method", "keep rate", "GMACs", "unpruned GMACs", "saved", "ms per window", "compile s", "device"]
     timed = f"{report.timed_batches} {'batch' if report.timed_batches == 1 else 'batches'} of {report.batch}"
     how = f"median of {timed} after a warm-up" if report.warmed_up else f"{timed}, the first run after compiling"
     measured = f"ms per window: features and model on the device, {report.dtype}, {how}."

@@ -2,6 +2,7 @@
 
 jaxprune evaluate CHECKPOINT speech-commands --root data/speech_commands_v0.02
 jaxprune evaluate CHECKPOINT esc50 --root data/ESC-50 --fold 3 --keep-rates 1.0 0.7 --out result.json
+jaxprune evaluate CHECKPOINT esc50 --root data/ESC-50 --method tome
 """
 
 import json
@@ -15,6 +16,7 @@ from jaxprune import files
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import Subject, check_file, held, left_out, rates_to_measure, trained_for, with_data
 from jaxprune.evaluation.evaluate import EvaluationResult, evaluate, keep_policies
+from jaxprune.registry import MethodName
 
 COLUMNS = {  # heading and factor of each metric
     "top1": ("top-1 %", 100),
@@ -31,6 +33,7 @@ def main(
     *,
     keep_rates: tuple[float, ...] = (),
     blocks: tuple[int, ...] = (),
+    method: MethodName = "topk",
     batch: int = 32,
     out: Path | None = None,
 ) -> None:
@@ -41,6 +44,7 @@ def main(
         keep_rates: shares of the patches kept at each pruning block, 1 prunes nothing; by default those that the
             checkpoint was trained for, or 1 0.9 0.8 0.7 0.6 0.5 where it was not trained for several.
         blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
+        method: the way to reduce tokens; tome and pool cost as much as topk does at a keep rate.
         batch: clips computed together.
         out: where to save everything as JSON.
     """
@@ -48,7 +52,8 @@ def main(
     with held(out):
         dataset = on.read()
         card, model = on.card(dataset), on.model()
-        policies = keep_policies(model, keep_rates or rates_to_measure([card]), blocks=blocks)
+        asked = keep_rates or rates_to_measure([card])
+        policies = keep_policies(model, asked, blocks=blocks, method=method)
         batches = on.batches(dataset, model, batch=batch)
         with batches, cli.progress("evaluating", cli.Rate()) as progress:
             bar = progress.add_task("", total=len(dataset.clips(on.split)))
@@ -63,7 +68,8 @@ def main(
         if card.keep_rates:
             cli.notice(f"{on.checkpoint} was trained for {trained_for(card)}")
         device = jax.devices()[0].device_kind
-        print_evaluation(found, title=f"{dataset.name}, {on.split}: {on.checkpoint}", device=device, dtype=on.dtype)
+        title = f"{dataset.name}, {on.split}, {method}: {on.checkpoint}"
+        print_evaluation(found, title=title, device=device, dtype=on.dtype)
         if out is not None:
             facts = {
                 "command": shlex.join(sys.argv),
@@ -72,6 +78,7 @@ def main(
                 "data": on.source,
                 "split": on.split,
                 "trained_keep_rates": list(card.keep_rates),
+                "method": method,
                 "blocks": sorted(next(iter(policies.values())).stages),
                 "batch": batch,
                 "dtype": on.dtype,

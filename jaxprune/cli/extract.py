@@ -24,8 +24,9 @@ from jaxprune.cli.options import OnDataset, Subject, left_out, with_data
 from jaxprune.config import Card
 from jaxprune.data.records import Dataset
 from jaxprune.evaluation.evaluate import evaluate
-from jaxprune.models import Classifier, topk
+from jaxprune.models import Classifier
 from jaxprune.reduction.policy import Policy, at_blocks
+from jaxprune.registry import MethodName, reduced
 
 
 @with_data
@@ -35,6 +36,7 @@ def main(
     out: Path,
     keep_rate: float = 0.7,
     blocks: tuple[int, ...] = (),
+    method: MethodName = "topk",
     batch: int = 32,
     shard: int = SHARD_CLIPS,
     mel: MelType | None = None,
@@ -47,6 +49,7 @@ def main(
         out: the folder to write to, or to go on with.
         keep_rate: share of the patches kept at each pruning block; 1 prunes nothing.
         blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
+        method: the way to reduce tokens; tome and pool cost as much as topk does at the keep rate.
         batch: clips computed together.
         shard: clips in a file, about: whole batches.
         mel: the type in which to keep the spectrograms too; they are most of the bytes.
@@ -57,7 +60,7 @@ def main(
             raise ValueError(f"{name} is {value}; it must be at least {lowest}")
     dataset = on.read()
     card, model = on.card(dataset), on.model()
-    policy = topk(model, at_blocks(blocks, keep_rate))
+    policy = reduced(model, method, at_blocks(blocks, keep_rate))
     batch = min(batch, len(dataset.clips(on.split)))
     shard_batches = max(1, shard // batch)
     job = Job(

@@ -2,6 +2,7 @@
 
 jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --blocks 3,6,9 0,4,8 --batch 1 32 --out sweep/esc50
 jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --keep-rates 0.7 0.83,0.61,0.47 --max-drop 1 --out sweep/s
+jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --methods evit tome grid pool --out sweep/methods
 jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --also TUNED-0.7 TUNED-0.5 --out sweep/tuned
 
 The same command goes on with a sweep that was cut off, and one with more settings measures only those. Prints a table,
@@ -26,7 +27,7 @@ from jaxprune.cli import console as cli
 from jaxprune.cli.options import OnDataset, Subject, check_folder, rates_to_measure, trained_for, with_data
 from jaxprune.cost import macs
 from jaxprune.data.records import Dataset
-from jaxprune.experiments.ablation import ScoreName, Setting, score_settings
+from jaxprune.experiments.ablation import OtherMethod, ScoreName, Setting, method_settings, score_settings
 from jaxprune.experiments.ablation_tables import METRICS
 from jaxprune.experiments.sweep import Candidate, Store, measure_quality, measure_time
 from jaxprune.experiments.sweep_points import Point, fastest, points
@@ -51,6 +52,8 @@ class Grid:
     given."""
     scores: tuple[ScoreName, ...] = ("attention",)
     """what chooses the patches."""
+    methods: tuple[OtherMethod, ...] = ()
+    """other ways to reduce tokens to measure beside, at the cost of topk at the same rates."""
     seeds: tuple[int, ...] = (0,)
     """of the random score."""
 
@@ -62,7 +65,8 @@ class Grid:
         sets = self.blocks or (",".join(map(str, default_blocks(model.config.depth))),)
         asked = self.keep_rates or tuple(f"{rate!r}" for rate in rates if rate < 1)
         pruned = [by_block(places, keep) for places in sets for keep in asked]
-        return score_settings(model, scores=self.scores, rates=pruned, seeds=self.seeds)
+        settings = score_settings(model, scores=self.scores, rates=pruned, seeds=self.seeds)
+        return settings + method_settings(model, methods=self.methods, rates=pruned)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from jaxprune.features import STATIC, model_input
 from jaxprune.models import Classifier, topk
 from jaxprune.parallel.devices import Layout, on_host
 from jaxprune.reduction.policy import Policy, at_blocks
+from jaxprune.registry import MethodName, reduced
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,16 +144,18 @@ def evaluate(
     )
 
 
-def keep_policies(model: Classifier, keep_rates: Iterable[float], *, blocks: Iterable[int] = ()) -> dict[float, Policy]:
-    """The published pruning at each keep rate, for `evaluate`. All `blocks` use the same rate.
+def keep_policies(
+    model: Classifier, keep_rates: Iterable[float], *, blocks: Iterable[int] = (), method: MethodName = "topk"
+) -> dict[float, Policy]:
+    """A method at each keep rate, for `evaluate`; the published pruning by default. All `blocks` use the same rate.
 
     The default blocks are those of 3, 6 and 9 that the model has. Raises `ValueError` for no rate, a rate or block
-    given twice, a rate outside (0, 1] and a block the model lacks.
+    given twice, a rate outside (0, 1], a block the model lacks and an unknown method.
     """
     keep_rates, blocks = tuple(keep_rates), tuple(blocks)
     if not keep_rates or len(set(keep_rates)) < len(keep_rates):
         raise ValueError(f"the keep rates are {list(keep_rates)}; name at least one, and each once")
-    return {rate: topk(model, at_blocks(blocks, rate)) for rate in keep_rates}
+    return {rate: reduced(model, method, at_blocks(blocks, rate)) for rate in keep_rates}
 
 
 @struct.dataclass

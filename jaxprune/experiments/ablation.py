@@ -1,8 +1,8 @@
 """Ablations of the score: accuracy when patches are chosen by attention, by pixels, the other way round, or at random.
 
-`score_settings` prunes by a score at keep rates. `range_settings` keeps the patches whose mean lies in a range. Beside
-each range it keeps as many patches drawn at random. `ablate` measures all of them in one pass over the data. The
-command is `jaxprune ablate`.
+`score_settings` prunes by a score at keep rates, `method_settings` goes another way at the same cost. `range_settings`
+keeps the patches whose mean lies in a range, and beside each range as many patches drawn at random. `ablate` measures
+all of them in one pass over the data. The command is `jaxprune ablate`.
 
 Extra tokens always stay. A clip without a patch left is answered from them alone. AudioMAE pools patches, so it then
 answers from its bias alone. Such clips count in the metrics, and rows tell their number.
@@ -28,8 +28,10 @@ from jaxprune.models import Classifier, topk
 from jaxprune.reduction.policy import Policy, stage_rates, top_k_stages
 from jaxprune.reduction.scores import Opposite, PatchMean, PatchStd, RandomByClip, Score
 from jaxprune.reduction.selection import MaskedTopK, TopK, Within
+from jaxprune.registry import reduced
 
 ScoreName = Literal["attention", "mean", "std", "lowest-attention", "lowest-mean", "lowest-std", "random"]
+OtherMethod = Literal["evit", "tome", "grid", "pool"]  # than the scores' top-k; random is a score here
 SCORES: Mapping[str, Callable[[Classifier], Score]] = {
     "attention": lambda model: model.score,
     "mean": lambda model: PatchMean(),
@@ -43,7 +45,7 @@ RANDOM, RANGE, AS_MANY, UNPRUNED = "random", "range", "as many at random", "unpr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One way to prune: the score, what stays at which blocks, and the seed (None: nothing is drawn).
+    """One way to prune: the score or the method, what stays at which blocks, and the seed (None: nothing is drawn).
 
     What stays is given by `rates`, one per block, or by the `range` of patch means. `policy_for` makes the policy for a
     batch.
@@ -130,6 +132,29 @@ def score_settings(
                     policy_for = functools.partial(_random, seed, stages)
                 settings.append(Setting(score=score, **where, seed=seed, policy_for=policy_for))
     return _different(settings)
+
+
+def method_settings(
+    model: Classifier, *, methods: Iterable[OtherMethod], rates: Iterable[Mapping[int, float]]
+) -> list[Setting]:
+    """Every method at the cost that top-k has at all `rates` (by block). Leaves out rates that prune nothing.
+
+    Raises `ValueError` for an unknown method, and as `stage_rates` does.
+    """
+    every = [stage_rates(one, depth=model.config.depth) for one in rates]
+    return _different(
+        [
+            Setting(
+                score=method,
+                blocks=tuple(one),
+                rates=tuple(one.values()),
+                policy_for=functools.partial(_constant, reduced(model, method, one)),
+            )
+            for method in methods
+            for one in every
+            if any(rate < 1 for rate in one.values())
+        ]
+    )
 
 
 def range_settings(
@@ -241,10 +266,8 @@ def _row(
 ) -> Row:
     kept = answers.kept[setting.name]
     empty = np.zeros(answers.clips, bool) if not kept else kept[max(kept)] == 0
-    if setting.range is None:
-        as_run = macs(model, Policy(model.score, top_k_stages(dict(zip(setting.blocks, setting.rates, strict=True)))))
-    else:
-        as_run = macs(model, topk(model, {}))
+    in_range = setting.range is not None  # runs masked at full length
+    as_run = macs(model, topk(model, {}) if in_range else setting.policy_for(jnp.arange(1), {}))
     return Row(
         setting=setting,
         clips=answers.clips,
@@ -255,7 +278,7 @@ def _row(
         emptied=int(empty.sum()),
         of_emptied=answers.metrics(setting.name, among=empty),
         of_others=answers.metrics(setting.name, among=~empty),
-        macs=mean_macs(model, kept),
+        macs=mean_macs(model, kept) if in_range else float(as_run),
         macs_as_run=as_run,
     )
 

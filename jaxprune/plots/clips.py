@@ -1,8 +1,8 @@
 """Pictures of clips, and the writing of all pictures. Figures are built without pyplot: no display, no state.
 
 `retained_patches` draws what pruning keeps, as the paper does. A window has its spectrogram, and after each stage the
-same spectrogram with the dropped patches blank. A file has its name only when it is complete. Pictures of statistics
-are in `jaxprune.plots.analysis`.
+same spectrogram with the dropped patches blank, and the patches of one token averaged. A file has its name only when it
+is complete. Pictures of statistics are in `jaxprune.plots.analysis`.
 """
 
 import os
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
+from jaxprune.analysis.extraction import on_grid
 from jaxprune.config import ModelConfig
 from jaxprune.features import HOP, LOWEST_HZ, SAMPLE_RATE, hertz_to_mel
 from jaxprune.files import replace_file
@@ -82,16 +84,64 @@ def _draw_row(row: SubFigure, result: Result, config: ModelConfig) -> None:
     panels = row.subplots(1, 1 + len(result.kept), sharex=True, sharey=True, squeeze=False)[0]
     panels[0].set_title(f"input: {config.patches} patches", fontsize=8)
     image = _draw_mel(panels[0], result.mel, result=result, config=config)
-    for panel, (block, patch_ids) in zip(panels[1:], result.kept.items(), strict=True):
-        padding = in_padding(config, patch_ids, frames=result.frames).sum()
-        beyond = f" ({padding} in padding)" if padding else ""
-        panel.set_title(f"after block {block}: {len(patch_ids)} of {config.patches}{beyond}", fontsize=8)
-        left = np.ma.masked_where(~covered(config, patch_ids), result.mel)
-        _draw_mel(panel, left, result=result, config=config)
+    for panel, block in zip(panels[1:], result.kept, strict=True):
+        patches, mel, title = left_of(result, block, config=config)
+        panel.set_title(title, fontsize=8)
+        _draw_mel(panel, np.ma.masked_where(~covered(config, patches), mel), result=result, config=config)
+        if block in result.groups:
+            _draw_borders(panel, result.groups[block], result=result, config=config)
     panels[0].set_ylabel("frequency (kHz)", fontsize=8)
     bar = row.colorbar(image, ax=panels, pad=0.01, aspect=18, extend="both", format="%+.2f", ticks=MaxNLocator(4))
     bar.set_label("log-mel,\nnormalised", fontsize=7)
     bar.ax.tick_params(labelsize=7)
+
+
+def left_of(
+    result: Result, block: int, *, config: ModelConfig
+) -> tuple[Int[np.ndarray, "_"], Float[np.ndarray, "t f"], str]:
+    """The patches that are left after a block, the spectrogram as its tokens hold it, and a title.
+
+    Patches of one token look alike: each shows the mean of them all.
+    """
+    patches, mel, tokens = result.kept[block], result.mel, len(result.kept[block])
+    if block in result.groups:
+        groups = result.groups[block]
+        patches, mel = np.flatnonzero(groups >= 0), averaged(result.mel, groups, config=config)
+        tokens = len(np.unique(groups[groups >= 0]))
+    padding = in_padding(config, patches, frames=result.frames).sum()
+    beyond = f" ({padding} in padding)" if padding else ""
+    return patches, mel, f"after block {block}: {tokens} of {config.patches}{beyond}"
+
+
+def averaged(
+    mel: Float[np.ndarray, "t f"], groups: Int[np.ndarray, "n"], *, config: ModelConfig
+) -> Float[np.ndarray, "t f"]:
+    """The spectrogram with every patch replaced by the mean of the patches that share its token."""
+    mel, corners = mel.copy(), patch_corners(config)
+    original = mel.copy()
+    for token in np.unique(groups[groups >= 0]):
+        members = corners[groups == token]
+        if len(members) > 1:
+            cut = [original[t : t + config.patch, f : f + config.patch] for t, f in members]
+            for t, f in members:
+                mel[t : t + config.patch, f : f + config.patch] = np.mean(cut, axis=0)
+    return mel
+
+
+def _draw_borders(panel: Axes, groups: Int[np.ndarray, "n"], *, result: Result, config: ModelConfig) -> None:
+    """Draws lines between neighbouring patches of different tokens, if either holds several."""
+    grid = on_grid(groups[None], config)[0]  # time freq
+    tokens, sizes = np.unique(groups, return_counts=True)
+    several = np.isin(grid, tokens[(sizes > 1) & (tokens >= 0)])
+    second = HOP / SAMPLE_RATE
+    height, width = config.freq_stride, config.time_stride * second
+    lines = []
+    for t, f in np.argwhere((grid[1:] != grid[:-1]) & (several[1:] | several[:-1])):
+        x = result.start + (t + 1) * width
+        lines.append([(x, f * height), (x, (f + 1) * height)])
+    for t, f in np.argwhere((grid[:, 1:] != grid[:, :-1]) & (several[:, 1:] | several[:, :-1])):
+        lines.append([(result.start + at * width, (f + 1) * height) for at in (t, t + 1)])
+    panel.add_collection(LineCollection(lines, colors="white", linewidths=0.6), autolim=False)
 
 
 def _heading(result: Result) -> str:

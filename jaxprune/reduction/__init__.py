@@ -1,8 +1,10 @@
-"""Token reduction: the worth of patches and the choice among them, as values that a model is called with.
+"""Token reduction: what becomes of tokens between blocks, as values that a model is called with.
 
-`scores` rate the patches of a block, `selection` holds the stages that choose by the scores, `policy` joins a score
-with stages. The encoder that asks them is `jaxprune.vit`; the published settings are `jaxprune.models.topk`'s. Other
-ways to reduce tokens, such as merging, belong here. `dynamic` and `predictors` are those that are learned.
+`tokens` has the state that goes from block to block and the interface of a reduction. `scores` rate patches,
+`selection` prunes by scores, `fusing` is EViT, `merging` ToMe, `pooling` averages neighbours, `predictors` and
+`dynamic` are DynamicViT, `joining` puts two in one block, and `groups` says which token holds which patch. `policy`
+joins a score with the blocks that reduce. The encoder that asks them is `jaxprune.vit`; published settings are
+`jaxprune.methods`' and `jaxprune.models.topk`'s.
 """
 
-__all__ = ["policy", "scores", "selection"]
+__all__ = ["dynamic", "fusing", "groups", "joining", "merging", "policy", "pooling", "scores", "selection", "tokens"]

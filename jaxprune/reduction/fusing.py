@@ -36,6 +36,11 @@ class Fuse(Reduction):
             return tokens
         return fused(tokens, seen, selection)
 
+    @property
+    def idle(self) -> bool:
+        """True at rate 1."""
+        return self.rate == 1
+
     def size(self, patches: int) -> int:
         """The kept tokens and the fused one."""
         kept = keep_count(self.rate, patches)

@@ -26,6 +26,11 @@ class Then(Reduction):
             seen = seen.select(selection.index, held=tokens.held, extra_tokens=tokens.extra_tokens)
         return self.rest.between(tokens, seen)
 
+    @property
+    def idle(self) -> bool:
+        """True where both are."""
+        return self.stage.idle and self.rest.idle
+
     def size_before(self, patches: int) -> int:
         """The second's."""
         return self.rest.size_before(patches)

@@ -36,6 +36,11 @@ class Merge(Reduction):
             return tokens
         return merged(tokens, seen, r=most, most=most, proportional=self.proportional, capacity=entering - most)
 
+    @property
+    def idle(self) -> bool:
+        """True where nothing is merged."""
+        return self.r == 0
+
     def size(self, patches: int) -> int:
         """`patches` less r, or half of them."""
         return patches - min(self.r, patches // 2)
@@ -119,8 +124,7 @@ def match(
     r = jnp.minimum(jnp.asarray(r), (real - extra_tokens) // 2)[:, None]  # b 1
     similarity = _similarity(jax.lax.stop_gradient(keys), extra_tokens=extra_tokens, real=real)
     _, even, odd = similarity.shape
-    order = jnp.argsort(-similarity.max(axis=2), axis=1)
-    rank = jnp.argsort(order, axis=1)
+    rank = _rank(similarity.max(axis=2))
 
     left = (rank >= r) & (2 * jnp.arange(even)[None] < real[:, None])  # even ones that are not merged
     of_even = jnp.cumsum(left, axis=1) - 1 if extra_tokens else rank - r
@@ -132,8 +136,26 @@ def match(
 
     places = jnp.where(r > 0, _alternating(of_even, of_odd), jnp.arange(s)[None])
     stays = _alternating(left, 2 * jnp.arange(odd)[None] + 1 < real[:, None])
-    kept = jnp.argsort(jnp.where(stays, places, s), axis=1)[:, :capacity]
-    return Matching(places, kept, 2 * order[:, :most], jnp.arange(most)[None] < r)
+    kept = _inverse(jnp.where(stays, places, s), length=capacity)
+    return Matching(places, kept, 2 * _inverse(rank, length=most), jnp.arange(most)[None] < r)
+
+
+def _rank(values: Float[Array, "b n"]) -> Int[Array, "b n"]:
+    """Each value's place in falling order; of equals the first comes first.
+
+    Every two are compared: for some hundreds that is nothing, and XLA takes long to compile a sort.
+    """
+    n = values.shape[1]
+    before = jnp.arange(n)[None, :] < jnp.arange(n)[:, None]
+    mine, other = values[:, :, None], values[:, None, :]
+    return ((other > mine) | ((other == mine) & before[None])).sum(axis=2)
+
+
+def _inverse(places: Int[Array, "b s"], *, length: int) -> Int[Array, "b {length}"]:
+    """The index that has each place from 0 on; 0 for a place that none has. Places beyond the length are left out."""
+    index = jnp.broadcast_to(jnp.arange(places.shape[1]), places.shape)
+    nothing = jnp.zeros((len(places), length), index.dtype)
+    return jax.vmap(lambda row, at, index: row.at[at].set(index, mode="drop"))(nothing, places, index)
 
 
 def _similarity(keys: Float[Array, "b s c"], *, extra_tokens: int, real: Int[Array, "b"]) -> Float[Array, "b even odd"]:
@@ -185,6 +207,11 @@ def merged(
     proportional: bool,
 ) -> Tokens:
     """The tokens after `r` of them were matched and merged. Of masked tokens, dead ones go to the end."""
+    if seen.keys is None or tokens.decision is not None:
+        raise ValueError(
+            "merging compares the keys of the block's attention, which this policy hides; merge between attention and "
+            "MLP, and not where predictors are trained"
+        )
     p, real, alive = tokens.extra_tokens, None, tokens.alive
     if alive is not None:
         order = jnp.argsort(~alive, axis=1)

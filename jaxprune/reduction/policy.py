@@ -50,7 +50,7 @@ class Policy:
             if not isinstance(first, Stage):
                 raise ValueError(
                     f"at block {block} a {type(first).__name__} comes first, but only pruning can go before another "
-                    "reduction in the same block; turn the two around, or name other blocks"
+                    "reduction in the same block; give the two other blocks"
                 )
             stages[block] = Then(first, other.stages[block])
         return Policy(self.score, dict(sorted(stages.items())))
@@ -125,6 +125,12 @@ def stage_counts(rates: Mapping[int, float], *, patches: int) -> dict[int, int]:
 def top_k_stages(rates: Mapping[int, float]) -> dict[int, Stage]:
     """Exact gathering at static rates."""
     return {block: TopK(float(rate)) for block, rate in rates.items()}
+
+
+def between_stages(rates: Mapping[int, float], highest: Mapping[int, float], *, patches: int) -> dict[int, Stage]:
+    """The counts of `rates`, under the capacities of the `highest` rates that share their compilation."""
+    counts, capacities = (stage_counts(one, patches=patches) for one in (rates, highest))
+    return {block: MaskedTopK(jnp.int32(counts[block]), capacities[block]) for block in counts}
 
 
 def masked_stages(rates: Mapping[int, float], *, patches: int, multiple: int | None = None) -> dict[int, Stage]:

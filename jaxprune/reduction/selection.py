@@ -62,6 +62,10 @@ class TopK(Stage):
         index = best(score, alive, self.size(score.shape[1]))
         return Selection(index, None if alive is None else jnp.take_along_axis(alive, index, axis=1))
 
+    @property
+    def idle(self) -> bool:
+        return self.rate == 1
+
     def size(self, patches: int) -> int:
         return keep_count(self.rate, patches)
 

@@ -99,6 +99,11 @@ class Reduction:
         """
         return tokens
 
+    @property
+    def idle(self) -> bool:
+        """True where it surely leaves every token as it is."""
+        return False
+
     def size_before(self, patches: int) -> int:
         """Patch tokens that attention computes on, of `patches` entering the block."""
         return patches

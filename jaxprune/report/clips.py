@@ -4,6 +4,7 @@
 one on a page. Spectrograms must have been extracted (--mel).
 """
 
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,9 @@ from jaxprune.audio import load_audio
 from jaxprune.config import ModelConfig
 from jaxprune.features import HOP, SAMPLE_RATE, sample_count
 from jaxprune.inference import Result
-from jaxprune.plots.clips import color_range, frames_shown, mel_heights, shortened
+from jaxprune.plots.clips import color_range, frames_shown, left_of, mel_heights, shortened
 from jaxprune.plots.style import COLORS, TICKS_HZ
-from jaxprune.positions import covered, in_padding
+from jaxprune.positions import covered
 from jaxprune.report.html import Html, data_uri, tag
 
 PANEL = (300, 190)  # an SVG's units; the plot leaves room for its labels
@@ -36,6 +37,7 @@ def examples(extraction: Extraction, *, count: int) -> list[Result]:
     mels = extraction.rows("mel", chosen).astype(np.float32)
     paths, frames, targets, logits = (extraction.rows(name, chosen) for name in ("path", "frames", "target", "logits"))
     kept = {block: extraction.rows(f"kept_{block:02d}", chosen) for block in extraction.stages}
+    groups = {block: extraction.rows(f"groups_{block:02d}", chosen) for block in extraction.grouped}
     card = manifest["checkpoint"]["card"]
     labels = manifest["data"].get("labels") or card.get("labels") or [str(y) for y in range(config.classes)]
     results = []
@@ -50,6 +52,7 @@ def examples(extraction: Extraction, *, count: int) -> list[Result]:
                 frames=int(frames[row]),
                 top=tuple((labels[y], float(probabilities[y])) for y in best),
                 kept={block: ids[row][ids[row] >= 0].astype(int) for block, ids in kept.items()},
+                groups={block: tokens[row].astype(int) for block, tokens in groups.items()},
                 mel=mels[row],
                 truth=tuple(labels[y] for y in np.flatnonzero(targets[row])),
             )
@@ -88,11 +91,12 @@ def _panels(result: Result, config: ModelConfig) -> Html:
     name = result.path.name
     input_of = {"title": f"input: {config.patches} patches", "alt": f"spectrogram of {name}"}
     panels = [_panel(result, config, visible=np.ones(result.mel.shape, bool), **input_of)]
-    for block, ids in result.kept.items():
-        beyond = int(in_padding(config, ids, frames=result.frames).sum())
-        title = f"after block {block}: {len(ids)} of {config.patches}" + (f" ({beyond} in padding)" if beyond else "")
+    for block in result.kept:
+        patches, mel, title = left_of(result, block, config=config)
         alt = f"spectrogram of {name}, patches dropped up to block {block} left blank"
-        panels.append(_panel(result, config, visible=covered(config, ids), title=title, alt=alt))
+        alt += ", those of one token averaged" if block in result.groups else ""
+        seen = dataclasses.replace(result, mel=mel)
+        panels.append(_panel(seen, config, visible=covered(config, patches), title=title, alt=alt))
     return tag("div", *panels, class_="panels")
 
 

@@ -16,9 +16,10 @@ from jaxtyping import Array, Float, Int, Key
 from jaxprune.data.batches import Batches
 from jaxprune.evaluation.evaluate import evaluate as measure
 from jaxprune.evaluation.metrics import LOSSES
-from jaxprune.models import Classifier, Output, topk
+from jaxprune.models import Classifier, Output
 from jaxprune.parallel.devices import Layout
 from jaxprune.reduction.policy import Policy
+from jaxprune.registry import by_name, reduced
 from jaxprune.training import augment, schedules
 from jaxprune.training.events import AtRate, Evaluation, Metric
 from jaxprune.training.optim import Pace, finetuning_decay
@@ -88,9 +89,10 @@ class Classification:
             settings = settings.while_shrinking()
         now = self._schedule(step)
         entering = augment.visible_count(self.config, hidden=settings.patch_mask)
+        score = by_name(prune.method).score(self.config, step)
         return Plan(
             keep_rate_now=now,
-            policy=Policy(self.score, schedules.stages_at(now, prune, patches=entering)),
+            policy=Policy(score, schedules.reductions_at(self.config, now, prune, patches=entering)),
             amounts=augment.amounts(settings),
             drop_path=jnp.float32(settings.drop_path),
             hidden=settings.patch_mask,
@@ -131,7 +133,8 @@ class Classification:
 
     def policy(self, model: Classifier, keep_rate: float) -> Policy:
         """The policy that the model is evaluated with."""
-        return topk(model, dict.fromkeys(self.recipe.prune.blocks, keep_rate), score=self.score)
+        prune = self.recipe.prune
+        return reduced(model, prune.method, dict.fromkeys(prune.blocks, keep_rate))
 
     def evaluate(
         self,

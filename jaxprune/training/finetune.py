@@ -25,7 +25,7 @@ from jaxprune.training.settings import Recipe
 from jaxprune.training.start import Sources, fitted, padded, starting_model
 from jaxprune.training.task import Task
 
-KINDS = {"topk": Classification, "dynamic": LearnedPruning}
+KINDS = {"dynamic": LearnedPruning}  # any other method: Classification
 
 
 def finetune(
@@ -65,7 +65,7 @@ class FineTuning(Run):
     @property
     def kind(self) -> type[Classification]:
         """The task that the recipe's method is."""
-        return KINDS[self.recipe.prune.method]
+        return KINDS.get(self.recipe.prune.method, Classification)
 
     def starting_model(self) -> tuple[Classifier, tuple[str, ...]]:
         return starting_model(self.recipe, self.dataset.labels, seed=self.seed)

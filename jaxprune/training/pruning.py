@@ -9,6 +9,7 @@ import math
 import re
 from typing import Literal
 
+from jaxprune.registry import LEARNED, MethodName, by_name
 from jaxprune.training.checks import distinct, whole_number
 
 MOST_SIZES = 10  # that a run compiles the step for, with the default buckets
@@ -30,8 +31,9 @@ class Draw:
 class Prune:
     """The share of patches kept, and the way there."""
 
-    # The choice among patches: by the model's own score, or by predictors that are trained with it (DynamicViT).
-    method: Literal["topk", "dynamic"] = "topk"
+    # The way to reduce tokens. tome and pool have no keep rate: they cost as much as topk does at it. dynamic trains
+    # predictors with the model (DynamicViT).
+    method: MethodName = "topk"
     # Target: the keep rate of each pruning block after the shrinking; 1 trains without pruning.
     keep_rate: float = 0.7
     # Keep rates to draw from, one a step, in place of a target: 1 0.9 0.7, weighted 1:2 0.7:1, or a range 0.5-1.
@@ -70,13 +72,23 @@ class Prune:
                     "draws its keep rates, so give one of them"
                 )
             draws_from(self.sample)
-        if self.method not in ("topk", "dynamic"):
-            raise ValueError(f"method is {self.method!r}; it must be 'topk' or 'dynamic'")
-        if self.method == "dynamic" and (self.sample is not None or self.keep_rate == 1 or not self.blocks):
+        if self.method == LEARNED and (self.sample is not None or self.keep_rate == 1 or not self.blocks):
             raise ValueError(
                 "learned pruning (method dynamic) is trained for one keep rate below 1 at some blocks; give "
                 "--prune.keep-rate and --prune.blocks, and no sample"
             )
+        if self.method != LEARNED and by_name(self.method).between is None and self._moves:
+            raise ValueError(
+                f"{self.method} cannot follow a keep rate that moves, because its sizes are few; set shrink_epochs to "
+                f"0, or sample at most {MOST_SIZES} rates"
+            )
+
+    @property
+    def _moves(self) -> bool:
+        """True where rates occur that have no compiled size of their own."""
+        if self.draws:
+            return any(draw.low < draw.high or draw.low not in self.exact for draw in self.draws)
+        return self.keep_rate < 1 and self.shrink_epochs > 0
 
     @functools.cached_property
     def draws(self) -> tuple[Draw, ...]:
@@ -86,7 +98,7 @@ class Prune:
     @property
     def falls(self) -> bool:
         """True if the keep rate falls to a target. Learned pruning trains at its rate from the first step."""
-        return self.method == "topk" and not self.draws and self.keep_rate < 1
+        return self.method != "dynamic" and not self.draws and self.keep_rate < 1
 
     @property
     def predictors(self) -> tuple[int, ...]:
@@ -131,7 +143,7 @@ class Prune:
     def in_words(self) -> str:
         """The target, or what is drawn: `0.7`, or `1 0.9 0.5-0.8`; and the method, if it is not top-k."""
         rate = f"{self.keep_rate:g}" if self.sample is None else " ".join(self.sample)
-        return rate if self.method == "topk" else f"{rate}, learned"
+        return {"topk": rate, "dynamic": f"{rate}, learned"}.get(self.method, f"{rate}, {self.method}")
 
     @property
     def in_names(self) -> str:

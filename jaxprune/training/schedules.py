@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxprune.reduction.policy import stage_counts, top_k_stages
-from jaxprune.reduction.selection import MaskedTopK, Stage
+from jaxprune.config import ModelConfig
+from jaxprune.reduction.policy import between_stages, top_k_stages
+from jaxprune.reduction.selection import Stage
+from jaxprune.registry import Stages, by_name
 from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
 from jaxprune.training.pruning import Draw, Prune
 from jaxprune.training.settings import Passes
@@ -118,21 +120,54 @@ def stages_at(rate: float, prune: Prune, *, patches: int) -> dict[int, Stage]:
     that enter block 0: fewer than the model's where some are masked out. Raises `ValueError` for a rate outside
     [lowest, highest].
     """
+    return _sized(rate, prune, top_k_stages, lambda rates, ends: between_stages(rates, ends[1], patches=patches))
+
+
+def reductions_at(config: ModelConfig, rate: float, prune: Prune, *, patches: int) -> Stages:
+    """The stages of the recipe's method at a rate, in one of few compiled sizes as `stages_at` has them.
+
+    Raises `ValueError` as that does.
+    """
+    method = by_name(prune.method)
+    return _sized(
+        rate,
+        prune,
+        lambda rates: method.exact(config, rates, patches),
+        lambda rates, ends: method.between(config, rates, ends, patches),
+    )
+
+
+def _sized(
+    rate: float,
+    prune: Prune,
+    exact: Callable[[dict[int, float]], Stages],
+    between: Callable[[dict[int, float], tuple[dict[int, float], dict[int, float]]], Stages],
+) -> Stages:
+    """Stages that are exact at the rates with a size of their own, and else between the ends of the rate's slice."""
     if not prune.lowest <= rate <= prune.highest:
         raise ValueError(f"keep rate {rate} does not occur between {prune.highest:g} and {prune.lowest:g}")
-    blocks = sorted(prune.blocks)
-    if rate in prune.exact:
-        return top_k_stages(dict.fromkeys(blocks, rate))
-    counts = stage_counts(dict.fromkeys(blocks, rate), patches=patches)
-    capacities = stage_counts(dict.fromkeys(blocks, slice_end(rate, prune)), patches=patches)
-    return {block: MaskedTopK(jnp.int32(counts[block]), capacities[block]) for block in blocks}
+    own, low, high = (
+        dict.fromkeys(sorted(prune.blocks), one)
+        for one in (rate, min(rate, slice_start(rate, prune)), slice_end(rate, prune))
+    )
+    return exact(own) if rate in prune.exact else between(own, (low, high))
 
 
 def slice_end(rate: float, prune: Prune) -> float:
     """The upper end of the slice of [lowest, highest] that a rate lies in; of the higher, for a rate between two."""
+    return prune.highest - _slices_above(rate, prune) * ((prune.highest - prune.lowest) / prune.buckets)
+
+
+def slice_start(rate: float, prune: Prune) -> float:
+    """The lower end of that slice."""
+    below = (_slices_above(rate, prune) + 1) * ((prune.highest - prune.lowest) / prune.buckets)
+    return max(prune.lowest, prune.highest - below)
+
+
+def _slices_above(rate: float, prune: Prune) -> int:
+    """Whole slices between a rate and the highest."""
     width = (prune.highest - prune.lowest) / prune.buckets
-    above = max(0, math.floor((prune.highest - rate) / width - 1e-9))  # whole slices above the rate
-    return prune.highest - above * width
+    return max(0, math.floor((prune.highest - rate) / width - 1e-9)) if width else 0
 
 
 def compilations(rates: Sequence[float], prune: Prune, *, patches: int) -> int:

@@ -1,0 +1,183 @@
+"""The ways to reduce tokens by name: what `--method` on the command line and `prune.method` in a recipe choose from.
+
+Every method is asked for by the keep rates of blocks, or by a saving. ToMe and pooling have no keep rate: at one they
+cost as much as top-k does. So all methods compare at equal cost.
+"""
+
+import dataclasses
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import methods
+from jaxprune.config import ModelConfig
+from jaxprune.cost import macs_of_stages
+from jaxprune.learned import dynamic
+from jaxprune.models import CLASSES, Classifier
+from jaxprune.reduction.fusing import Fuse, MaskedFuse
+from jaxprune.reduction.merging import MaskedMerge, Merge
+from jaxprune.reduction.policy import Policy, between_stages, stage_rates, top_k_stages
+from jaxprune.reduction.scores import ClsAttention, Random, Score
+from jaxprune.reduction.selection import keep_count
+from jaxprune.reduction.tokens import Reduction
+
+MethodName = Literal["topk", "evit", "tome", "dynamic", "random", "grid", "pool"]
+LEARNED = "dynamic"  # needs the model's predictors, where the others need its geometry
+Rates = Mapping[int, float]
+Stages = dict[int, Reduction]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to reduce tokens.
+
+    `score(config, draw)` is the score of its policy, where `draw` is the number of a random choice.
+    `exact(config, rates, patches)` are the stages at keep rates by block, where so many patches enter block 0.
+    `between(config, rates, ends, patches)` are the same with counts that may be traced: all rates between the two
+    `ends`, low and high, share one compilation. It is None where sizes do not move by degrees. `for_saving(config,
+    saving)` are the stages that save a share of the multiply-accumulates.
+    """
+
+    score: Callable[[ModelConfig, int], Score]
+    exact: Callable[[ModelConfig, Rates, int], Stages]
+    between: Callable[[ModelConfig, Rates, tuple[Rates, Rates], int], Stages] | None
+    for_saving: Callable[[ModelConfig, float], Stages]
+
+
+def reduced(
+    model: Classifier, method: MethodName, keep_rate: float | Rates | None = None, *, saving: float | None = None
+) -> Policy:
+    """The policy of a method, at keep rates as `topk` reads them, or for a share of multiply-accumulates to save.
+
+    For a saving all published blocks have one rate. Raises `ValueError` for an unknown method, both or neither of the
+    two, a saving that cannot be had, and as `topk`.
+    """
+    if (keep_rate is None) == (saving is None):
+        raise ValueError("a method needs either keep rates or a saving; give one of them")
+    if method == LEARNED:
+        return _learned(model, keep_rate)
+    chosen, config = by_name(method), model.config
+    if saving is not None:
+        return Policy(chosen.score(config, 0), chosen.for_saving(config, saving))
+    rates = stage_rates(keep_rate, depth=config.depth)
+    return Policy(chosen.score(config, 0), chosen.exact(config, rates, config.patches))
+
+
+def by_name(method: str) -> Method:
+    """The method of this name. Raises `ValueError` for another."""
+    if method not in METHODS:
+        raise ValueError(f"there is no method {method!r}; choose among {', '.join((*METHODS, LEARNED))}")
+    return METHODS[method]
+
+
+def _learned(model: Classifier, keep_rate: float | Rates | None) -> Policy:
+    """DynamicViT's policy at one rate, or at the products of the rates of the model's predictors."""
+    blocks = model.config.predictors
+    if keep_rate is None:
+        raise ValueError("learned pruning is trained for its ratios, so no saving is looked for; give a keep rate")
+    if not isinstance(keep_rate, Mapping):
+        return dynamic(model, keep_rate)
+    if blocks and tuple(sorted(keep_rate)) != blocks:
+        raise ValueError(f"keep rates are for blocks {sorted(keep_rate)}, but the predictors for {list(blocks)}")
+    return dynamic(model, tuple(itertools.accumulate((keep_rate[block] for block in blocks), operator.mul)))
+
+
+def _for_saving(exact: Callable[[ModelConfig, Rates, int], Stages]) -> Callable[[ModelConfig, float], Stages]:
+    """Stages of one rate at the published blocks, found by its cost."""
+
+    def stages(config: ModelConfig, rate: float) -> Stages:
+        return exact(config, stage_rates(rate, depth=config.depth), config.patches)
+
+    return lambda config, saving: stages(config, methods.rate_for(config, functools.partial(stages, config), saving))
+
+
+def _ranked(score: Callable[[ModelConfig, int], Score]) -> Method:
+    """Top-k by a score."""
+
+    def exact(config: ModelConfig, rates: Rates, patches: int) -> Stages:
+        return top_k_stages(rates)
+
+    def between(config: ModelConfig, rates: Rates, ends: tuple[Rates, Rates], patches: int) -> Stages:
+        return between_stages(rates, ends[1], patches=patches)
+
+    return Method(score=score, exact=exact, between=between, for_saving=_for_saving(exact))
+
+
+def _own(config: ModelConfig, draw: int) -> Score:
+    """The family's."""
+    return CLASSES[config.family].score
+
+
+def _fused(config: ModelConfig, rates: Rates, patches: int) -> Stages:
+    return {block: Fuse(rate) for block, rate in rates.items()}
+
+
+def _fused_between(config: ModelConfig, rates: Rates, ends: tuple[Rates, Rates], patches: int) -> Stages:
+    """The counts take in the tokens fused before, in the program's sizes as in the rate's own."""
+    stages, own, most = {}, patches, patches
+    for block in sorted(rates):
+        kept, capacity = keep_count(rates[block], own), keep_count(ends[1][block], most)
+        stages[block] = MaskedFuse(jnp.int32(kept), capacity)
+        own, most = (left if left == entering else left + 1 for left, entering in ((kept, own), (capacity, most)))
+    return stages
+
+
+@functools.lru_cache(maxsize=256)
+def _cost_of(config: ModelConfig, rates: tuple[tuple[int, float], ...], patches: int) -> float:
+    """The share of multiply-accumulates that top-k saves."""
+    with_all, pruned = (macs_of_stages(config, stages, visible=patches) for stages in ({}, top_k_stages(dict(rates))))
+    return 1 - pruned / with_all
+
+
+@functools.lru_cache(maxsize=256)
+def _merges(config: ModelConfig, rates: tuple[tuple[int, float], ...], patches: int) -> tuple[int, ...]:
+    """The tokens to merge in each block for the cost of top-k at keep rates."""
+    return methods.merges_for(config, _cost_of(config, rates, patches), visible=patches)
+
+
+def _merged(config: ModelConfig, rates: Rates, patches: int) -> Stages:
+    return {block: Merge(r) for block, r in enumerate(_merges(config, tuple(rates.items()), patches))}
+
+
+def _merged_between(config: ModelConfig, rates: Rates, ends: tuple[Rates, Rates], patches: int) -> Stages:
+    own, most, least = (_merges(config, tuple(one.items()), patches) for one in (rates, *ends))
+    stages, capacity = {}, patches
+    for block in range(config.depth):
+        high = min(most[block], capacity // 2)
+        capacity -= min(least[block], capacity // 2)
+        stages[block] = MaskedMerge(jnp.int32(own[block]), high, capacity)
+    return stages
+
+
+def _pooled(config: ModelConfig, rates: Rates, patches: int) -> Stages:
+    return methods.pools_for(config, _cost_of(config, tuple(rates.items()), config.patches))
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "topk": _ranked(_own),
+        "evit": Method(
+            score=lambda config, draw: ClsAttention(),
+            exact=_fused,
+            between=_fused_between,
+            for_saving=_for_saving(_fused),
+        ),
+        "tome": Method(
+            score=_own,
+            exact=_merged,
+            between=_merged_between,
+            for_saving=lambda config, saving: {
+                block: Merge(r) for block, r in enumerate(methods.merges_for(config, saving))
+            },
+        ),
+        "random": _ranked(lambda config, draw: Random(jax.random.key(draw))),
+        "grid": _ranked(lambda config, draw: methods.lattice(config)),
+        "pool": Method(score=_own, exact=_pooled, between=None, for_saving=methods.pools_for),
+    }
+)
