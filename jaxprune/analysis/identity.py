@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxprune.checkpoint import leaves, weights_digest
 from jaxprune.config import Card, ModelConfig
+from jaxprune.cost import macs
 from jaxprune.data.records import Dataset, Split
 from jaxprune.json_files import fit
 from jaxprune.models import Classifier
@@ -65,6 +66,7 @@ def describe(
             "sha256": hashlib.sha256("".join([*lines, *dataset.labels]).encode()).hexdigest(),
             "source": _plain(source or {}),
         },
+        "macs": macs(model, policy),
         "policy": {
             "score": _described(policy.score),
             "stages": {str(block): _described(policy.stages[block]) for block in sorted(policy.stages)},

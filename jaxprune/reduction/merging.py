@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxprune.ops.xla_cpu import stored
 from jaxprune.reduction import groups
 from jaxprune.reduction.scores import BlockSignals
 from jaxprune.reduction.tokens import Reduction, Tokens
@@ -236,7 +237,7 @@ def joined(
         places = jnp.where(tokens.alive, places, -1)
     left = tokens.replace(weights=weights).select(kept, alive=alive)
     return left.replace(
-        values=values,
+        values=stored(values),
         patch_ids=jnp.where(totals == left.weights, left.patch_ids, -1),
         held=groups.moved(tokens.groups(patches), places),
         weights=totals,

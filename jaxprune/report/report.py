@@ -27,6 +27,7 @@ from jaxprune.report.inputs import TABLES, Runs
 
 PIXELS = 160  # an inch, in our pictures
 LARGEST_TABLE, LARGEST_PICTURE = 16 * 2**20, 32 * 2**20  # bytes
+STATIC = {"TopK", "Fuse", "Merge", "PoolTime", "Predicted", "Then"}  # reductions that leave every clip as many tokens
 LONG = 30  # rows; a longer table is folded
 NO_SOUND = {
     True: "No sound: the file is not there, or the page's cap on sound was reached.",
@@ -268,7 +269,11 @@ def _gmacs(saved: SavedAnalysis) -> str:
     """For one clip, where every clip keeps the same number of patches."""
     found, counts = saved.analysis, {}
     if found.kept is not None:
-        if {stage["kind"] for stage in saved.manifest["policy"]["stages"].values()} != {"TopK"}:
+        kinds = {stage["kind"] for stage in saved.manifest["policy"]["stages"].values()}
+        counted = saved.manifest.get("macs")  # not in older ones
+        if kinds <= STATIC and isinstance(counted, int):
+            return f"{counted / 1e9:.3g}"
+        if kinds != {"TopK"}:
             return "-"
         kept = found.kept.clusters.kept.sum(axis=1) // found.clips
         counts = dict(zip(found.stages, kept.tolist(), strict=True))

@@ -1,5 +1,6 @@
 """Pictures: the right pixels are blank, axes point the right way, and files are whole."""
 
+import dataclasses
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from helpers import small
 from jaxprune.features import log_mel
 from jaxprune.inference import Result
 from jaxprune.models import cut_patches
-from jaxprune.plots.clips import mel_heights, picture_path, retained_patches, retained_patches_figure
+from jaxprune.plots.clips import left_of, mel_heights, picture_path, retained_patches, retained_patches_figure
 from jaxprune.positions import covered, in_padding, patch_corners
 
 CONFIGS = [
@@ -130,3 +131,35 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no result carries its spectrogram"):
         retained_patches([], CONFIGS[0], path=tmp_path / "kept.png")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("family", ["ast", "audiomae"])
+def test_patches_of_one_token_show_their_mean_with_lines_around_them(family):
+    config = small(family, depth=1)
+    groups = np.arange(config.patches)
+    groups[[0, 1, 9]], groups[5] = 63, -1
+    shown = dataclasses.replace(result(config, kept={3: np.arange(6, 64)}), groups={3: groups})
+    patches, mel, title = left_of(shown, 3, config=config)
+    assert patches.tolist() == [patch for patch in range(64) if patch != 5]
+    assert title == "after block 3: 60 of 64"
+    cut = {
+        name: np.asarray(cut_patches(jnp.asarray(one)[None], config))[0]
+        for name, one in (("before", shown.mel), ("after", mel))
+    }
+    mean = cut["before"][[0, 1, 9, 63]].mean(axis=0)
+    for patch in (0, 1, 9, 63):
+        np.testing.assert_allclose(cut["after"][patch], mean, atol=1e-6)
+    alone = [patch for patch in range(64) if patch not in (0, 1, 9, 63)]
+    np.testing.assert_array_equal(cut["after"][alone], cut["before"][alone])
+    ((_, panel),) = pictured(retained_patches_figure([shown], config))
+    (lines,) = panel.collections
+    across, along = (1, 8) if family == "ast" else (8, 1)  # of the patch number, by time and by frequency
+    places = {(patch // across % 8, patch // along % 8) for patch in (0, 1, 9, 63)}
+    borders = {frozenset((one, other)) for one in places for other in neighbours(one) if other not in places}
+    assert len(lines.get_segments()) == len(borders)
+
+
+def neighbours(place):
+    time, freq = place
+    around = [(time - 1, freq), (time + 1, freq), (time, freq - 1), (time, freq + 1)]
+    return [(t, f) for t, f in around if 0 <= t < 8 and 0 <= f < 8]
