@@ -286,6 +286,8 @@ class _Survey:
                 of = f"{one.count} of {one.announced}" if one.announced else f"only {one.count}"
                 which = f" (sound {number + 1} of {len(facts)})" if len(facts) > 1 else ""
                 told.append(f"{name}: is truncated{which}, {of} samples could be read")
+            if one.sound.skipped:
+                told.append(f"{name}: {one.sound.skipped} bytes between its frames are no sound and are left out")
         if len(facts) > 1:
             told.append(f"{name}: holds {len(facts)} sounds one after the other, read as one")
         for number, one in enumerate(facts):

@@ -30,7 +30,7 @@ FORMATS = "wav, flac, ogg or mp3"
 RATES = (1000, 1_000_000)  # Hz; ultrasound recorders reach 768 kHz
 CHANNELS = 256
 EXTRA = 'pip install "jaxprune[audio]"'
-_BLOCK = 2**20  # samples of all channels in a block
+_BLOCK = 2**17  # samples of all channels in a block; larger ones leave holes in the heap between XLA's buffers
 _SMALL = 2**20  # bytes that are read sooner than mapped
 _MANY = 2**40  # frames that mean: unknown
 
@@ -40,7 +40,8 @@ class Sound:
     """One sound of a file, not yet decoded: `blocks()` decodes it once.
 
     `frames` is the number of samples of one channel that the header announces, None where it announces none.
-    `short` is true where bytes are missing at its end. `slack` is the number of frames by which `frames` may be wrong.
+    `short` is true where bytes are missing at its end. `skipped` are bytes within it that are no sound. `slack` is the
+    number of frames by which `frames` may be wrong.
     """
 
     rate: int
@@ -48,6 +49,7 @@ class Sound:
     frames: int | None
     short: bool
     slack: int
+    skipped: int = 0
     blocks: Callable[[], Blocks]
 
 
@@ -119,6 +121,7 @@ def _opened(path: Path, at: Any, piece: Piece, *, stack: contextlib.ExitStack, h
         channels=file.channels,
         frames=frames,
         short=piece.short,
+        skipped=piece.skipped,
         slack=_MANY if piece.lossy else 0,  # the frames of mp3 were counted, and a header's number is a guess
         blocks=functools.partial(_intact, path, blocks, piece.stream) if piece.stream else blocks,
     )

@@ -23,7 +23,8 @@ class Piece:
     `short` is true where the header promises more than the file holds. `frames` is the promised number of samples of
     one channel, None where the header does not say. `lossy` means frames of mp3, whose decoder may round their number.
     `prefix` belongs in front of the bytes: a Xing header where the sound has none of its own, for without one a decoder
-    guesses the length and stops there. `damage` says in words what is wrong with the bytes, where they tell. `stream`
+    guesses the length and stops there. `damage` says in words what is wrong with the bytes, where they tell. `skipped`
+    are bytes between frames of mp3 that are none. `stream`
     is a FLAC stream, whose checksum the samples are held against.
     """
 
@@ -34,6 +35,7 @@ class Piece:
     lossy: bool = False
     prefix: bytes = b""
     damage: str = ""
+    skipped: int = 0
     stream: flac.Stream | None = None
 
 
@@ -220,7 +222,7 @@ def _mp3(content: Content, at: int, end: int) -> Iterator[Piece]:
     number of channels, and after an ID3 tag. Frames that are cut or missing make a piece short.
     """
     sound: _Sound | None = None
-    begun = False
+    begun, skipped = False, 0
     while at < end:
         frame = _mpeg(content, at)
         if frame is None:
@@ -230,7 +232,9 @@ def _mp3(content: Content, at: int, end: int) -> Iterator[Piece]:
                 sound = None
                 at += tagged
             else:
-                at = _next_frame(content, at + 1, end, kind=sound.first.kind if sound else None)
+                place = _next_frame(content, at + 1, end, kind=sound.first.kind if sound else None)
+                skipped += place - at
+                at = place
             continue
         header = content[at : at + 4 + 32 + 16]
         counted = _xing(header[frame.xing :])
@@ -247,10 +251,12 @@ def _mp3(content: Content, at: int, end: int) -> Iterator[Piece]:
                 promised=counted,
                 own=not later and counted is not None,
             )
-            begun = True
+            begun, skipped = True, 0
         if not counted:
             sound.count += 1
             sound.bitrates.add(frame.header[2] >> 4)
+        sound.skipped += skipped
+        skipped = 0
         sound.cut = at + frame.size > end
         at += frame.size
         sound.end = min(at, end)
@@ -268,6 +274,7 @@ class _Sound:
     own: bool  # its Xing header is kept
     bitrates: set[int] = dataclasses.field(default_factory=set)
     count: int = 0
+    skipped: int = 0
     end: int = 0
     cut: bool = False
 
@@ -282,7 +289,8 @@ class _Sound:
         short = self.cut or missing > 1 or (missing == 1 and self.end - self.start < size)
         guessed = not self.own and len(self.bitrates) > 1  # with one bitrate the guess is right
         prefix = _xing_frame(self.first, self.count) if guessed else b""
-        return Piece(start=self.start, end=min(self.end, until), short=short, lossy=True, prefix=prefix)
+        end = min(self.end, until)
+        return Piece(start=self.start, end=end, short=short, lossy=True, prefix=prefix, skipped=self.skipped)
 
 
 def _xing_frame(like: _Frame, count: int) -> bytes:

@@ -61,6 +61,22 @@ def test_joined_mp3_is_read_to_its_end(tmp_path):
     )
 
 
+@pytest.mark.parametrize("size", [1, 300])
+def test_bytes_between_the_frames_of_an_mp3_are_said_and_left_out(tmp_path, size):
+    whole = (FOLDER / "guitar.mp3").read_bytes()
+    at = mp3_frames(whole)[20]
+    junk = b"junk" * (size // 4) + b"j" * (size % 4)
+    (tmp_path / "junk.mp3").write_bytes(whole[:at] + junk + whole[at:])
+    clip, before = load_audio(tmp_path / "junk.mp3"), load_audio(FOLDER / "guitar.mp3")
+    assert f"junk.mp3: {size} bytes between its frames are no sound and are left out" in clip.notices
+    assert abs(len(clip.waveform) - len(before.waveform)) <= 576 + 529
+    (tmp_path / "much.mp3").write_bytes(whole[:at] + b"much" * 1000 + whole[at:])
+    with pytest.raises(ValueError, match="is damaged"):  # libmpg123 gives up
+        load_audio(tmp_path / "much.mp3")
+    (tmp_path / "tagged.mp3").write_bytes(whole + b"TAG" + bytes(125))
+    assert not any("no sound" in notice for notice in load_audio(tmp_path / "tagged.mp3").notices)
+
+
 @pytest.mark.parametrize("extension", ["ogg", "flac", "wav", "aiff", "w64"])
 def test_joined_files_of_any_kind_and_rate_are_read_to_the_end(tmp_path, extension):
     soundfile.write(tmp_path / f"a.{extension}", chirp(1.0, 16000), 16000)

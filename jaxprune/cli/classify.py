@@ -6,7 +6,9 @@ Long files are cut into windows of the model's length and every window is report
 on stderr; the others are classified all the same, and the exit code is 1.
 """
 
+import ctypes
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +23,7 @@ from jaxprune.inference import BATCH, Report, classify
 from jaxprune.reduction.policy import DEFAULT_BLOCKS, at_blocks, stage_rates
 from jaxprune.registry import MethodName
 
+_ARENA_MAX = -8  # the number of this option in malloc.h
 RANDOM = "random weights: the labels mean nothing"
 
 
@@ -56,6 +59,7 @@ def main(
         as_json: print JSON and nothing else on stdout.
         dtype: what the model computes in.
     """
+    _use_one_heap()
     card = checkpoints.load_card(checkpoint)
     keep = stage_rates(keep_rates(keep_rate, blocks=blocks, rates=rates), depth=card.model.depth)
     if picture is not None:
@@ -85,6 +89,13 @@ def main(
     for reason in report.refused.values():
         cli.notice(f"not classified: {reason}")
     return 1 if report.refused else 0
+
+
+def _use_one_heap() -> None:
+    """Keeps glibc from giving each thread a heap of its own, whose holes add up to 150 MB over an hour of sound."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(_ARENA_MAX, 1)
 
 
 def _pictures() -> ModuleType:
