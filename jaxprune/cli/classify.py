@@ -82,8 +82,7 @@ def main(
     else:
         print_report(report, named=bool(card.labels), notes=[f"{checkpoint}: {RANDOM}"] if random else [])
     if picture is not None:
-        written = plots.retained_patches(report.results, card.model, path=picture)
-        cli.notice(f"wrote {', '.join(map(str, written))}")
+        cli.notice(f"wrote {', '.join(map(str, plots.retained_patches(report.results, card.model, path=picture)))}")
         if len(report.results) > most_pictured:
             cli.notice(f"the picture shows the first {most_pictured} of {len(report.results)} windows")
     for reason in report.refused.values():

@@ -67,8 +67,7 @@ def main(
             )
         if card.keep_rates:
             cli.notice(f"{on.checkpoint} was trained for {trained_for(card)}")
-        device = jax.devices()[0].device_kind
-        title = f"{dataset.name}, {on.split}, {method}: {on.checkpoint}"
+        device, title = jax.devices()[0].device_kind, f"{dataset.name}, {on.split}, {method}: {on.checkpoint}"
         print_evaluation(found, title=title, device=device, dtype=on.dtype)
         if out is not None:
             facts = {
@@ -79,7 +78,7 @@ def main(
                 "split": on.split,
                 "trained_keep_rates": list(card.keep_rates),
                 "method": method,
-                "blocks": sorted(next(iter(policies.values())).stages),
+                "blocks": sorted({block for policy in policies.values() for block in policy.stages}),
                 "batch": batch,
                 "dtype": on.dtype,
                 "device": device,
