@@ -1,11 +1,25 @@
 """PyTorch checkpoints to JAX and back, with the proof that both compute the same. Only this part needs torch.
 
 `read` reads every published format. `mapping` is the one table that pairs tensors with leaves. `export` writes.
-`torch_reference` has the models once more in plain PyTorch, `validate` compares the two, `benchmark` times them. The
-commands are `command` and `validate`. A converted model is loaded, run and trained without any of it, by the other
-packages of `jaxprune`.
+`pretraining` has the table of a pretrained AudioMAE with its decoder. `torch_reference` has the models once more in
+plain PyTorch, `validate` compares the two, `benchmark` times them. The commands are `command` and `validate`. A
+converted model is loaded, run and trained without any of it, by the other packages of `jaxprune`.
 """
 
-from .load import load_torch
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["load_torch"]
+if TYPE_CHECKING:
+    from .load import load_torch
+    from .pretraining import load_pretraining
+
+__all__ = ["load_pretraining", "load_torch"]
+
+_HOMES = {"load_torch": "load", "load_pretraining": "pretraining"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for when it is asked for: both import torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

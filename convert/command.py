@@ -22,7 +22,10 @@ from jaxprune.positions import adapt_positions, released_audiomae_cut
 
 from . import export, mapping
 from .about import About
+from .containers import open_container
 from .errors import shown
+from .pretraining import has_decoder, read_pretraining
+from .pretraining_command import pretraining_tensors, save_pretraining
 from .read import TorchCheckpoint, read_torch
 
 NOTHING_TOLD = About()
@@ -35,6 +38,7 @@ def convert(
     to_torch: Literal["official", "huggingface"] | None = None,
     frames: int | None = None,
     positions: Literal["right", "released"] = "right",
+    decoder_heads: int | None = None,
     about: Annotated[About, tyro.conf.arg(name="")] = NOTHING_TOLD,
     origin: str = "",
     overwrite: bool = False,
@@ -48,6 +52,8 @@ def convert(
         frames: adapt the position table to spectrograms of this many frames (10 ms each).
         positions: how --frames shortens AudioMAE's table: right keeps each patch's own row; released repeats the
             published code, which scrambles them.
+        decoder_heads: attention heads of a pretrained AudioMAE's plain decoder, if not 16. The decoder is kept unless
+            --classes or --labels ask for a classifier.
         about: facts about the source.
         origin: a remark on where the weights come from, kept in the card beside the file name.
         overwrite: replace an existing output.
@@ -57,7 +63,14 @@ def convert(
             export_checkpoint(source, out, layout=to_torch, overwrite=overwrite)
             return
         check_free(out, marker=checkpoint.CARD, overwrite=overwrite)  # before the work, not after it
-        read = read_torch(source, **vars(about))
+        container = open_container(source, key=about.key)
+        if has_decoder(container) and about.classes is None and about.labels is None:
+            heads = {"num_heads": about.num_heads, "decoder_heads": decoder_heads}
+            name = "; ".join(filter(None, (container.path.resolve().name, origin)))
+            model = read_pretraining(container, **heads)
+            save_pretraining(model, out, about=about, source=name, frames=frames, overwrite=overwrite)
+            return
+        read = read_torch(source, container=container, **vars(about))
         card, state = with_origin(read.card, origin), dict(read.state)
         if frames is not None:
             card, state = adapted(card, state, frames=frames, positions=positions)
@@ -71,8 +84,9 @@ def export_checkpoint(
     source: Path, out: Path, *, layout: Literal["official", "huggingface"], overwrite: bool = False
 ) -> None:
     """Writes a jaxprune checkpoint in a PyTorch layout and says what was written."""
-    card, model = checkpoint.load_card(source), checkpoint.load(source)
-    state = {key: torch.tensor(value) for key, value in mapping.to_torch(model).items()}
+    card = checkpoint.load_card(source)
+    tensors = mapping.to_torch(checkpoint.load(source)) if card.decoder is None else pretraining_tensors(source)
+    state = {key: torch.tensor(value) for key, value in tensors.items()}
     {"official": export_official, "huggingface": export_huggingface}[layout](out, state, card, overwrite=overwrite)
     numbers = sum(value.numel() for value in state.values())
     print(f"wrote {out}: {card.model.family}, {layout} layout, {len(state)} tensors, {numbers:,} numbers")
@@ -88,6 +102,8 @@ def export_official(out: Path, state: Mapping[str, torch.Tensor], card: Card, *,
 
 def export_huggingface(out: Path, state: Mapping[str, torch.Tensor], card: Card, *, overwrite: bool) -> None:
     """Writes a Hugging Face directory. Its one LayerNorm eps is the blocks'."""
+    if card.decoder is not None:
+        raise ValueError("Hugging Face's transformers has no pretraining AudioMAE; write it as official instead")
     config = card.model
     if card.padding != "zero":
         notice(

@@ -6,16 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from einops import EinopsError
 from flax import nnx
 
 from jaxprune.checkpoint import fill, leaves
 from jaxprune.config import ModelConfig
 from jaxprune.pretraining import PlainDecoder, Pretraining, PretrainingConfig, WindowDecoder
 
-from .containers import open_container
-from .errors import CheckpointError
+from .containers import Container, open_container
+from .errors import CheckpointError, first_sentence
 from .grids import infer_grid
 from .mapping import Pair, block, linear, norm, patch_embed, reshaped
+from .read import why_unusable
+
+# The tensors that tell the model's sizes, and their axes.
+SIZED = {
+    "cls_token": 3,
+    "pos_embed": 3,
+    "patch_embed.proj.weight": 4,
+    "blocks.0.mlp.fc1.weight": 2,
+    "decoder_embed.weight": 2,
+}
 
 
 def load_pretraining(
@@ -23,21 +34,43 @@ def load_pretraining(
 ) -> Pretraining:
     """The pretraining model in a PyTorch AudioMAE checkpoint (`{'model': ...}`), encoder and decoder, float32.
 
-    `num_heads` defaults to width / 64 and `decoder_heads` to 16, as published. Raises `CheckpointError`, a
+    `num_heads` defaults to width / 64. `decoder_heads` defaults to the file's in the window decoder, and to 16, as
+    published, in the plain one. Raises `CheckpointError`, a
     `ValueError`, where the file holds no decoder, lacks a tensor, or has one that the model has no place for.
     """
-    container = open_container(path)
-    state = {key: np.asarray(tensor.float()) for key, tensor in container.weights.tensors.items()}
-    config = _config(container.path, state, num_heads=num_heads, decoder_heads=decoder_heads)
+    return read_pretraining(open_container(path), num_heads=num_heads, decoder_heads=decoder_heads)
+
+
+def has_decoder(container: Container) -> bool:
+    """True for a pretrained AudioMAE that kept its decoder. One with a classifier, too, is taken for a classifier."""
+    tensors = container.weights.tensors
+    return "decoder_embed.weight" in tensors and "head.weight" not in tensors
+
+
+def read_pretraining(container: Container, *, num_heads: int | None, decoder_heads: int | None) -> Pretraining:
+    """The model in an open file; see `load_pretraining`."""
+    tensors, path = container.weights.tensors, container.path
+    if bad := {key: reason for key, tensor in tensors.items() if (reason := why_unusable(tensor))}:
+        raise CheckpointError(path, "holds what cannot be a weight:", [f"{key}: {why}" for key, why in bad.items()])
+    state = {key: tensor.detach().float().numpy() for key, tensor in tensors.items()}
+    try:
+        config = _config(path, state, num_heads=num_heads, decoder_heads=decoder_heads)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(path, f"cannot be read as AudioMAE's pretraining: {error}") from error
     table = pairs(config)
     known = {key for pair in table for key in pair.official}
     problems = [f"{key}: missing" for key in sorted(known - state.keys())]
     problems += [f"{key}: unexpected" for key in sorted(state.keys() - known)]
     if problems:
-        raise CheckpointError(container.path, "looks like AudioMAE's pretraining, but does not fit it:", problems)
-    weights = {pair.leaf: pair.to_flax(*(state[key] for key in pair.official)) for pair in table}
+        raise CheckpointError(path, "looks like AudioMAE's pretraining, but does not fit it:", problems)
+    try:
+        weights = {pair.leaf: pair.to_flax(*(state[key] for key in pair.official)) for pair in table}
+    except EinopsError as error:  # a tensor with another number of axes
+        raise CheckpointError(path, f"holds a tensor of another shape: {first_sentence(error)}") from error
     model = nnx.eval_shape(lambda: Pretraining(config, rngs=nnx.Rngs(0)))
-    return fill(model, weights, source="the PyTorch checkpoint")
+    return fill(model, weights, source=str(path))
 
 
 def from_pretraining(model: Pretraining) -> dict[str, np.ndarray]:
@@ -52,9 +85,11 @@ def from_pretraining(model: Pretraining) -> dict[str, np.ndarray]:
 def _config(
     path: Path, state: Mapping[str, np.ndarray], *, num_heads: int | None, decoder_heads: int | None
 ) -> PretrainingConfig:
-    for key in ("cls_token", "pos_embed", "patch_embed.proj.weight", "decoder_embed.weight", "blocks.0.mlp.fc1.weight"):
+    for key, axes in SIZED.items():
         if key not in state:
             raise CheckpointError(path, f"is not a pretrained AudioMAE with its decoder; it has no {key}")
+        if state[key].ndim != axes or not state[key].size:
+            raise CheckpointError(path, f"holds {key} with shape {state[key].shape}; it must have {axes} axes")
     width, decoder_width = state["cls_token"].shape[-1], state["decoder_embed.weight"].shape[0]
     patch = state["patch_embed.proj.weight"].shape[-1]
     grid = infer_grid(state["pos_embed"].shape[1] - 1, family="audiomae", patch=patch)
@@ -62,7 +97,7 @@ def _config(
         family="audiomae",
         width=width,
         depth=_depth(state, "blocks"),
-        heads=num_heads or width // 64,
+        heads=num_heads or _published_heads(width),
         classes=1,
         frames=grid.frames,
         patch=patch,
@@ -70,11 +105,19 @@ def _config(
         freq_stride=grid.freq_stride,
         mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
     )
-    decoder = WindowDecoder if "decoder_blocks.0.attn.tau" in state else PlainDecoder
+    temperatures = state.get("decoder_blocks.0.attn.tau")  # one a head
+    decoder = PlainDecoder if temperatures is None else WindowDecoder
+    told = 16 if temperatures is None else temperatures.size
     return PretrainingConfig(
         encoder=encoder,
-        decoder=decoder(width=decoder_width, depth=_depth(state, "decoder_blocks"), heads=decoder_heads or 16),
+        decoder=decoder(width=decoder_width, depth=_depth(state, "decoder_blocks"), heads=decoder_heads or told),
     )
+
+
+def _published_heads(width: int) -> int:
+    if width % 64:
+        raise ValueError(f"its width {width} is no multiple of 64, so its heads are unknown; give them (--num-heads)")
+    return width // 64
 
 
 def _depth(state: Mapping[str, np.ndarray], blocks: str) -> int:

@@ -70,8 +70,11 @@ def read_torch(
     classes: int | None = None,
     padding: Padding | None = None,
     predictors: tuple[int, ...] = (),
+    container: Container | None = None,
 ) -> TorchCheckpoint:
     """Reads a PyTorch or safetensors file, or a Hugging Face directory (or a file in one).
+
+    `container` is the path's, where it is open already.
 
     `key` chooses among several state dicts in one file, by dotted name. `num_heads` defaults to width / 64, or the
     configuration's. `source_frames` is the T the position table was made for; with `mels` and the strides it settles a
@@ -97,7 +100,7 @@ def read_torch(
         padding=padding,
         predictors=predictors,
     )
-    return _understood(_Found.of(open_container(path, key=key)), hints, path=path)
+    return _understood(_Found.of(container or open_container(path, key=key)), hints, path=path)
 
 
 def _understood(found: "_Found", hints: Hints, *, path: Path | str) -> TorchCheckpoint:
@@ -182,7 +185,7 @@ def _read_state(found: _Found) -> tuple[Geometry, dict[str, np.ndarray], tuple[s
     if (depth := depth_of(parts)) > LARGEST["depth"]:
         raise CheckpointError(path, f"numbers its blocks up to {depth - 1}; at most {LARGEST['depth']} are read")
     used = [key for keys in parts.values() for key in keys]
-    unusable = {key: reason for key in used if (reason := _unusable(tensors[key]))}
+    unusable = {key: reason for key in used if (reason := why_unusable(tensors[key]))}
     problems = [*found.container.weights.strange]
     problems += [f"{shown(found.original(key))}: {reason}" for key, reason in unusable.items()]
     shapes = {key: tuple(tensors[keys[0]].shape) for key, keys in parts.items() if unusable.keys().isdisjoint(keys)}
@@ -269,7 +272,7 @@ def _misshapen(found: _Found, wanted: Mapping[str, Shape]) -> list[str]:
     return problems
 
 
-def _unusable(tensor: torch.Tensor) -> str:
+def why_unusable(tensor: torch.Tensor) -> str:
     """The reason why a tensor cannot be a weight, or nothing. Nothing is made: a few bytes may claim terabytes."""
     if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         return "is not an ordinary dense tensor"

@@ -40,6 +40,22 @@ def load(directory: str | os.PathLike, *, dtype: Any = jnp.float32) -> Pretraini
     return checkpoint.fill(abstract(card, dtype=dtype), saved, source=str(directory))
 
 
+def of_length(model: Pretraining, *, frames: int, dtype: Any = jnp.float32) -> Pretraining:
+    """The model with its position tables fitted to spectrograms of `frames`, computing in `dtype`.
+
+    Raises `ValueError` for a length whose grid the window decoder's windows do not divide.
+    """
+    before, decoder = model.config, model.settings.decoder
+    weights = {name: np.asarray(leaf[...]) for name, leaf in checkpoint.leaves(model).items()}
+    if frames != before.frames:
+        sizes = dataclasses.replace(before, width=decoder.width, heads=decoder.heads)
+        weights["positions"] = adapt_positions(weights["positions"], before, frames=frames)
+        weights["decoder_positions"] = adapt_positions(weights["decoder_positions"], sizes, frames=frames)
+    config = dataclasses.replace(model.settings, encoder=dataclasses.replace(before, frames=frames))
+    fresh = nnx.eval_shape(lambda: Pretraining(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    return checkpoint.fill(fresh, weights, source="the pretraining model")
+
+
 def encoder_weights(directory: str | os.PathLike, *, frames: int) -> tuple[Card, dict[str, np.ndarray]]:
     """The card of a pretraining checkpoint, and its encoder's weights as the classifier names them.
 

@@ -22,10 +22,9 @@ from jaxprune.data.batches import eval_batches
 from jaxprune.evaluation.reconstruction import mask_keys
 from jaxprune.features import model_input
 from jaxprune.parallel.processes import by_first, is_first
-from jaxprune.positions import adapt_positions
 from jaxprune.pretraining import checkpoint as pretraining_checkpoint
 from jaxprune.pretraining.cost import decoder_macs, encoder_macs
-from jaxprune.pretraining.model import Pretraining, PretrainingConfig
+from jaxprune.pretraining.model import Pretraining
 from jaxprune.training.events import Evaluation
 from jaxprune.training.loop import Training
 from jaxprune.training.masked import MaskedPrediction
@@ -177,18 +176,10 @@ def starting_pretraining(recipe: PretrainingRecipe, *, seed: int) -> tuple[Pretr
     if not start.checkpoint:
         return Pretraining(recipe.model(), dtype=dtype, rngs=nnx.Rngs(seed)), ("the model starts from random weights",)
     loaded = pretraining_checkpoint.load(start.checkpoint)
-    before = loaded.config
-    weights = {name: np.asarray(leaf[...]) for name, leaf in checkpoint.leaves(loaded).items()}
-    notes: tuple[str, ...] = ()
-    if before.frames != facts.frames:
-        notes = (f"the position tables were fitted from {before.frames} frames to {facts.frames}",)
-        for table in ("positions", "decoder_positions"):
-            weights[table] = adapt_positions(weights[table], before, frames=facts.frames)
-    config = PretrainingConfig(
-        encoder=dataclasses.replace(before, frames=facts.frames), decoder=loaded.settings.decoder
-    )
-    fresh = nnx.eval_shape(lambda: Pretraining(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    return checkpoint.fill(fresh, weights, source=start.checkpoint), notes
+    before = loaded.config.frames
+    fitted = f"the position tables were fitted from {before} frames to {facts.frames}"
+    model = pretraining_checkpoint.of_length(loaded, frames=facts.frames, dtype=dtype)
+    return model, () if before == facts.frames else (fitted,)
 
 
 def _of_checkpoint(recipe: PretrainingRecipe) -> tuple[PretrainingRecipe, tuple[str, ...]]:

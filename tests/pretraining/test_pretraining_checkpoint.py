@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from flax import nnx
 from pretraining.pretraining_cases import DECODERS, ENCODER, model, saved
 from quick import quick_compiling  # noqa: F401
 
@@ -12,6 +13,7 @@ import jaxprune
 from jaxprune.checkpoint import CARD, leaves
 from jaxprune.config import Card
 from jaxprune.models import build
+from jaxprune.pretraining import Pretraining
 from jaxprune.pretraining import checkpoint as pretraining_checkpoint
 
 
@@ -66,3 +68,16 @@ def test_a_card_with_another_decoder_is_refused_in_a_sentence(tmp_path, changes,
     with pytest.raises(ValueError, match=said) as error:
         pretraining_checkpoint.load(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_both_tables_are_those_of_another_length_and_the_rest_stays(decoder):
+    made, frames = model(decoder), 2 * ENCODER.frames
+    longer = pretraining_checkpoint.of_length(made, frames=frames)
+    config = dataclasses.replace(made.settings, encoder=dataclasses.replace(ENCODER, frames=frames))
+    new, old, ours = leaves(Pretraining(config, rngs=nnx.Rngs(0))), leaves(made), leaves(longer)
+    for name in ours:
+        if "positions" in name:
+            np.testing.assert_allclose(ours[name][...], new[name][...], atol=1e-6, err_msg=name)
+        else:
+            np.testing.assert_array_equal(ours[name][...], old[name][...], err_msg=name)
