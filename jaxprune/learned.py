@@ -60,7 +60,7 @@ def _stages(model: Classifier, predictors: Predictors | None) -> dict[int, Predi
         if not predictors:
             raise ValueError(
                 "the model has no predictors, which learned pruning needs; train them (jaxprune finetune with "
-                "--dynamic.rate) or convert a checkpoint that holds them"
+                "--prune.method dynamic) or convert a checkpoint that holds them"
             )
     if not isinstance(predictors, Mapping):
         blocks = config.predictors or default_blocks(config.depth)

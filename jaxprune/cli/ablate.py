@@ -34,10 +34,12 @@ from jaxprune.evaluation.per_clip import Answers
 from jaxprune.experiments import ablation_tables as tables
 from jaxprune.experiments.ablation import (
     SCORES,
+    OtherMethod,
     Row,
     ScoreName,
     Setting,
     ablate,
+    method_settings,
     range_settings,
     score_settings,
     summarize,

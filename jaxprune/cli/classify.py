@@ -65,8 +65,7 @@ def main(
     if picture is not None:
         plots = _pictures()
         plots.picture_path(picture)
-        if most_pictured < 1:
-            raise ValueError(f"--most-pictured is {most_pictured}; it must be at least 1")
+        _check_pictured(most_pictured)
     mels = 0 if picture is None else most_pictured
     report = classify(audio, checkpoint, keep_rate=keep, method=method, top=top, batch=batch, mels=mels, dtype=dtype)
     for notice in report.notices:
@@ -95,6 +94,11 @@ def _use_one_heap() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(_ARENA_MAX, 1)
+
+
+def _check_pictured(most: int) -> None:
+    if most < 1:
+        raise ValueError(f"--most-pictured is {most}; it must be at least 1")
 
 
 def _pictures() -> ModuleType:
@@ -131,8 +135,7 @@ def print_report(report: Report, *, named: bool, notes: list[str]) -> None:
     ]
     cli.print_table("Most likely labels", ["file", "from s", "to s", "label and probability"], rows, notes=notes)
     cost = (
-        report.method,
-        in_words(report.keep_rates),
+        in_words(report.keep_rates) if report.method == "topk" else f"{report.method}, {in_words(report.keep_rates)}",
         f"{report.macs / 1e9:.2f}",
         f"{report.unpruned_macs / 1e9:.2f}",
         f"{100 * report.saving:.1f} %",
@@ -140,7 +143,7 @@ def print_report(report: Report, *, named: bool, notes: list[str]) -> None:
         f"{report.compile_seconds:.1f}",
         report.device,
     )
-    columns = ["method", "keep rate", "GMACs", "unpruned GMACs", "saved", "ms per window", "compile s", "device"]
+    columns = ["keep rate", "GMACs", "unpruned GMACs", "saved", "ms per window", "compile s", "device"]
     timed = f"{report.timed_batches} {'batch' if report.timed_batches == 1 else 'batches'} of {report.batch}"
     how = f"median of {timed} after a warm-up" if report.warmed_up else f"{timed}, the first run after compiling"
     measured = f"ms per window: features and model on the device, {report.dtype}, {how}."

@@ -103,14 +103,15 @@ def left_of(
 
     Patches of one token look alike: each shows the mean of them all.
     """
-    patches, mel, tokens = result.kept[block], result.mel, len(result.kept[block])
     if block in result.groups:
         groups = result.groups[block]
-        patches, mel = np.flatnonzero(groups >= 0), averaged(result.mel, groups, config=config)
-        tokens = len(np.unique(groups[groups >= 0]))
+        patches = np.flatnonzero(groups >= 0)
+        title = f"after block {block}: {len(np.unique(groups[patches]))} tokens of {len(patches)} patches"
+        return patches, averaged(result.mel, groups, config=config), title
+    patches = result.kept[block]
     padding = in_padding(config, patches, frames=result.frames).sum()
     beyond = f" ({padding} in padding)" if padding else ""
-    return patches, mel, f"after block {block}: {tokens} of {config.patches}{beyond}"
+    return patches, result.mel, f"after block {block}: {len(patches)} of {config.patches}{beyond}"
 
 
 def averaged(

@@ -141,7 +141,7 @@ def test_patches_of_one_token_show_their_mean_with_lines_around_them(family):
     shown = dataclasses.replace(result(config, kept={3: np.arange(6, 64)}), groups={3: groups})
     patches, mel, title = left_of(shown, 3, config=config)
     assert patches.tolist() == [patch for patch in range(64) if patch != 5]
-    assert title == "after block 3: 60 of 64"
+    assert title == "after block 3: 60 tokens of 63 patches"
     cut = {
         name: np.asarray(cut_patches(jnp.asarray(one)[None], config))[0]
         for name, one in (("before", shown.mel), ("after", mel))
