@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from jaxprune.checkpoint import leaves, weights_digest
 from jaxprune.config import Card, ModelConfig
@@ -75,7 +76,7 @@ def describe(
     }
 
 
-def model_digest(model: Classifier) -> str:
+def model_digest(model: nnx.Module) -> str:
     """The digest of all parameters and tables of a model, as in the card of a checkpoint."""
     return weights_digest({name: np.asarray(leaf[...]) for name, leaf in leaves(model).items()})
 
@@ -136,6 +137,8 @@ def _described(part: Any) -> dict[str, Any]:
 
 
 def _value(value: Any) -> Any:
+    if isinstance(value, nnx.Module):
+        return model_digest(value)
     if jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     array = np.asarray(value)

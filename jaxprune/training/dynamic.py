@@ -21,7 +21,6 @@ from jaxprune.reduction.policy import Policy
 from jaxprune.reduction.predictors import stage_ratios
 from jaxprune.training import augment, dynamic_losses
 from jaxprune.training.classification import Classification, Plan
-from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.events import Evaluation
 from jaxprune.training.optim import NEVER_DECAYED
 from jaxprune.training.settings import Recipe
@@ -65,7 +64,7 @@ class LearnedPruning(Classification):
                 f"calls for {list(recipe.prune.predictors)}"
             )
         ratios = stage_ratios(recipe.prune.keep_rate, stages=len(model.config.predictors))
-        self._losses = weighted_losses(recipe.dynamic, ratios=ratios)
+        self._losses = weighted_losses(recipe, ratios=ratios)
 
     @classmethod
     def begin(cls, recipe: Recipe, model: Classifier, labels: tuple[str, ...]) -> Classifier:
@@ -139,15 +138,17 @@ class LearnedPruning(Classification):
         return super().evaluate(without_teacher(model), batches, step=step, layout=layout, **asked)
 
 
-def weighted_losses(settings: Dynamic, *, ratios: tuple[float, ...]) -> list[tuple[float, Loss]]:
-    """The losses beside the classes', each with its weight. Weights of 0 are left out."""
+def weighted_losses(recipe: Recipe, *, ratios: tuple[float, ...]) -> list[tuple[float, Loss]]:
+    """The losses beside that of the labels, each with its weight. Weights of 0 are left out."""
+    settings = recipe.dynamic
+    of_classes = {"ce": dynamic_losses.divergence, "bce": dynamic_losses.binary_divergence}[recipe.loop.loss]
     of_ratio = {"clip": dynamic_losses.ratio_loss, "batch": dynamic_losses.batch_ratio_loss}[settings.bound]
     of_tokens = {"square": dynamic_losses.token_square_error, "divergence": dynamic_losses.token_divergence}[
         settings.tokens
     ]
     losses: list[tuple[float, Loss]] = [
         (settings.ratio_weight / len(ratios), lambda taught: of_ratio(taught.decisions, ratios)),
-        (settings.classes_weight, lambda taught: dynamic_losses.divergence(taught.logits, taught.teacher_logits)),
+        (settings.classes_weight, lambda taught: of_classes(taught.logits, taught.teacher_logits)),
         (
             settings.tokens_weight,
             lambda taught: of_tokens(taught.patches, taught.teacher_patches, kept=taught.decisions[-1]),

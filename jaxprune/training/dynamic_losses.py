@@ -1,8 +1,7 @@
-"""The losses that train DynamicViT's predictors (Rao et al. 2021, equations 10 to 14).
+"""The losses that train DynamicViT's predictors (Rao et al. 2021, section 3.4).
 
 Beside the classes' loss: a stage's share of kept patches is drawn to its ratio, and the model is held to the unpruned
-teacher's tokens. (Holding it to the teacher's classes is `jaxprune.training.distillation`'s.) Each loss is a number a
-clip, to be averaged over clips as the others are. b clips, n patches, d width.
+teacher's classes and tokens. Each loss is a number a clip, to be averaged over clips. b clips, n patches, d width.
 """
 
 import jax
@@ -13,7 +12,7 @@ Decisions = Float[Array, "stages b n"]
 
 
 def ratio_loss(decisions: Decisions, ratios: tuple[float, ...]) -> Float[Array, "b"]:
-    """The squared difference of each clip's kept share and the ratio, summed over stages (equation 13).
+    """The squared difference of each clip's kept share and the ratio, summed over stages.
 
     So every clip is bound to the ratio. The published weight of 2 is for this sum divided by the number of stages.
     """
@@ -32,7 +31,7 @@ def batch_ratio_loss(decisions: Decisions, ratios: tuple[float, ...]) -> Float[A
 def token_square_error(
     student: Float[Array, "b n d"], teacher: Float[Array, "b n d"], *, kept: Float[Array, "b n"]
 ) -> Float[Array, "b"]:
-    """The squared difference of tokens, averaged over channels and over the kept patches of the batch (equation 11).
+    """The squared difference of tokens, averaged over channels and over the kept patches of the batch.
 
     `kept` is the last stage's decision; patches above 0.5 count. A clip's number is its part of the batch's mean, times
     b. No gradient goes to the teacher or to the decision. A batch without a kept patch has loss 0.
@@ -54,6 +53,18 @@ def divergence(student: Float[Array, "*b y"], teacher: Float[Array, "*b y"]) -> 
     """KL(teacher || student) of the two softmaxes over the last axis, in nats. No gradient goes to the teacher."""
     student, teacher = jax.nn.log_softmax(student), jax.nn.log_softmax(jax.lax.stop_gradient(teacher))
     return (jnp.exp(teacher) * (teacher - student)).sum(axis=-1)
+
+
+def binary_divergence(student: Float[Array, "*b y"], teacher: Float[Array, "*b y"]) -> Float[Array, "*b"]:
+    """KL(teacher || student) of each class's sigmoid, averaged over classes, in nats: for clips of several classes.
+
+    No gradient goes to the teacher. The original has single labels alone.
+    """
+    teacher = jax.lax.stop_gradient(teacher)
+    present = jax.nn.log_sigmoid(teacher) - jax.nn.log_sigmoid(student)
+    absent = jax.nn.log_sigmoid(-teacher) - jax.nn.log_sigmoid(-student)
+    share = jax.nn.sigmoid(teacher)
+    return (share * present + (1 - share) * absent).mean(axis=-1)
 
 
 def _over_kept(error: Float[Array, "b n"], kept: Float[Array, "b n"]) -> Float[Array, "b"]:

@@ -1,6 +1,7 @@
 """DynamicViT's two ways through a model, against plain PyTorch written from the paper's rules."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,10 @@ from quick import quick_compiling  # noqa: F401
 from reduction.torch_dynamic import Reference, gumbel, total_loss
 
 import jaxprune
+from jaxprune.analysis.identity import describe
+from jaxprune.config import Card
 from jaxprune.cost import macs
+from jaxprune.data.records import Dataset, Record
 from jaxprune.evaluation.metrics import cross_entropy
 from jaxprune.learned import drawn_decisions
 from jaxprune.models import deepened
@@ -135,6 +139,22 @@ def test_other_predictors_need_no_other_program():
     kept = [np.sort(run(jnp.asarray(MEL), jaxprune.dynamic(MODEL, 0.7, some))) for some in (None, others, others[::-1])]
     assert traced == 1
     assert not np.array_equal(kept[0], kept[1])
+
+
+def test_an_extraction_tells_predictors_apart():
+    dataset = Dataset(
+        name="one", labels=tuple("abcdefghij"), records=(Record(path="a.wav", labels=(0,), split="test"),)
+    )
+    card = Card(model=MODEL.config, mean=0.0, std=1.0, activation="softmax")
+    others = [Predictor(24, dtype=jnp.float32, rngs=nnx.Rngs(seed)) for seed in range(3)]
+    told = []
+    for some in (None, others, others[::-1], others):
+        policy = jaxprune.dynamic(MODEL, RATIOS, some)
+        described = describe(MODEL, dataset, split="test", card=card, policy=policy, batch=1)
+        told.append(json.dumps(described["policy"]))
+    assert '"count": 44' in told[0]
+    assert len(set(told)) == 3
+    assert told[1] == told[3]
 
 
 def test_the_cost_counts_the_predictors_and_attention_on_what_is_left():

@@ -56,6 +56,16 @@ def test_tokens_are_compared_where_they_are_kept(mse):
     np.testing.assert_allclose(gradient, student.grad.numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("binary", [False, True])
+def test_the_divergence_of_classes_is_torchs_distributions(binary):
+    student, teacher = RNG.standard_normal((2, CLIPS, 5)).astype(np.float32)
+    ours = losses.binary_divergence if binary else losses.divergence
+    made = torch.distributions.Bernoulli if binary else torch.distributions.Categorical
+    expected = torch.distributions.kl_divergence(*(made(logits=torch.tensor(x)) for x in (teacher, student)))
+    expected = expected.mean(dim=-1) if binary else expected
+    np.testing.assert_allclose(ours(jnp.asarray(student), jnp.asarray(teacher)), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("ours", [losses.token_square_error, losses.token_divergence])
 def test_a_batch_that_keeps_nothing_has_loss_zero(ours):
     value, gradient = pulled(
