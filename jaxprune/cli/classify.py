@@ -21,7 +21,7 @@ from jaxprune.cli import console as cli
 from jaxprune.cli.options import trained_for
 from jaxprune.inference import BATCH, Report, classify
 from jaxprune.reduction.policy import DEFAULT_BLOCKS, at_blocks, stage_rates
-from jaxprune.registry import MethodName
+from jaxprune.registry import LEARNED, MethodName
 
 _ARENA_MAX = -8  # the number of this option in malloc.h
 RANDOM = "random weights: the labels mean nothing"
@@ -71,6 +71,8 @@ def main(
     for notice in report.notices:
         cli.notice(notice)
     random = not card.trained
+    if card.model.predictors and method != LEARNED and min(keep.values(), default=1) < 1:
+        cli.notice(f"{checkpoint} has learned predictors, and {method} does not ask them (--method {LEARNED} does)")
     if outside := [f"{rate:g}" for rate in sorted(set(keep.values())) if not card.covers(rate)]:
         cli.notice(f"keep rate {' and '.join(outside)}: {checkpoint} was trained for {trained_for(card)}")
     if as_json:

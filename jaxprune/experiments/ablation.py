@@ -31,7 +31,7 @@ from jaxprune.reduction.selection import MaskedTopK, TopK, Within
 from jaxprune.registry import reduced
 
 ScoreName = Literal["attention", "mean", "std", "lowest-attention", "lowest-mean", "lowest-std", "random"]
-OtherMethod = Literal["evit", "tome", "grid", "pool"]  # than the scores' top-k; random is a score here
+OtherMethod = Literal["evit", "tome", "dynamic", "grid", "pool"]  # than the scores' top-k; random is a score here
 SCORES: Mapping[str, Callable[[Classifier], Score]] = {
     "attention": lambda model: model.score,
     "mean": lambda model: PatchMean(),

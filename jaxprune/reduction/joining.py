@@ -8,6 +8,40 @@ from jaxprune.reduction.tokens import Reduction, Tokens
 
 
 @struct.dataclass
+class Before(Reduction):
+    """Reduces by `first`, which acts before the block's attention, then by `rest`."""
+
+    first: Reduction
+    rest: Reduction
+
+    def before(self, tokens: Tokens) -> Tokens:
+        """The tokens that both leave for attention."""
+        return self.rest.before(self.first.before(tokens))
+
+    def between(self, tokens: Tokens, seen: BlockSignals) -> Tokens:
+        """The second's: the first has acted."""
+        return self.rest.between(tokens, seen)
+
+    @property
+    def idle(self) -> bool:
+        """True where both are."""
+        return self.first.idle and self.rest.idle
+
+    def size_before(self, patches: int) -> int:
+        """The second's size of the first's."""
+        return self.rest.size_before(self.first.size_before(patches))
+
+    def size(self, patches: int) -> int:
+        """The second's."""
+        return self.rest.size(patches)
+
+    def macs(self, patches: int, *, width: int, heads: int, extra_tokens: int) -> int:
+        """Those of both."""
+        sizes = {"width": width, "heads": heads, "extra_tokens": extra_tokens}
+        return self.first.macs(patches, **sizes) + self.rest.macs(self.first.size_before(patches), **sizes)
+
+
+@struct.dataclass
 class Then(Reduction):
     """Prunes by `stage`, then reduces what is left by `rest`, which sees the signals of the tokens that were kept."""
 

@@ -141,6 +141,15 @@ def test_other_predictors_need_no_other_program():
     assert not np.array_equal(kept[0], kept[1])
 
 
+def test_what_the_predictors_keep_can_be_merged():
+    policy = jaxprune.dynamic(MODEL, RATIOS) | jaxprune.tome(MODEL, 2)
+    sizes = [62, 60, 58, 42, 40, 38, 29, 27, 25, 19, 17, 15]  # two less a block, and no more than 44, 31, 21
+    left = jax.eval_shape(lambda mel: [trace.tokens for trace in MODEL(mel, policy).trace], jnp.asarray(MEL))
+    assert [leaf.shape[1] - 1 for leaf in left] == sizes
+    merging, learned = jaxprune.tome(MODEL, 2), jaxprune.dynamic(MODEL, RATIOS)
+    assert macs(MODEL, policy) < min(macs(MODEL, merging), macs(MODEL, learned))
+
+
 def test_an_extraction_tells_predictors_apart():
     dataset = Dataset(
         name="one", labels=tuple("abcdefghij"), records=(Record(path="a.wav", labels=(0,), split="test"),)
