@@ -57,7 +57,8 @@ def test_the_average_is_what_is_evaluated_and_becomes_the_model(tmp_path):
 
 
 def test_a_finished_run_saves_the_average_and_says_so(tmp_path):
-    """The model is the average in the checkpoint of the chosen step, and scored as such."""
+    """The model is the average in the checkpoint of the chosen step, and scored as such. The run has background noise
+    from a folder, and one without noise in it is refused."""
     corpus(tmp_path / "flat", tests=0)
     for i, path in enumerate(sorted((tmp_path / "flat").iterdir())):
         home = tmp_path / "tones" / ("train" if i < 10 else "validation") / CLASSES[i % 3]
@@ -71,6 +72,11 @@ def test_a_finished_run_saves_the_average_and_says_so(tmp_path):
     model = training(made).model()
     jaxprune.save(tmp_path / "start", model, card=made.card(model.config))
     made = dataclasses.replace(made, start=dataclasses.replace(made.start, checkpoint=str(tmp_path / "start")))
+    noise = dataclasses.replace(made.augment, background=str(tmp_path / "tones" / "train" / CLASSES[0]))
+    made = dataclasses.replace(made, augment=noise)
+    nothing = dataclasses.replace(noise, background=str(tmp_path / "start"))
+    with pytest.raises(ValueError, match="start: holds no sound files to take background noise from"):
+        list(finetune(dataclasses.replace(made, augment=nothing), tmp_path / "run", seed=0))
     *_, end = finetune(made, tmp_path / "run", seed=0, options=Options(keep_checkpoints=True, keep=9))
     like = training(made).state
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
