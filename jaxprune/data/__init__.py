@@ -2,8 +2,9 @@
 
 A source (`published`, `own`, `shards`) is a small value that says where a data set lies. Its `read()` gives a `Dataset`
 of `records`, checked. `batches` makes batches of waveforms from one, with noise under them where `background` is asked
-for. `prefetch` sends them to the devices, and `statistics` measures a data set. `labels` and `tables` read the files
-that people keep lists in, `folders` and `locations` look at disks, and `shard_writer` decodes a data set once for all.
+for. `held` keeps decoded clips for the next epoch, `prefetch` sends batches to the devices, and `statistics` measures a
+data set. `labels` and `tables` read the files that people keep lists in, `folders` and `locations` look at disks, and
+`shard_writer` decodes a data set once for all.
 
 Decoding is `jaxprune.decoding`'s, spectrograms are `jaxprune.features`, and augmentation belongs to training.
 """
@@ -12,6 +13,7 @@ __all__ = [
     "background",
     "batches",
     "folders",
+    "held",
     "labels",
     "locations",
     "order",

@@ -19,6 +19,7 @@ import grain
 import numpy as np
 from jaxtyping import Float, Float32, Int32
 
+from jaxprune.data.held import Held
 from jaxprune.data.order import ALONE, PAD, InOrder, ProcessRows, Shuffled, local_rows
 from jaxprune.data.records import Dataset, Record, Split
 from jaxprune.features import WINDOW, sample_count
@@ -48,16 +49,18 @@ class Workers:
 
     For wav and flac, `threads` in this process are enough. Slower formats gain from `processes`. A process takes
     seconds to start and has `threads` of its own. It imports the program anew, so the program needs an
-    `if __name__ == "__main__"` guard. Each process keeps `ahead` batches ready.
+    `if __name__ == "__main__"` guard. Each process keeps `ahead` batches ready, and in training up to `held` MB of
+    decoded clips for the epochs to come (`jaxprune.data.held`).
     """
 
     threads: int = 2
     processes: int = 0
     ahead: int = 4
+    held: int = 512
 
     def __post_init__(self):
-        if self.threads < 1 or self.processes < 0 or self.ahead < 1:
-            raise ValueError(f"{self}: threads and ahead must be at least 1, processes at least 0")
+        if self.threads < 1 or self.processes < 0 or self.ahead < 1 or self.held < 0:
+            raise ValueError(f"{self}: threads and ahead must be at least 1, processes and held at least 0")
 
 
 def from_start(spare: int, rng: np.random.Generator) -> int:
@@ -105,9 +108,15 @@ def train_batches(
     if steps == 0:
         raise ValueError(f"{dataset.name} has {len(clips)} {split} clips, too few for one batch of {batch_size}")
     order = Shuffled(clips=len(clips), steps=steps, epochs=epochs, batch_size=batch_size, seed=seed, process=process)
-    samples = sample_count(frames)
     load = _Load(
-        clips, classes=len(dataset.labels), samples=samples, crop=crop, vary=vary, seed=seed, substitutes=_TRIES
+        clips,
+        classes=len(dataset.labels),
+        samples=sample_count(frames),
+        crop=crop,
+        vary=vary,
+        seed=seed,
+        substitutes=_TRIES,
+        held=workers.held,
     )
     name = f"{dataset.name} {split}"
     return Batches(order, load, rows=rows, steps=steps, process=process, workers=workers, limit=unusable, name=name)
@@ -283,10 +292,12 @@ class _Load:
         seed: int,
         substitutes: int,
         vary: Vary = as_it_is,
+        held: int = 0,
     ):
         self.clips = clips
         self._classes, self._samples, self._crop, self._vary, self._seed = classes, samples, crop, vary, seed
         self._substitutes = substitutes
+        self._held = Held(clips, megabytes=held)
 
     def __call__(self, row: tuple[int, int]) -> _Row:
         index, place = row
@@ -294,7 +305,7 @@ class _Load:
         for step in range(1 + self._substitutes if index != PAD else 0):
             candidate = (index + step) % len(self.clips)
             try:
-                waveform = self.clips[candidate].load()
+                waveform = self._held.load(candidate)
             except ValueError:
                 refused = index
                 continue

@@ -61,6 +61,8 @@ class Options:
     threads: int = 2
     # Processes that decode clips, beside the threads.
     processes: int = 0
+    # Decoded training clips that each process keeps in memory for the epochs to come, in MB; 0: none.
+    held: int = 512
     # Share of the clips that may be damaged or silent.
     unusable: float = 0.01
     # Weights and the optimiser's moments: whole on every device, or divided among all of them (FSDP) to save memory.
@@ -277,7 +279,7 @@ class Run(abc.ABC):
         return {
             "frames": self.recipe.data.frames,
             "process": ProcessRows(index=jax.process_index(), count=jax.process_count()),
-            "workers": Workers(threads=self.options.threads, processes=self.options.processes),
+            "workers": Workers(threads=self.options.threads, processes=self.options.processes, held=self.options.held),
             "unusable": self.options.unusable,
         }
 
