@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxprune.ops import attention_chunked as attention_parts
-from jaxprune.ops import attention_cudnn as attention_fused
-from jaxprune.ops import attention_weighted
+from jaxprune.ops import attention_chunked, attention_cudnn, attention_weighted
 
 Project = Callable[[Float[Array, "b s d"], slice], Float[Array, "b s r h c"]]
 
@@ -43,9 +41,9 @@ def attend(
         decision = decision if mask is None else decision * mask
         return attention_weighted.attend(project(tokens, ROLES), queries=queries, decision=decision)
     qkv = jax.eval_shape(lambda tokens: project(tokens, ROLES), tokens)
-    if bias is None and attention_fused.suits(qkv.dtype, channels=qkv.shape[-1]):
-        return attention_fused.attend(tokens, project, queries=queries, mask=mask)
-    return attention_parts.attend(project(tokens, ROLES), queries=queries, mask=mask, bias=bias)
+    if bias is None and attention_cudnn.suits(qkv.dtype, channels=qkv.shape[-1]):
+        return attention_cudnn.attend(tokens, project, queries=queries, mask=mask)
+    return attention_chunked.attend(project(tokens, ROLES), queries=queries, mask=mask, bias=bias)
 
 
 def mean_keys(tokens: Float[Array, "b s d"], project: Project) -> Float[Array, "b s c"]:

@@ -46,11 +46,9 @@ class Decoder(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlainDecoder:
-    """Ordinary transformer blocks over CLS and all patches (mode 0 of the released code).
-
-    Raises `ValueError` where the heads do not divide the width.
-    """
+class DecoderSizes:
+    """The sizes of every decoder. Raises `ValueError` for one out of range, and where the heads do not divide the
+    width."""
 
     # Width of the decoder's tokens.
     width: int = 512
@@ -60,7 +58,22 @@ class PlainDecoder:
     heads: int = 16
 
     def __post_init__(self):
-        _check_sizes(self)
+        for name in ("width", "depth", "heads"):
+            value = getattr(self, name)
+            if not 1 <= value <= LARGEST[name]:
+                raise ValueError(
+                    f"the decoder's {name} is {value}; it must be at least 1 and at most {LARGEST[name]:,}"
+                )
+        if self.width % self.heads:
+            raise ValueError(
+                f"the decoder's width {self.width} cannot be split over {self.heads} heads; "
+                "choose heads that divide the width"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlainDecoder(DecoderSizes):
+    """Ordinary transformer blocks over CLS and all patches (mode 0 of the released code)."""
 
     def build(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs) -> "PlainBlocks":
         """The decoder's blocks with fresh weights."""
@@ -68,26 +81,22 @@ class PlainDecoder:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WindowDecoder:
+class WindowDecoder(DecoderSizes):
     """Swin-v2 blocks in windows of 4 x 4 patches, every other one shifted by two time steps (mode 1; the recipe).
 
-    CLS is left out before the blocks. The released code always builds 16 of them. Raises `ValueError` where the heads
-    do not divide the width.
+    CLS is left out before the blocks. The released code always builds 16 of them. Raises `ValueError` for a shift that
+    is not less than the window.
     """
 
-    # Width of the decoder's tokens.
-    width: int = 512
     # Blocks, every other one shifted.
     depth: int = 16
-    # Attention heads; they divide the width.
-    heads: int = 16
     # Patches along each side of a window.
     window: int = 4
     # Time steps that every other block is shifted by.
     shift: int = 2
 
     def __post_init__(self):
-        _check_sizes(self)
+        super().__post_init__()
         if not 0 <= self.shift < self.window <= LARGEST["patch"]:
             raise ValueError(
                 f"windows of {self.window} cannot be shifted by {self.shift}; the shift must be less than the window"
@@ -105,19 +114,6 @@ class WindowDecoder:
 
 
 DecoderConfig = PlainDecoder | WindowDecoder
-
-
-def _check_sizes(decoder: DecoderConfig) -> None:
-    for name in ("width", "depth", "heads"):
-        if not 1 <= getattr(decoder, name) <= LARGEST[name]:
-            raise ValueError(
-                f"the decoder's {name} is {getattr(decoder, name)}; it must be at least 1 and at most {LARGEST[name]:,}"
-            )
-    if decoder.width % decoder.heads:
-        raise ValueError(
-            f"the decoder's width {decoder.width} cannot be split over {decoder.heads} heads; "
-            "choose heads that divide the width"
-        )
 
 
 class PlainBlocks(Decoder):

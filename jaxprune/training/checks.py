@@ -1,5 +1,7 @@
 """Checks of single settings, each a `ValueError` with the value and what was allowed."""
 
+import math
+
 
 def whole_number(name: str, value: int, *, least: int) -> int:
     """The value, if it is a whole number of at least `least`; else `ValueError`."""
@@ -12,6 +14,27 @@ def share(name: str, value: float, *, most: float) -> float:
     """The value, if it lies in [0, most]; else `ValueError`."""
     if not 0 <= value <= most:
         raise ValueError(f"{name} is {value!r}; it must be between 0 and {most:g}")
+    return value
+
+
+def below_one(name: str, value: float) -> float:
+    """The value, if it lies in [0, 1); else `ValueError`."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
+    return value
+
+
+def factor(name: str, value: float) -> float:
+    """The value, if it lies in (0, 1]; else `ValueError`."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} is {value}; it must be greater than 0 and at most 1")
+    return value
+
+
+def not_negative(name: str, value: float) -> float:
+    """The value, if it is finite and at least 0; else `ValueError`."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value}; it must be 0 or more")
     return value
 
 

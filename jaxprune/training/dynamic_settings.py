@@ -4,10 +4,9 @@ The defaults are those published for DeiT-S. `jaxprune.training.dynamic` carries
 """
 
 import dataclasses
-import math
 from typing import Literal
 
-from jaxprune.training.checks import share, whole_number
+from jaxprune.training.checks import not_negative, share, whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +32,7 @@ class Dynamic:
 
     def __post_init__(self):
         for name in ("ratio_weight", "classes_weight", "tokens_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+            not_negative(name, getattr(self, name))
         if self.bound not in ("clip", "batch"):
             raise ValueError(f"bound is {self.bound!r}; it must be 'clip' or 'batch'")
         if self.tokens not in ("square", "divergence"):

@@ -7,7 +7,7 @@ in `jaxprune.training.settings`.
 import dataclasses
 import math
 
-from jaxprune.training.checks import whole_number
+from jaxprune.training.checks import below_one, factor, not_negative, whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,7 @@ class AdamW:
 
     def __post_init__(self):
         check_optimizer(self)
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}; it must be greater than 0 and at most 1")
+        factor("layer_decay", self.layer_decay)
 
     def peak_lr(self, batch: int) -> float:
         """Learning rate after warm-up, for `batch` clips an update."""
@@ -70,10 +69,8 @@ class Cosine:
     floor: float = 1e-5
 
     def __post_init__(self):
-        if not self.warmup_epochs >= 0:
-            raise ValueError(f"warmup_epochs is {self.warmup_epochs}; it must be 0 or more")
-        if not self.floor >= 0:
-            raise ValueError(f"floor is {self.floor}; it must be 0 or more")
+        not_negative("warmup_epochs", self.warmup_epochs)
+        not_negative("floor", self.floor)
 
     def check(self, *, epochs: int, peak: float) -> None:
         """Raises `ValueError` where a run of so many epochs and this peak leaves no course."""
@@ -106,8 +103,7 @@ class StepDecay:
         whole_number("warmup_every", self.warmup_every, least=1)
         whole_number("first", self.first, least=0)
         whole_number("every", self.every, least=1)
-        if not 0 < self.factor <= 1:
-            raise ValueError(f"factor is {self.factor}; it must be greater than 0 and at most 1")
+        factor("factor", self.factor)
 
 
 def check_optimizer(settings: AdamW | AdamL2) -> None:
@@ -115,8 +111,6 @@ def check_optimizer(settings: AdamW | AdamL2) -> None:
     if not 0 < settings.base_lr < math.inf:
         raise ValueError(f"base_lr is {settings.base_lr}; it must be positive")
     for name in ("b1", "b2"):
-        if not 0 <= getattr(settings, name) < 1:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least 0 and below 1")
+        below_one(name, getattr(settings, name))
     for name in ("weight_decay", "clip"):
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be 0 or more")
+        not_negative(name, getattr(settings, name))

@@ -10,7 +10,7 @@ import re
 from typing import Literal
 
 from jaxprune.registry import LEARNED, MethodName, by_name
-from jaxprune.training.checks import distinct, whole_number
+from jaxprune.training.checks import distinct, factor, whole_number
 
 MOST_SIZES = 10  # that a run compiles the step for, with the default buckets
 MOST_DRAWS = 20
@@ -52,8 +52,7 @@ class Prune:
     buckets: int = 7
 
     def __post_init__(self):
-        if not 0 < self.keep_rate <= 1:
-            raise ValueError(f"keep_rate is {self.keep_rate}; it must be greater than 0 and at most 1")
+        factor("keep_rate", self.keep_rate)
         for block in self.blocks:
             whole_number("blocks", block, least=0)
         distinct("blocks", self.blocks)

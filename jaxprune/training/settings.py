@@ -14,7 +14,7 @@ from typing import Any, Literal
 from jaxprune.config import FAMILY_SIZES, Activation, Card, Family, ModelConfig, Padding
 from jaxprune.features import HOP, SAMPLE_RATE, STATISTICS
 from jaxprune.json_files import fit
-from jaxprune.training.checks import distinct, whole_number
+from jaxprune.training.checks import below_one, distinct, whole_number
 from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
 from jaxprune.training.pruning import Prune
@@ -106,7 +106,7 @@ class Passes:
             whole_number(name, getattr(self, name), least=1)
         if self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} cannot be split into {self.accumulate} equal parts")
-        _below_one("ema", self.ema)
+        below_one("ema", self.ema)
         if not self.seeds:
             raise ValueError("no seed was given; give at least one")
         distinct("seeds", self.seeds)
@@ -125,7 +125,7 @@ class Loop(Passes):
         super().__post_init__()
         if self.loss not in ("bce", "ce"):
             raise ValueError(f"loss is {self.loss!r}; it must be 'bce' or 'ce'")
-        _below_one("label_smoothing", self.label_smoothing)
+        below_one("label_smoothing", self.label_smoothing)
         if self.label_smoothing and self.loss != "ce":
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing}, but the loss is {self.loss}; labels are smoothed with ce "
@@ -136,11 +136,6 @@ class Loop(Passes):
     def activation(self) -> Activation:
         """The function that makes probabilities of logits trained with this loss."""
         return {"bce": "sigmoid", "ce": "softmax"}[self.loss]
-
-
-def _below_one(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,21 +7,21 @@ from helpers import random_mel, small
 from quick import quick_compiling  # noqa: F401
 
 from jaxprune.models import build, masked_topk, topk
-from jaxprune.ops import attention_cudnn as attention_fused
+from jaxprune.ops import attention_cudnn
 
 
 @pytest.fixture
 def elsewhere(monkeypatch):
     """XLA's implementation of the library function that cuDNN implements on a GPU."""
-    monkeypatch.setattr(attention_fused, "LIBRARY", "xla")
+    monkeypatch.setattr(attention_cudnn, "LIBRARY", "xla")
 
 
 @pytest.fixture
 def works():
     """`works`, that tries afresh."""
-    attention_fused.works.cache_clear()
-    yield attention_fused.works
-    attention_fused.works.cache_clear()
+    attention_cudnn.works.cache_clear()
+    yield attention_cudnn.works
+    attention_cudnn.works.cache_clear()
 
 
 @pytest.mark.parametrize("family", ["ast", "audiomae"])
@@ -43,8 +43,8 @@ def test_a_model_answers_through_fused_kernels_as_it_does_in_parts(elsewhere, mo
         return output, jax.tree.leaves(gradient)
 
     parts, parts_gradient = run()
-    monkeypatch.setattr(attention_fused, "suits", lambda *_, **__: True)
-    monkeypatch.setattr(attention_fused, "QUERIES", 4)
+    monkeypatch.setattr(attention_cudnn, "suits", lambda *_, **__: True)
+    monkeypatch.setattr(attention_cudnn, "QUERIES", 4)
     fused, fused_gradient = run()
     np.testing.assert_allclose(fused.logits, parts.logits, atol=1e-5)
     for ours, theirs in zip(fused.trace, parts.trace, strict=True):
@@ -58,7 +58,7 @@ def test_sums_of_weights_stay_exact_to_a_thousandth_in_half_precision(elsewhere)
     """Although the library rounds its results to 8 bits, 4 in a thousand."""
     q, k, v = jnp.asarray(np.random.default_rng(0).standard_normal((3, 1, 513, 2, 64)), jnp.bfloat16)
     asked = jnp.ones((1, 513)).at[:, 0].set(0)
-    _, sums = attention_fused.mixed_and_sums(q, k, v, None, asked, 513)
+    _, sums = attention_cudnn.mixed_and_sums(q, k, v, None, asked, 513)
     logits = np.einsum("bqhc,bkhc->bhqk", np.asarray(q, np.float64), np.asarray(k, np.float64)) / 8
     weights = np.exp(logits)
     expected = (weights / weights.sum(axis=-1, keepdims=True))[:, :, 1:].sum(axis=(1, 2))
@@ -76,8 +76,8 @@ def test_a_library_that_is_not_there_is_done_without(works):
 
 
 def test_a_library_that_gives_other_results_is_done_without(elsewhere, works, monkeypatch):
-    mix = attention_fused.mix
-    monkeypatch.setattr(attention_fused, "mix", lambda q, k, v, mask, real: mix(q, k, v, mask, q.shape[1]))
+    mix = attention_cudnn.mix
+    monkeypatch.setattr(attention_cudnn, "mix", lambda q, k, v, mask, real: mix(q, k, v, mask, q.shape[1]))
     with pytest.warns(RuntimeWarning, match="off by"):
         assert not works(16)
 
@@ -95,5 +95,5 @@ def test_a_library_that_gives_other_results_is_done_without(elsewhere, works, mo
 )
 def test_only_what_the_library_can_do_goes_through_it(monkeypatch, dtype, channels, backend, way):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(attention_fused, "works", lambda *_: True)
-    assert attention_fused.suits(dtype, channels=channels) is way
+    monkeypatch.setattr(attention_cudnn, "works", lambda *_: True)
+    assert attention_cudnn.suits(dtype, channels=channels) is way
