@@ -1,8 +1,8 @@
 """A whole fine-tuning run in one directory: data, starting weights, training, choosing, and the model that comes out.
 
 `finetune` yields what happens. Carrying a run out is `jaxprune.training.run`'s matter, what it begins with
-`jaxprune.training.start`'s, and what it trains for `jaxprune.training.classification`'s and
-`jaxprune.training.dynamic`'s.
+`jaxprune.training.start`'s, and what it trains for `jaxprune.training.classification`'s,
+`jaxprune.training.distillation`'s and `jaxprune.training.dynamic`'s.
 """
 
 import os
@@ -16,7 +16,9 @@ from jaxprune import checkpoint
 from jaxprune.cost import macs
 from jaxprune.models import Classifier, topk
 from jaxprune.parallel.processes import by_first
+from jaxprune.training import learning
 from jaxprune.training.classification import Classification
+from jaxprune.training.distillation import Distillation, Sandwich
 from jaxprune.training.dynamic import LearnedPruning
 from jaxprune.training.events import Metric
 from jaxprune.training.run import Event, Options, Run
@@ -24,8 +26,6 @@ from jaxprune.training.run_directory import MODEL, padding_of
 from jaxprune.training.settings import Recipe
 from jaxprune.training.start import Sources, fitted, padded, starting_model
 from jaxprune.training.task import Task
-
-KINDS = {"dynamic": LearnedPruning}  # any other method: Classification
 
 
 def finetune(
@@ -64,8 +64,8 @@ class FineTuning(Run):
 
     @property
     def kind(self) -> type[Classification]:
-        """The task that the recipe's method is."""
-        return KINDS.get(self.recipe.prune.method, Classification)
+        """The task that the recipe describes."""
+        return task_of(self.recipe)
 
     def starting_model(self) -> tuple[Classifier, tuple[str, ...]]:
         return starting_model(self.recipe, self.dataset.labels, seed=self.seed)
@@ -97,10 +97,23 @@ class FineTuning(Run):
     def save_model(self, model: Classifier, *, step: int) -> None:
         recipe = self.recipe
         averaged = f", weights averaged (EMA {recipe.loop.ema:g})" if recipe.loop.ema else ""
+        taught = f", taught by {recipe.distill.teacher}" if recipe.distill.teacher else ""
         card = recipe.card(
             model.config,
             labels=self.dataset.labels,
             source=f"fine-tuned by jaxprune: recipe {recipe.name}, seed {self.seed}, step {step}, "
-            f"keep rate {recipe.prune.in_words}, from {recipe.start.checkpoint or 'scratch'}{averaged}",
+            f"keep rate {recipe.prune.in_words}, from {recipe.start.checkpoint or 'scratch'}{averaged}{taught}",
         )
         by_first(lambda: str(checkpoint.save(self.out / MODEL, model, card=card, overwrite=True)))
+
+
+def task_of(recipe: Recipe) -> type[Classification]:
+    """The task of a recipe: learned pruning, or fine-tuning with or without a teacher."""
+    if recipe.prune.method == "dynamic":
+        return LearnedPruning
+    match recipe.distill.teacher:
+        case "":
+            return Classification
+        case learning.ITSELF:
+            return Sandwich
+    return Distillation

@@ -1,4 +1,4 @@
-"""Settings of learning: the two published optimisers and their learning rates, as frozen dataclasses.
+"""Settings of learning: the two published optimisers, their learning rates, and a teacher, as frozen dataclasses.
 
 `jaxprune.training.optim` and `jaxprune.training.schedules` turn them into functions; the other settings of a recipe are
 in `jaxprune.training.settings`.
@@ -7,7 +7,7 @@ in `jaxprune.training.settings`.
 import dataclasses
 import math
 
-from jaxprune.training.checks import below_one, factor, not_negative, whole_number
+from jaxprune.training.checks import below_one, factor, not_negative, share, whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,26 @@ class StepDecay:
         whole_number("first", self.first, least=0)
         whole_number("every", self.every, least=1)
         factor("factor", self.factor)
+
+
+ITSELF = "self"  # the teacher of `Distill` that is no checkpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distill:
+    """A teacher, whose answers are learned beside the labels (Hinton et al. 2015)."""
+
+    # Checkpoint that teaches, usually the model before pruning; self: with prune.sample, its own highest rate; or none.
+    teacher: str = ""
+    # Share of the loss that is the teacher's; the labels have the rest.
+    weight: float = 0.5
+    # Temperature that the logits of both are divided by; above 1 it brings out what is less likely.
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        share("distill.weight", self.weight, most=1.0)
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"distill.temperature is {self.temperature}; it must be positive")
 
 
 def check_optimizer(settings: AdamW | AdamL2) -> None:

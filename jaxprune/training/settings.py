@@ -16,7 +16,7 @@ from jaxprune.features import HOP, SAMPLE_RATE, STATISTICS
 from jaxprune.json_files import fit
 from jaxprune.training.checks import below_one, distinct, whole_number
 from jaxprune.training.dynamic_settings import Dynamic
-from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
+from jaxprune.training.learning import ITSELF, AdamL2, AdamW, Cosine, Distill, StepDecay
 from jaxprune.training.pruning import Prune
 from jaxprune.training.variation import Augment
 
@@ -192,6 +192,8 @@ class Recipe:
     precision: Precision = Precision()
     # Training of learned pruning (--prune.method dynamic).
     dynamic: Dynamic = Dynamic()  # noqa: RUF009, it is frozen
+    # A teacher beside the labels.
+    distill: Distill = Distill()  # noqa: RUF009, it is frozen
     # Scores published for this recipe, where the project knows them; changes nothing.
     expected: tuple[Published, ...] = ()
 
@@ -202,6 +204,16 @@ class Recipe:
             raise ValueError(
                 f"the predictors would learn alone for {self.dynamic.alone} epochs, and the run has {loop.epochs}; "
                 "lower --dynamic.alone or train longer"
+            )
+        if self.distill.teacher and prune.method == "dynamic":
+            raise ValueError(
+                "learned pruning has its own teacher, the model that it starts from (--dynamic.classes-weight); leave "
+                "--distill.teacher out"
+            )
+        if self.distill.teacher == ITSELF and (not prune.draws or prune.lowest == prune.highest):
+            raise ValueError(
+                "the teacher is the model itself at its highest keep rate, which needs lower ones to teach; draw them "
+                "with --prune.sample, such as 1 0.8 0.6, or name a checkpoint"
             )
         if prune.falls and completed > loop.epochs:
             raise ValueError(
@@ -282,8 +294,9 @@ PARTS = {
     "loop": Loop,
     "precision": Precision,
     "dynamic": Dynamic,
+    "distill": Distill,
 }
-YOUNGER: dict[str, Any] = {"dynamic": {}}  # parts that older recipes lack
+YOUNGER: dict[str, Any] = {"dynamic": {}, "distill": {}}  # parts that older recipes lack
 UNIONS = {
     "optimizer": {"AdamW": AdamW, "AdamL2": AdamL2},
     "schedule": {"Cosine": Cosine, "StepDecay": StepDecay},
