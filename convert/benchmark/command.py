@@ -4,6 +4,7 @@
     jaxprune benchmark --family ast --torch eager sdpa compile compile-sdpa transformers --keep-rates 1.0 0.5
     jaxprune benchmark --work forward step --batch 4 --keep-rates 0.7 0.5 --dtype float32 bfloat16
     jaxprune benchmark --method tome --work forward step
+    jaxprune benchmark --family ast --batch 1 8 --runtimes ort openvino openvino-bfloat16 ort-int8 openvino-int8
     jaxprune benchmark --quick
 
 It needs PyTorch (`pip install "jaxprune[convert]"`) and a machine with nothing else to do. Samples during which other
@@ -48,6 +49,8 @@ class Asked:
     torch: tuple[Literal["eager", "sdpa", "compile", "compile-sdpa", "transformers"], ...] = ("eager", "sdpa")
     """PyTorch as the authors ran it (eager), with fused attention in the blocks that do not prune (sdpa), either of
     them through torch.compile (compile, compile-sdpa), and Hugging Face's unpruned AST (transformers)."""
+    runtimes: tuple[Literal["ort", "ort-int8", "openvino", "openvino-bfloat16", "openvino-int8"], ...] = ()
+    """runtimes that run our exported files, each in its own precision whatever --dtype says; forward pass only."""
     work: tuple[Literal["forward", "step"], ...] = ("forward",)
     """the forward pass, or a training step: forward, backward and AdamW, labels at random."""
     device: Literal["cpu", "gpu"] = "cpu"
@@ -71,6 +74,7 @@ class Asked:
             keep_rates=self.keep_rates or ((1.0, 0.5) if quick else (1.0, 0.7, 0.5)),
             dtypes=self.dtype,
             torch=self.torch,
+            runtimes=self.runtimes,
             works=self.work,
             device=self.device,
             method=self.method,

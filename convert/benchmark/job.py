@@ -41,8 +41,8 @@ DEVICES: Mapping[str, Device] = {
 class Job:
     """One measurement of one worker.
 
-    `contestant` is `jax` or `torch-VARIANT`, `work` is forward or step. A sample lasts `min_seconds` at least. `method`
-    is the way to reduce tokens, in `jaxprune.registry`.
+    `contestant` is `jax`, `torch-VARIANT` or a name in `runtime_side.RUNTIMES`, `work` is forward or step. A sample
+    lasts `min_seconds` at least. `method` is the way to reduce tokens, in `jaxprune.registry`.
     """
 
     contestant: str

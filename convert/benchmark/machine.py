@@ -131,7 +131,7 @@ def _status(field: str) -> int | None:
 
 def describe(cores: Collection[int]) -> dict[str, Any]:
     """Processor, cores, memory, versions and commit: a figure means nothing without them."""
-    packages = ("jaxprune", "jax", "jaxlib", "flax", "torch", "transformers", "numpy")
+    packages = ("jaxprune", "jax", "jaxlib", "flax", "torch", "transformers", "numpy", "onnxruntime", "openvino")
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),

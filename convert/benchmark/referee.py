@@ -1,4 +1,4 @@
-"""The parent process: starts a worker for JAX and one for each PyTorch variant, and lets them take turns.
+"""The parent process: starts a worker for JAX, each PyTorch variant and each runtime, and lets them take turns.
 
 A turn is a call or a few, right after one that is not timed, on the same device. Turns alternate (`torch-eager`, `jax`,
 `torch-eager`, ...) over all keep rates, so the machine's moods hit both frameworks, and pruned and unpruned models,
@@ -24,6 +24,7 @@ from jaxprune.registry import MethodName, reduced
 
 from . import machine
 from .job import DEVICES, Job
+from .runtime_side import RUNTIMES
 from .torch_side import TORCH
 
 CLASSES = 527  # AudioSet's
@@ -49,6 +50,7 @@ class Plan:
     keep_rates: Sequence[float]
     dtypes: Sequence[str]
     torch: Sequence[str] = ("eager",)
+    runtimes: Sequence[str] = ()
     works: Sequence[str] = ("forward",)
     device: str = "cpu"
     repeats: int = 7
@@ -66,6 +68,12 @@ class Plan:
             raise ValueError(f"there is no PyTorch variant {unknown[0]!r}; choose from {', '.join(TORCH)}")
         if lacks := next(filter(None, (TORCH[name].missing() for name in self.torch)), None):
             raise ValueError(lacks)
+        if unknown := sorted(set(self.runtimes) - set(RUNTIMES)):
+            raise ValueError(f"there is no runtime {unknown[0]!r}; choose from {', '.join(RUNTIMES)}")
+        if lacks := next(filter(None, (RUNTIMES[name].missing() for name in self.runtimes)), None):
+            raise ValueError(lacks)
+        if self.runtimes and (self.device != "cpu" or set(self.works) != {"forward"}):
+            raise ValueError("runtimes are measured in the forward pass on a CPU; leave them out, or the other work")
         if self.repeats < 1:
             raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
         if wrong := [batch for batch in self.batches if batch < 1]:
@@ -101,7 +109,8 @@ class Plan:
     def contestants(self, family: str, keep_rate: float) -> list[str]:
         """The contestants measured there, by name."""
         both = self.method == "topk" or keep_rate == 1
-        return [*(f"torch-{name}" for name in self.torch if both and TORCH[name].covers(family, keep_rate)), "jax"]
+        torch = (f"torch-{name}" for name in self.torch if both and TORCH[name].covers(family, keep_rate))
+        return [*torch, *(self.runtimes if both else ()), "jax"]
 
     def remarks(self) -> list[str]:
         """The gaps of the PyTorch variants, each in a sentence."""
@@ -159,8 +168,8 @@ def measure(job: Job, plan: Plan, *, tell: Callable[[str], None]) -> list[dict[s
 
 
 def multipliers(names: Iterable[str]) -> list[str]:
-    """One contestant of each framework."""
-    return list({name.partition("-")[0]: name for name in names}.values())
+    """One contestant of each framework. Runtimes have no product to call on its own."""
+    return list({name.partition("-")[0]: name for name in names if name not in RUNTIMES}.values())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,14 +13,14 @@ import numpy as np
 from jaxprune.files import write_text
 
 NOTES = (
-    "ms: median of calls, each right after one of the same (interquartile range). jax/torch: jax's median over that "
-    "PyTorch's, below 1 JAX is faster (quartiles of the paired samples' ratios); on jax's line the ratio to the "
-    "fastest, which is marked *.",
+    "ms: median of calls, each right after one of the same (interquartile range). jax/it: jax's median over that "
+    "contestant's, below 1 JAX is faster (quartiles of the paired samples' ratios); on jax's line the ratio to the "
+    "fastest PyTorch, which is marked *.",
     "gain: speed-up over keep rate 1.0 as a share of the MAC ratio; 1.00 means that time follows the arithmetic. "
     "GMACs are per clip, of a training step three times the forward pass's; GFLOP/s 2 x GMACs x batch / time.",
-    "compile: of PyTorch what the first call took above a later one; no cache is used. peak: memory of one call with "
-    "weights and input, on a CPU less what importing the libraries takes (of it what XLA's program itself holds; the "
-    "rest is mostly what the compiler leaves, of all keep rates so far).",
+    "compile: of PyTorch what the first call took above a later one, of runtimes loading the file; no cache is used. "
+    "peak: memory of one call with weights and input, on a CPU less what importing the libraries takes (of it what "
+    "XLA's program itself holds; the rest is mostly what the compiler leaves, of all keep rates so far).",
     "dropped: samples in which other processes used the cores, taken again (of those kept, how many were contended all "
     "the same). Memory allocators are the frameworks' defaults.",
 )
@@ -30,8 +30,8 @@ def digest(raw: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Raw results with their statistics filled in. Every group must hold a result at keep rate 1.
 
     `peak_gflops` is the matrix product's, the best of all rounds and both frameworks, and `peak_share` what a
-    contestant reaches of it. `jax_over` holds JAX's ratio to each PyTorch, `best` names the fastest of these, None
-    where none was measured.
+    contestant reaches of it. `jax_over` holds JAX's ratio to each other contestant, `best` names the fastest PyTorch,
+    None where none was measured.
     """
     unpruned = {group(row): row for row in raw if row["keep_rate"] == 1}
     rows = []
@@ -53,7 +53,8 @@ def digest(raw: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         jax = contestants["jax"]["seconds"]
         ratios = {name: paired_ratio(jax, facts["seconds"]) for name, facts in contestants.items() if name != "jax"}
-        best = max(ratios, key=lambda name: ratios[name]["ratio"], default=None)
+        torch = [name for name in ratios if name.startswith("torch-")]
+        best = max(torch, key=lambda name: ratios[name]["ratio"], default=None)
         facts = {"mac_ratio": mac_ratio, "peak_gflops": peak, "contestants": contestants, "jax_over": ratios}
         rows.append(dict(row) | facts | {"best": best})
     return rows
@@ -82,8 +83,9 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, An
     return {"ratio": float(np.median(ours) / np.median(theirs)), "quartiles": [float(low), float(high)]}
 
 
+LOW = ("-bfloat16", "-int8")  # contestants of another precision than the others
 COLUMNS = (
-    *("model", "T x batch", "keep", "GMACs", "framework", "ms", "jax/torch", "GFLOP/s", "of peak", "gain"),
+    *("model", "T x batch", "keep", "GMACs", "framework", "ms", "jax/it", "GFLOP/s", "of peak", "gain"),
     *("compile s", "peak MB", "dropped"),
 )
 
@@ -134,8 +136,11 @@ def products(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> str:
     """One sentence on how closely the frameworks' numbers agree."""
-    differences = [facts["difference"] for row in rows for facts in row["contestants"].values()]
-    return f"The frameworks' numbers (logits; losses of a training step) differ by at most {max(differences):.0e}."
+    found = [pair for row in rows for pair in row["contestants"].items()]
+    exact = [facts["difference"] for name, facts in found if not name.endswith(LOW)]
+    rounded = [facts["difference"] for name, facts in found if name.endswith(LOW)]
+    low = f" Runtimes in bfloat16 and int8 differ by at most {max(rounded):.0e}." if rounded else ""
+    return f"The frameworks' numbers (logits; losses of a training step) differ by at most {max(exact):.0e}.{low}"
 
 
 def milliseconds(facts: Mapping[str, Any]) -> str:

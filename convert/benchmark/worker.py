@@ -1,11 +1,11 @@
 """One timed process: loads one model in one framework, then follows the parent's orders, a JSON line each.
 
-The referee starts it. PyTorch and JAX each get a process of their own, so that thread pools, allocators and peak memory
-do not mix. Both draw the same weights and the same spectrogram from the job's seed, so that their logits can be
+The referee starts it. Each framework and runtime gets a process of its own, so that thread pools, allocators and peak
+memory do not mix. All draw the same weights and the same spectrogram from the job's seed, so that their logits can be
 compared. Memory allocators are the frameworks' defaults.
 
-Contestants are in `jax_side` and `torch_side`. Training steps go on from each other, and all contestants have taken as
-many when their numbers are compared.
+Contestants are in `jax_side`, `torch_side` and `runtime_side`. Training steps go on from each other, and all
+contestants have taken as many when their numbers are compared.
 """
 
 import gc
@@ -49,6 +49,8 @@ CONTESTANTS = {  # (work, framework): module, class; imported in the worker that
     ("step", "jax"): ("jax_side", "JaxStep"),
     ("forward", "torch"): ("torch_side", "Torch"),
     ("step", "torch"): ("torch_side", "TorchStep"),
+    ("forward", "ort"): ("runtime_side", "Exported"),
+    ("forward", "openvino"): ("runtime_side", "Exported"),
 }
 
 

@@ -109,7 +109,7 @@ def recordings(path: Path, *, samples: int, clips: int = CALIBRATING) -> list[np
     Of a manifest the training clips are taken, if there are any. Raises `ValueError` where there is no sound.
     """
     if path.is_dir():
-        files = [str(path / file) for _, file in folders.find(path).files]
+        files = [file for _, file in folders.find(path).files]
     else:
         records = Manifest(path=path).read().records
         files = [record.path for record in records if record.split == "train"] or [record.path for record in records]

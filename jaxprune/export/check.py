@@ -39,9 +39,9 @@ class Answers:
 class Agreement:
     """The comparison of a file with the model.
 
-    `difference` is the largest one of logits over the clips compared; `ties` clips were set aside. `overlap` is the
-    mean share of kept patches in common at the last pruning block, `same_label` the share of clips whose best label is
-    the same, both over all clips.
+    `difference` is the largest one of logits, over the clips without the `ties`. `otherwise` counts clips that kept
+    other patches though their scores lie apart. `overlap` is the mean share of kept patches in common at the last
+    pruning block, `same_label` the share of clips whose best label is the same, both over all clips.
     """
 
     difference: float
@@ -49,6 +49,7 @@ class Agreement:
     same_label: float
     clips: int
     ties: int
+    otherwise: int
 
 
 def inputs_of(waveforms: Sequence[np.ndarray], card: Card) -> dict[str, np.ndarray]:
@@ -93,11 +94,12 @@ def compare(run: Run, made: Program, inputs: Mapping[str, np.ndarray], *, expect
         same &= shares == 1
     difference = np.abs(logits - expected.logits).max(axis=1)
     return Agreement(
-        difference=float(difference[~tied].max(initial=0)) if not wrong.any() else float("inf"),
+        difference=float(difference[~tied].max(initial=0)),
         overlap=float(shares.mean()),
         same_label=float((logits.argmax(axis=1) == expected.logits.argmax(axis=1)).mean()),
         clips=len(logits),
         ties=int(tied.sum()),
+        otherwise=int(wrong.sum()),
     )
 
 
@@ -116,7 +118,7 @@ def check(agreement: Agreement, *, what: str, tolerance: float = TOLERANCE) -> N
     """Raises `ValueError` unless a float32 file agrees with the model."""
     if agreement.ties == agreement.clips:
         raise ValueError(f"{what} could not be compared: every clip has scores that are equal; give other recordings")
-    if agreement.difference == float("inf"):
+    if agreement.otherwise:
         raise ValueError(f"{what} keeps other patches than the model, so nothing was written; please report it")
     if not agreement.difference <= tolerance:
         raise ValueError(

@@ -145,6 +145,20 @@ def test_the_same_work_in_both_frameworks(work, dtype, tolerance):
     assert np.abs(numbers["jax"] - numbers["torch-eager"]).max() < tolerance
 
 
+@pytest.mark.parametrize(("name", "tolerance"), [("ort", 1e-4), ("openvino-int8", 0.3)])  # of logits near 1
+def test_a_runtime_computes_what_pytorch_does(name, tolerance):
+    job = {"work": "forward", "dtype": "float32", "frames": 64}
+    runtime, eager = (
+        contestant_for(a_job(contestant=name, **job)),
+        contestant_for(a_job(contestant="torch-eager", **job)),
+    )
+    facts = measure_once(runtime, 0.5, min_seconds=0.0)
+    assert facts["compile_seconds"] > 0
+    assert facts["file_bytes"] > 1e6 * (0.5 if name.endswith("int8") else 2)
+    expected = measure_once(eager, 0.5, min_seconds=0.0)["numbers"]
+    assert 0 < np.abs(np.array(facts["numbers"]) - expected).max() < tolerance
+
+
 def a_job(**changes) -> Job:
     sizes = {"family": "ast", "size": "micro", "frames": 128, "batch": 1, "classes": 10}
     return Job(**sizes | {"device": "cpu", "cores": [0], "min_seconds": 0.0} | changes)
@@ -251,6 +265,8 @@ def test_what_a_variant_lacks_is_told_before_the_work(monkeypatch):
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and there is no g\+\+ here"):
         a_plan(torch=("eager", "compile"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"onnx and openvino is not installed; pip install .jaxprune.export"):
+        a_plan(runtimes=("openvino",))
     with pytest.raises(ValueError, match="pip install transformers"):
         a_plan(torch=("transformers",))
 
@@ -272,6 +288,9 @@ def test_program_refuses_in_one_sentence():
         ({"repeats": 0}, "repeats is 0"),
         ({"threads": 10**6}, "threads is 1000000"),
         ({"torch": ("triton",)}, "no PyTorch variant 'triton'"),
+        ({"runtimes": ("tensorrt",)}, "no runtime 'tensorrt'"),
+        ({"runtimes": ("ort",), "works": ("step",)}, "forward pass on a CPU"),
+        ({"runtimes": ("ort",), "device": "gpu"}, "forward pass on a CPU"),
     ],
 )
 def test_plan_refuses(change, told):
