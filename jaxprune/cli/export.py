@@ -6,8 +6,9 @@
 What was written is run and compared with the model before the command ends.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from jaxprune.models import topk
 from jaxprune.reduction.policy import stage_rates
 
 CALIBRATING = 64  # clips
+T = TypeVar("T")
 
 
 def main(
@@ -115,8 +117,12 @@ def recordings(path: Path, *, samples: int, clips: int = CALIBRATING) -> list[np
         files = [record.path for record in records if record.split == "train"] or [record.path for record in records]
     if not files:
         raise ValueError(f"{path} holds no sounds to calibrate on")
-    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, clips).round().astype(int))]
-    return [load_audio(file).waveform[:samples] for file in chosen]
+    return [load_audio(file).waveform[:samples] for file in spread(files, clips)]
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most so many of the items, evenly spread over them."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]
 
 
 def print_agreement(found: dict[str, Agreement], *, title: str) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "listen": Command("jaxprune.cli.listen:main", "tell the events in a microphone's, a pipe's or a long file's sound"),
     "features": Command("jaxprune.cli.features:main", "show and save a sound's log-mel as the model sees it"),
     "export": Command("jaxprune.cli.export:main", "a pruned model for ONNX Runtime, OpenVINO or XLA"),
+    "precision": Command("jaxprune.cli.precision:main", "bfloat16 and int8 against float32 at several keep rates"),
     "finetune": Command("jaxprune.cli.finetune:main", "train by a recipe while the keep rate falls"),
     "pretrain": Command("jaxprune.cli.pretrain:main", "train AudioMAE's encoder without labels, by a recipe"),
     "protocol": Command("jaxprune.cli.protocol:main", "train every fold and seed of a recipe"),

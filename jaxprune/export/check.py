@@ -5,7 +5,7 @@ there is a tie and is set aside; anything else that differs is an error.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,15 +62,19 @@ def inputs_of(waveforms: Sequence[np.ndarray], card: Card) -> dict[str, np.ndarr
     return {"mel": mel, "waveform": rows, "length": lengths}
 
 
-def answers_of(model: Classifier, policy: Policy, mel: Float[np.ndarray, "b t f"]) -> Answers:
-    """The model's own answers, float32, in JAX."""
+def answering(model: Classifier, policy: Policy) -> Callable[[Float[np.ndarray, "b t f"]], Answers]:
+    """The model's own way from log-mel to answers, float32, in JAX. It compiles once for each size of batch."""
     blocks = pruning_blocks(policy)
     scores = lambda output: {block: output.trace[block].score for block in blocks}  # noqa: E731
-    read = lambda output: (output.logits, kept(output, blocks), scores(output))  # noqa: E731
-    logits, chosen, scored = jit_forward(model, read)(jnp.asarray(mel), policy)
-    chosen = {block: np.asarray(ids) for block, ids in chosen.items()}
-    gaps = {block: _gaps(np.asarray(scored[block]), chosen[block]) for block in blocks}
-    return Answers(logits=np.asarray(logits), kept=chosen, gaps=gaps)
+    forward = jit_forward(model, lambda output: (output.logits, kept(output, blocks), scores(output)))
+
+    def answers(mel: Float[np.ndarray, "b t f"]) -> Answers:
+        logits, chosen, scored = forward(jnp.asarray(mel), policy)
+        chosen = {block: np.asarray(ids) for block, ids in chosen.items()}
+        gaps = {block: _gaps(np.asarray(scored[block]), chosen[block]) for block in blocks}
+        return Answers(logits=np.asarray(logits), kept=chosen, gaps=gaps)
+
+    return answers
 
 
 def compare(run: Run, made: Program, inputs: Mapping[str, np.ndarray], *, expected: Answers) -> Agreement:

@@ -114,7 +114,7 @@ def test_any_policy_is_fixed_in_the_file(files, family, policy):
     # Noise everywhere: of a silent stretch's equal scores any may go first.
     noise = np.random.default_rng(1).standard_normal((3, sample_count(card.model.frames))).astype(np.float32)
     inputs = check.inputs_of(list(noise * np.float32([[0.001], [0.1], [1]])), card)
-    expected = check.answers_of(model, policy(model), inputs["mel"])
+    expected = check.answering(model, policy(model))(inputs["mel"])
     for name, found in files(model, policy(model), card, batch=3, expected=expected, inputs=inputs):
         assert found.difference < 1e-4, name
         assert found.overlap == 1, name
@@ -164,7 +164,7 @@ def test_a_folder_holds_the_model_its_facts_and_a_program_that_runs_it(tmp_path,
     facts = json.loads((out / "export.json").read_text())
     assert Card.from_json(facts["card"]) == card
     assert facts["stages"] == {"3": "TopK(rate=0.7)"}
-    inputs, expected = heard("ast"), check.answers_of(model, topk(model, 0.7), heard("ast")["mel"])
+    inputs, expected = heard("ast"), check.answering(model, topk(model, 0.7))(heard("ast")["mel"])
     clip = {"mel": tmp_path / "clip.npz", "waveform": tmp_path / "clip.wav"}[sound]
     if sound == "mel":
         np.savez(clip, model_input=inputs["mel"][2])
@@ -224,6 +224,7 @@ REFUSED = [
     (["--batch", "0"], "batch is 0"),
     (["--precision", "bfloat16"], "choose openvino or stablehlo"),
     (["--precision", "int8"], "--calibrate"),
+    (["--format", "openvino", "--precision", "bfloat16", "--input", "waveform"], "--input mel"),
     (["--precision", "int8", "--calibrate", "nowhere"], "nowhere"),
     (["--sounds", "nothing.wav"], "nothing.wav"),
 ]
@@ -236,6 +237,20 @@ def test_bad_requests_are_one_sentence(saved, tmp_path, run_command, options, sa
     assert said in told
     assert told.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_keeps_its_metadata_and_most_of_the_answers(tmp_path):
+    model, card, _ = made("ast", depth=4)
+    sounds = check.sounds(sample_count(card.model.frames))
+    for sound in ("mel", "waveform"):
+        asked = settings("onnx", precision="int8", sound=sound)
+        out = tmp_path / sound
+        found = export(out, model, policy=topk(model, 0.7), card=card, settings=asked, calibrate=sounds)
+        assert all(0 < one.difference < 0.5 for one in found.values()), found  # of logits near 1
+        assert all(one.overlap > 0.6 for one in found.values()), found
+    text = (out / "model.onnx").read_bytes()
+    assert b"QuantizeLinear" in text
+    assert b"jaxprune" in text
 
 
 def test_a_platform_that_is_not_here_an_output_that_is_there_and_a_file_name(saved, tmp_path, run_command):
