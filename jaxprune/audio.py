@@ -1,10 +1,8 @@
 """Sound files to waveforms: any recording as 16 kHz mono float32, whole or window by window, padded into batches.
 
 The notices of a clip say what was changed on the way. A file that cannot be used raises one sentence that says why.
-Everything is NumPy on the host. Files are opened and decoded by `jaxprune.decoding`.
-
-Resampling is soxr's, as in `librosa.resample(res_type="soxr_vhq")`, with the same numbers. soxr is called itself
-because librosa has no stream, which long files need to stay small in memory.
+Files are opened and decoded by `jaxprune.decoding`. Resampling is soxr's, as in `librosa.resample` with "soxr_vhq",
+with the same numbers. soxr is called itself because librosa has no stream, which long files need.
 """
 
 import dataclasses

@@ -166,8 +166,6 @@ def read_extraction(path: str | os.PathLike[str]) -> Extraction:
     missing = [name for name in manifest["shards"] if not (path / name).is_file()]
     if missing:
         raise ValueError(f"{path} has lost {missing[0]}; extract again to another folder")
-    if not manifest["shards"]:
-        raise ValueError(f"{path / MANIFEST} names no shards; extract again to another folder")
     stages, grouped, before = stages_in(path / manifest["shards"][0], config)
     return Extraction(path=path, manifest=manifest, config=config, stages=stages, grouped=grouped, before=before)
 

@@ -67,7 +67,11 @@ class ManifestFields:
         default_factory=list
     )
 
+    unusable: dict[str, str] = dataclasses.field(default_factory=dict)
+
     def __post_init__(self):
+        if self.complete and not self.shards:
+            raise ValueError("it is complete, but names no shards")
         for labels in (self.data.labels, self.checkpoint.card.labels):
             if labels and len(labels) != self.model.classes:
                 raise ValueError(f"it names {len(labels)} labels for {self.model.classes} classes")

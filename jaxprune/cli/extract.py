@@ -113,7 +113,7 @@ class Job:
         )
         with self.on.batches(self.dataset, self.model, batch=self.batch) as reading:
             found = extract(self.model, reading, out=out, description=description, watch=watch, **alike)
-        return found.manifest["unusable"]
+        return found.manifest.get("unusable", {})
 
     def evaluate(self) -> None:
         """The same clips and policy, evaluated and nothing kept."""

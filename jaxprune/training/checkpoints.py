@@ -1,8 +1,8 @@
-"""The checkpoints of a run: what a killed run goes on from, written in the background.
+"""The checkpoints of a run, from which a killed run goes on. They are written in the background.
 
-A checkpoint is complete under its name or is not one. Orbax writes it; it holds a `State` of `jaxprune.training.step`
-and the `Facts` beside it. The rest of a run's directory is `jaxprune.training.run_directory`'s matter; models to be
-used are saved by `jaxprune.checkpoint`.
+A checkpoint is complete under its name or is not one. Orbax writes it. It holds a `State` of `jaxprune.training.step`
+and the `Facts` beside it. `jaxprune.training.run_directory` has the rest of a run's directory; `jaxprune.checkpoint`
+saves models to use.
 """
 
 import dataclasses
@@ -59,9 +59,8 @@ class Facts:
 class Checkpoints:
     """The checkpoints of one run: the `keep` latest and the best, by the highest score, the earliest of equals.
 
-    Saving returns once the state is copied to the host and writes while training goes on; what goes wrong there is
-    raised by the next `save`, `wait` or the end of the `with` block, as `OSError`, and leaves earlier checkpoints
-    whole.
+    Saving returns once the state is copied to the host, and writes while training goes on. An error there is raised as
+    `OSError` by the next `save` or `wait`, or at the end of the `with` block. Earlier checkpoints stay whole.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
@@ -85,7 +84,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The updates after which there is a checkpoint, rising."""
+        """The numbers of updates after which there is a checkpoint, rising."""
         return tuple(sorted(self._manager.all_steps()))
 
     @property
@@ -180,7 +179,7 @@ class Checkpoints:
 
 @dataclasses.dataclass
 class LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
-    """The rule of what stays: the `keep` latest, and the one of the highest score, the earliest of equals."""
+    """The rule that keeps the `keep` latest and the one of the highest score, the earliest of equals."""
 
     keep: int
 
@@ -192,7 +191,7 @@ class LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
 
 
 def start_or_resume(checkpoints: Checkpoints, state: State, batches: Batches) -> State:
-    """The latest checkpoint's state, with the batches moved to its place, or the given one where there is none."""
+    """The latest checkpoint's state, with the batches moved to its place. Without one, the given state."""
     if checkpoints.latest is None:
         return state
     restored, facts = checkpoints.restore(checkpoints.latest, state)

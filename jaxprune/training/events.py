@@ -16,8 +16,9 @@ Metric = Literal["accuracy", "mAP", "loss"]
 class Step:
     """One update: its number, the epoch it is in (from 0), and what it measured.
 
-    `seconds` is since the step before, or since the start; `waiting` the share of it spent waiting for data; `compiled`
-    whether a new size was compiled meanwhile, for it or for the next, so that its `clips_per_second` says nothing.
+    `seconds` counts from the step before, or from the start. `waiting` is the share of them spent waiting for data.
+    `compiled` is true if a new size was compiled meanwhile, for it or for the next; its `clips_per_second` then says
+    nothing.
     """
 
     step: int

@@ -45,7 +45,7 @@ class Shared(TypedDict):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One fine-tuning run: `fold` is held out; None where the data set's split is fixed."""
+    """One fine-tuning run. `fold` is held out; it is None where the data set's split is fixed."""
 
     fold: int | None
     seed: int
@@ -61,9 +61,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Next:
-    """A run is about to begin or to go on: the `number`-th, from 1, of `total`, of which `finished` are done.
+    """The run that begins or goes on next: the `number`-th, from 1, of `total`, of which `finished` are done.
 
-    `seconds_left` is for it and all unfinished ones after it, at the pace since the start; None before there is one.
+    `seconds_left` is the time that it and all unfinished runs after it take, at the pace since the start. It is None
+    before there is a pace.
     """
 
     run: Run
@@ -75,8 +76,11 @@ class Next:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """One run's outcome on `clips` clips. `score` and `loss` are the saved model's, of step `saved_step`; `best_score`
-    is the best epoch's on the clips that were evaluated after each epoch."""
+    """One run's outcome on `clips` clips.
+
+    `score` and `loss` are the saved model's, of step `saved_step`. `best_score` is the best epoch's, on the clips that
+    were evaluated after each epoch.
+    """
 
     fold: int | None
     seed: int
@@ -89,7 +93,7 @@ class RunResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Each seed's mean over its folds, and the mean and standard deviation (ddof 1; None for one seed) over seeds."""
+    """Each seed's mean over its folds; over seeds, the mean and the standard deviation (ddof 1; None for one seed)."""
 
     by_seed: Mapping[int, float]
     mean: float
@@ -100,11 +104,11 @@ class Spread:
 class Summary:
     """The outcome of a protocol: shares from 0 to 1 of `metric` on `split`, fold by fold and seed by seed.
 
-    `evaluated` names the clips evaluated after each epoch: where it is validation, its best epoch's model was `saved`;
-    where it is test, the last epoch's, and `best` is what choosing on the test clips would have claimed. `pooled` is
-    the accuracy over the `clips` held-out clips of all folds and seeds; None for mAP, which has none, and without
-    folds, where it is the mean. `keep_rate` is None where the runs drew theirs: scores are then means over the rates
-    that the model is for, and `macs` are those of the lowest.
+    `evaluated` names the clips that were evaluated after each epoch. If it is validation, the best epoch's model was
+    `saved`. If it is test, the last epoch's was, and `best` is what choosing on the test clips would have claimed.
+    `pooled` is the accuracy over the `clips` held-out clips of all folds and seeds; None for mAP, which has none, and
+    without folds, where it is the mean. `keep_rate` is None where the runs drew theirs: scores are then means over the
+    rates that the model is for, and `macs` are those of the lowest.
     """
 
     rows: tuple[RunResult, ...]
@@ -133,13 +137,13 @@ def carry_out(
     options: Options = Options(),  # noqa: B008
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Next | Event | Summary]:
-    """Does every run of a recipe's protocol that is not finished in `out`, fold by fold, yielding what happens.
+    """Does every unfinished run of a recipe's protocol in `out`, fold by fold, and yields what happens.
 
-    Before each run a `Next`, then what `finetune` yields of it, and at the end the `Summary`, which is also saved. Ends
-    without one where `stop()` asked for it: called again with the same arguments, it goes on. `sources.fold` is set run
-    by run. All processes of a run call this alike, as they do `finetune`. Raises `ValueError` for a directory of
-    another protocol or in which another process is at work, folds that the data set does not have, and whatever
-    `finetune` raises.
+    It yields a `Next` before each run, then what `finetune` yields of it. At the end comes the `Summary`, which is also
+    saved. If `stop()` asked for it, it ends without one; called again with the same arguments, it goes on.
+    `sources.fold` is set run by run. All processes of a run call this alike, as `finetune`. Raises `ValueError` for a
+    directory of another protocol or in which another process is at work, folds that the data set does not have, and
+    whatever `finetune` raises.
     """
     out, planned = Path(out), runs(recipe)
     check_folds(recipe, sources)
@@ -182,14 +186,14 @@ def carry_out(
 
 @dataclasses.dataclass
 class _Pace:
-    """The speed of the runs so far: `steps` done in `seconds`, and the steps of a `whole` run."""
+    """The pace of the runs so far: `steps` done in `seconds`, and the steps of a `whole` run."""
 
     seconds: float = 0.0
     steps: int = 0
     whole: int = 0
 
     def left(self, *, runs: int) -> float | None:
-        """Seconds that so many whole runs take; None before there is a pace."""
+        """Seconds that so many whole runs take. None before there is a pace."""
         return runs * self.whole * self.seconds / self.steps if self.steps else None
 
     def measured(self, events: Iterator[Event]) -> Iterator[Event]:
@@ -211,21 +215,21 @@ def runs(recipe: Recipe) -> tuple[Run, ...]:
 
 
 def alone(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe of one run: its own fold and seed are the only ones."""
+    """The recipe of one run, with no fold and seed but its own."""
     folds = () if run.fold is None else (run.fold,)
     data, loop = dataclasses.replace(recipe.data, folds=folds), dataclasses.replace(recipe.loop, seeds=(run.seed,))
     return dataclasses.replace(recipe, data=data, loop=loop)
 
 
 def at_fold(sources: Sources, fold: int | None) -> Sources:
-    """The sources with another test fold; unchanged for data without folds."""
+    """The sources with another test fold. Data without folds leave them unchanged."""
     return sources if fold is None else dataclasses.replace(sources, fold=fold)
 
 
 def check_folds(recipe: Recipe, sources: Sources) -> None:
     """Raises `ValueError` unless the data set has exactly the kind of split, and all the folds, that the recipe has.
 
-    Without it own data would be trained on once per fold of a recipe made for ESC-50, each time the same.
+    Otherwise own data would be trained on once per fold of a recipe for ESC-50, each time the same.
     """
     folds, name = recipe.data.folds, recipe.data.dataset
     source = sources.of(recipe)
@@ -239,7 +243,7 @@ def check_folds(recipe: Recipe, sources: Sources) -> None:
 
 
 def open_protocol(directory: Path, recipe: Recipe, sources: Sources) -> None:
-    """Prepares a protocol's directory. Raises `ValueError` for one of other settings, or that is something else."""
+    """Prepares a protocol's directory. Raises `ValueError` for one of other settings and for anything else."""
     shared = json.loads(json.dumps({"recipe": recipe.to_json(), "where": _place(sources)}, default=str))
     shared = _of_all_runs(shared)
     if not (directory / SHARED).exists():
@@ -254,7 +258,7 @@ def open_protocol(directory: Path, recipe: Recipe, sources: Sources) -> None:
 
 
 def _read_shared(path: Path) -> Any:
-    """The content of shared.json. Raises `ValueError` for what is none."""
+    """The content of shared.json. Raises `ValueError` for any other file."""
     shared = read_json(path)
     try:
         fit(shared, Shared)
@@ -264,7 +268,7 @@ def _read_shared(path: Path) -> Any:
 
 
 def summarize(results: Mapping[Run, Mapping[str, Any]]) -> Summary:
-    """The summary of what each run's result.json holds: one recipe's, its folds with the same seeds each."""
+    """The summary of all runs' result.json. They are of one recipe; each fold has the same seeds."""
     first = next(iter(results.values()))
     prune = Recipe.from_json(first["recipe"]).prune
     split: Split = "test" if "test" in first["scores"] else "validation"

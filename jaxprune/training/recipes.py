@@ -96,7 +96,7 @@ def arabic(family: Family, task: str, *, classes: int) -> Recipe:
         augment=Augment(mixup=0.3, noise=1.0, time_mask=16, freq_mask=16, drop_path=0.1),
         optimizer=AdamW(base_lr=4e-3, b2=0.98, weight_decay=0.05, layer_decay=1.0, clip=1.0),
         schedule=Cosine(warmup_epochs=2),
-        prune=Prune(keep_rate=1.0),
+        prune=Prune(keep_rate=1.0, shrink_start=1, shrink_epochs=4),
         loop=Loop(epochs=80, batch=64, loss="ce"),
         precision=Precision(compute="float32"),
     )

@@ -1,4 +1,4 @@
-"""A run's directory: what is in it, whether a run may begin or go on there, and the log of its metrics.
+"""A run's directory: its content, the check that a run may begin or go on there, and the log of its metrics.
 
     run/recipe.json     everything that decides the run, as it was resolved
     run/checkpoints/    what a killed run goes on from (`jaxprune.training.checkpoints`); gone when the run is finished
@@ -45,7 +45,7 @@ class RateScore(TypedDict):
 
 
 class Score(TypedDict):
-    """A split's scores in result.json, as far as they are read again; results of earlier versions have no `rates`."""
+    """A split's scores in result.json, as far as they are read again. Older results have no `rates`."""
 
     clips: int
     metric: Metric
@@ -82,7 +82,7 @@ class Line(TypedDict):
 
 
 def finished(directory: str | os.PathLike, recipe: AnyRecipe, *, seed: int) -> dict[str, Any] | None:
-    """The result of a finished run, or None where there is none. Raises `ValueError` where it had other settings."""
+    """The result of a finished run, or None if there is none. Raises `ValueError` if it had other settings."""
     directory = Path(directory)
     try:
         result, saved = read_result(directory / RESULT), _saved(directory)
@@ -113,10 +113,10 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def open_run(directory: str | os.PathLike, recipe: AnyRecipe, *, seed: int) -> bool:
-    """Prepares a run's directory. True where it holds an unfinished run of the same recipe and seed, to go on with.
+    """Prepares a run's directory. True if it holds an unfinished run of the same recipe and seed, to go on with.
 
-    Raises `ValueError` for a directory that holds a finished run, one of another recipe (naming what differs), or
-    something else.
+    Raises `ValueError` for a directory with a finished run, with a run of another recipe (it names the difference), or
+    with anything else.
     """
     directory = Path(directory)
     wanted = _settings(recipe, seed=seed)
@@ -141,7 +141,7 @@ def open_run(directory: str | os.PathLike, recipe: AnyRecipe, *, seed: int) -> b
 
 
 def clear(directory: str | os.PathLike) -> None:
-    """Removes a finished run's checkpoints, or what is left of them; its model and result stay.
+    """Removes a finished run's checkpoints, or what is left of them. Its model and result stay.
 
     Raises `ValueError` for a run that is not finished.
     """
@@ -152,10 +152,10 @@ def clear(directory: str | os.PathLike) -> None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, `{"kind": "step" | "evaluation", ...}`, written as it happens.
+    """The file `metrics.jsonl`: one JSON object a line, `{"kind": "step" | "evaluation", ...}`, written as it happens.
 
-    Opened at a resumed step, it loses the lines of updates from there on, which will come again, and a last line that
-    was cut off. What is not a finite number is null.
+    Opened at a resumed step, it loses the lines of updates from there on, which will come again. It also loses a last
+    line that was cut off. Numbers that are not finite are null.
     """
 
     def __init__(self, path: str | os.PathLike, *, step: int = 0):
@@ -166,7 +166,7 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: Step | Evaluation) -> None:
-        """Adds one line, on disk at once."""
+        """Adds one line, which is on disk at once."""
         values = {"kind": type(event).__name__.lower()} | dataclasses.asdict(event)
         self._file.write(json.dumps(finite(values), allow_nan=False) + "\n")
         self._file.flush()
@@ -183,7 +183,7 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics log, without one that was cut off; none where there is no file."""
+    """The lines of a metrics log, without one that was cut off. Empty if there is no file."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -201,7 +201,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def differences(one: Any, other: Any, *, name: str = "") -> list[str]:
-    """The places where two JSON values differ, each in words; remarks do not count."""
+    """The places at which two JSON values differ, each in words. Remarks do not count."""
     if isinstance(one, dict) and isinstance(other, dict):
         return [
             found

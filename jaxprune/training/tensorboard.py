@@ -1,5 +1,4 @@
-"""A run's metrics as TensorBoard event files: what `jaxprune.training.run_directory.MetricsLog` writes as lines, as
-curves.
+"""A run's metrics as TensorBoard event files: the lines of `jaxprune.training.run_directory.MetricsLog`, as curves.
 
     run/tensorboard/train/         each update: loss, gradient norm, learning rate, keep rate, clips a second
     run/tensorboard/evaluation/    each evaluation: its loss and scores
@@ -18,11 +17,10 @@ EVENTS = "tensorboard"
 
 
 class EventLog:
-    """Scalars named like the fields of a `Step` or an `Evaluation`, at its step; on disk within a second.
+    """Scalars with the names of the fields of a `Step` or an `Evaluation`, at its step. On disk within a second.
 
-    Opened at a resumed step, it notes that in the files, and readers drop what an earlier process wrote of the updates
-    from there on, which will come again. What is not a finite number is left out. Raises `ValueError` where
-    tensorboardX is missing.
+    Opened at a resumed step, it notes that in the files. Readers then drop an earlier process's updates from there on,
+    which will come again. Numbers that are not finite are left out. Raises `ValueError` if tensorboardX is missing.
     """
 
     def __init__(self, directory: str | os.PathLike, *, step: int = 0):

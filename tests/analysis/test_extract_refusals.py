@@ -142,6 +142,8 @@ def test_an_extraction_reads_no_file_but_its_own(tmp_path, name):
         (("policy", "stages"), {"1": {}}),
         (("checkpoint", "weights_sha256"), 7),
         (("shards",), "shard-00000.npz"),
+        (("shards",), []),
+        (("unusable",), 3),
     ],
 )
 def test_a_manifest_of_another_shape_is_one_sentence(tmp_path, where, value):
@@ -151,6 +153,16 @@ def test_a_manifest_of_another_shape_is_one_sentence(tmp_path, where, value):
     for name in where[:-1]:
         part = part[name]
     part[where[-1]] = value
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        read_extraction(path)
+
+
+@pytest.mark.parametrize("field", ["complete", "checkpoint", "model", "data", "policy", "compute", "shards"])
+def test_a_manifest_without_a_field_is_one_sentence(tmp_path, field):
+    path = write_random(tmp_path / "some", small("ast"), clips=2, keep={3: 0.5})
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest[field]
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
         read_extraction(path)

@@ -44,7 +44,8 @@ def test_released_keep_rates_of_audiomae_on_esc50(steps_per_epoch):
 def test_every_recipe_follows_the_cosine_of_its_own_epoch_count(name, base):
     prune = dataclasses.replace(RECIPES[name].prune, keep_rate=base)
     for i, rates in enumerate(epochs(prune, RECIPES[name].loop.epochs)):
-        epoch = i + (1 if name.startswith("ast") and name != "ast-words" else 0)  # AST counts its epochs from 1
+        counts_from_1 = name.startswith("ast") and not name.endswith(("words", "speakers"))  # AST as published
+        epoch = i + counts_from_1
         progress = min(max((epoch - prune.shrink_start) / prune.shrink_epochs, 0), 1)
         expected = base + (1 - base) * (math.cos(math.pi * progress) + 1) / 2
         np.testing.assert_allclose(rates, expected, rtol=1e-15)
