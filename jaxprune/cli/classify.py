@@ -9,7 +9,7 @@ on stderr; the others are classified all the same, and the exit code is 1.
 import ctypes
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Literal
@@ -19,6 +19,7 @@ import tyro
 from jaxprune import checkpoint as checkpoints
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import trained_for
+from jaxprune.config import Card
 from jaxprune.inference import BATCH, Report, classify
 from jaxprune.reduction.policy import DEFAULT_BLOCKS, at_blocks, stage_rates
 from jaxprune.registry import LEARNED, MethodName
@@ -68,13 +69,9 @@ def main(
         _check_pictured(most_pictured)
     mels = 0 if picture is None else most_pictured
     report = classify(audio, checkpoint, keep_rate=keep, method=method, top=top, batch=batch, mels=mels, dtype=dtype)
-    for notice in report.notices:
+    for notice in (*report.notices, *remarks(checkpoint, card, keep, method=method)):
         cli.notice(notice)
     random = not card.trained
-    if card.model.predictors and method != LEARNED and min(keep.values(), default=1) < 1:
-        cli.notice(f"{checkpoint} has learned predictors, and {method} does not ask them (--method {LEARNED} does)")
-    if outside := [f"{rate:g}" for rate in sorted(set(keep.values())) if not card.covers(rate)]:
-        cli.notice(f"keep rate {' and '.join(outside)}: {checkpoint} was trained for {trained_for(card)}")
     if as_json:
         facts = {"checkpoint": str(checkpoint), "source": card.source, "random_weights": random}
         print(json.dumps(facts | report.to_json(), allow_nan=False, indent=1))
@@ -89,6 +86,14 @@ def main(
     for reason in report.refused.values():
         cli.notice(f"not classified: {reason}")
     return 1 if report.refused else 0
+
+
+def remarks(checkpoint: Path, card: Card, keep: Mapping[int, float], *, method: MethodName) -> Iterator[str]:
+    """Sentences about a method or a keep rate that the model was not trained for."""
+    if card.model.predictors and method != LEARNED and min(keep.values(), default=1) < 1:
+        yield f"{checkpoint} has learned predictors, and {method} does not ask them (--method {LEARNED} does)"
+    if outside := [f"{rate:g}" for rate in sorted(set(keep.values())) if not card.covers(rate)]:
+        yield f"keep rate {' and '.join(outside)}: {checkpoint} was trained for {trained_for(card)}"
 
 
 def _use_one_heap() -> None:

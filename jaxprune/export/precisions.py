@@ -47,7 +47,7 @@ class Pair:
 
 
 class _Tally:
-    """What one pair answered so far."""
+    """The answers of one pair so far."""
 
     def __init__(self, run: Run, *, file_bytes: int):
         self.run, self.file_bytes = run, file_bytes
