@@ -5,3 +5,5 @@ by the tables in `primitives` and `functions`, `runtimes` runs files, `check` co
 makes int8, `script` is the program written beside a file. Nothing here trains, and nothing here needs PyTorch. The
 commands are `jaxprune export` and `jaxprune precision`.
 """
+
+__all__ = ["check", "export", "precisions", "programs", "quantise", "runtimes"]

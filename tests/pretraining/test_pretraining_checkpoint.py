@@ -64,6 +64,7 @@ def test_a_card_with_another_decoder_is_refused_in_a_sentence(tmp_path, changes,
     path = saved(tmp_path)
     card = json.loads((path / CARD).read_text())
     card["decoder"] |= changes
+    card = {name: value for name, value in card.items() if "sha256" not in name}  # as in cards older than digests
     (path / CARD).write_text(json.dumps(card))
     with pytest.raises(ValueError, match=said) as error:
         pretraining_checkpoint.load(path)

@@ -83,6 +83,7 @@ def test_what_cannot_be_counted_is_refused():
 
 STEPS = """
 import json
+from dataclasses import replace
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 from helpers import ROOT, small
@@ -93,6 +94,7 @@ from jaxprune.parallel.devices import Layout, divided, whole
 config = small("audiomae", depth=2, frames=FRAMES, classes=len(CLASSES))
 for spread, accumulate in [(whole, 1), (whole, 4), (divided, 1)]:
     made = steady(recipe(), keep_rate=0.5, accumulate=accumulate)
+    made = replace(made, augment=replace(made.augment, mixup=0.5))
     program = compiled_step(made, config, layout=Layout(spread=spread), clips=2)
     print(json.dumps({kind: [t.bytes, t.dtypes] for kind, t in totals(program.collectives).items()}))
 """

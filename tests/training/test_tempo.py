@@ -116,7 +116,7 @@ def test_a_shift_moves_the_sound_and_silence_moves_in():
 
 
 def test_a_recipe_without_them_has_a_program_without_them():
-    off = amounts(Augment(mixup=0.5))
+    off = amounts(Augment())
     assert jax.tree.structure(off) == jax.tree.structure(Amounts())
     on = amounts(Augment(time_shift=0.1, speed=(0.9, 1.1)))
     assert [float(x) for x in (*on.speed, on.time_shift)] == [float(np.float32(x)) for x in (0.9, 1.1, 0.1)]
