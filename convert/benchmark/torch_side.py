@@ -77,12 +77,17 @@ def transformers(config: Any, state: Mapping[str, Any]) -> tuple[Any, Logits]:
     return model, lambda mel, rates: model(mel).logits
 
 
-def nothing_missing() -> str:
-    return ""
+def no_torch() -> str:
+    """The sentence for a missing PyTorch, or nothing."""
+    if importlib.util.find_spec("torch"):
+        return ""
+    return 'torch is not installed; this needs it: pip install "jaxprune[convert]"'
 
 
 def no_compiler() -> str:
-    """The sentence for a missing compiler, or nothing. torch.compile looks for the same names."""
+    """The sentence for a missing PyTorch or compiler, or nothing. torch.compile looks for the same names."""
+    if lacks := no_torch():
+        return lacks
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler):
         return ""
@@ -90,6 +95,9 @@ def no_compiler() -> str:
 
 
 def no_transformers() -> str:
+    """The sentence for a missing PyTorch or transformers, or nothing."""
+    if lacks := no_torch():
+        return lacks
     if importlib.util.find_spec("transformers"):
         return ""
     return "the transformers variant needs that package; pip install transformers"
@@ -106,7 +114,7 @@ class Variant:
 
     build: Build
     ready: Callable[[Callable[..., Any]], Callable[..., Any]] = as_written
-    missing: Callable[[], str] = nothing_missing
+    missing: Callable[[], str] = no_torch
     covers: Callable[[Family, float], bool] = lambda family, keep_rate: True
     remark: str = ""
 

@@ -97,7 +97,7 @@ def test_recordings_are_labelled_as_in_the_checkout_without_torch(installed, tmp
 @pytest.mark.parametrize("command", ["convert source.pth out", "validate source.pth out", "benchmark --quick"])
 def test_a_command_that_needs_torch_names_the_extra(installed, tmp_path, command):
     done = run(installed, tmp_path, "jaxprune", *command.split())
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr == 'error: torch is not installed; this needs it: pip install "jaxprune[convert]"\n'
 
 
