@@ -156,7 +156,8 @@ class UnlabelledManifest:
         records = entry_records(
             entries, self.path, labels=nothing, root=self.root or self.path.parent, source=self.path
         )
-        return checked(Dataset(name=self.path.stem, labels=(), records=records), missing=self.missing)
+        dataset = Dataset(name=self.path.stem, labels=(), records=records)
+        return checked(dataset, missing=self.missing, labelled=False)
 
 
 def _entries(path: Path, columns: Sequence[str], *, bare: Sequence[re.Pattern]) -> list[dict[str, Any]]:

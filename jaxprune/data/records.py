@@ -79,13 +79,14 @@ class Dataset:
         return all(len(record.labels) == 1 for record in self.records)
 
 
-def checked(dataset: Dataset, *, needs: Iterable[Split] = (), missing: Missing = "refuse") -> Dataset:
+def checked(
+    dataset: Dataset, *, needs: Iterable[Split] = (), missing: Missing = "refuse", labelled: bool = True
+) -> Dataset:
     """The data set, if it can be used; else `ValueError` with the first few offenders.
 
-    Refuses no clips at all, an empty split among `needs`, clips without a label (where there are labels) or with one
-    outside the label names,
-    clips listed twice, one real file in two splits, and files that do not exist. With `missing="skip"` a fifth of the
-    files may be missing: a notice counts them. Paths become those that the disk has.
+    Refuses no clips at all, an empty split among `needs`, clips without a label (if they are `labelled`) or with one
+    outside the label names, clips listed twice, one real file in two splits, and files that do not exist. With
+    `missing="skip"` a fifth of the files may be missing: a notice counts them. Paths become those that the disk has.
     """
     name, records = dataset.name, dataset.records
     if not records:
@@ -95,7 +96,7 @@ def checked(dataset: Dataset, *, needs: Iterable[Split] = (), missing: Missing =
         (
             f"{r.path} {list(r.labels)}"
             for r in records
-            if (classes and not r.labels) or any(label not in range(classes) for label in r.labels)
+            if (labelled and not r.labels) or any(label not in range(classes) for label in r.labels)
         ),
         f"{name}: clips have no label or one outside the {classes} classes",
     )

@@ -88,6 +88,7 @@ def test_manifest_refusals(tmp_path):
     refused("a.wav,x,train\n./a.wav,x,train\n", "m: clips are listed more than once (1)")
     refused("a.wav,x,later\n", "splits must be train, validation or test (1): a.wav 'later'")
     refused("b.wav,x,train\n", f"m: files are missing (1): {tmp_path}/b.wav")
+    refused("a.wav,;,train\n", "m: clips have no label or one outside the 0 classes (1)")
     touch(tmp_path / "c.wav")
     refused("a.wav,;,train\nc.wav,x,train\n", "m: clips have no label or one outside the 1 classes (1)")
     refused("a.wav,,train\n", "row 2 has no labels; it must have path, labels, split")
