@@ -6,6 +6,7 @@ A killed process leaves only hidden names behind. Whoever locks the same output 
 import functools
 import glob
 import hashlib
+import json
 import logging
 import os
 import re
@@ -125,6 +126,14 @@ def shown(path: str | os.PathLike[str]) -> str:
         return os.fsencode(path).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a code point, from JSON: no system has such a name
         return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Results as a JSON file, whole or not at all. Paths and other plain values become text.
+
+    Raises `ValueError` for numbers that JSON cannot hold.
+    """
+    write_text(path, json.dumps(content, allow_nan=False, indent=1, default=str, ensure_ascii=False) + "\n")
 
 
 def reason(error: BaseException) -> str:

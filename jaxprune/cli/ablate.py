@@ -10,7 +10,6 @@ same settings, against the first without pruning.
 """
 
 import dataclasses
-import json
 import math
 import shlex
 import sys
@@ -185,8 +184,6 @@ def show(found: Mapping[str, list[Row]], facts: Mapping[str, Any]) -> None:
 def save(found: Mapping[str, list[Row]], facts: Mapping[str, Any], *, out: Path) -> None:
     """Everything as ablation.json and ablation.csv."""
     checkpoints = {path: [tables.to_json(row) for row in rows] for path, rows in found.items()}
-    content = {**facts, "checkpoints": checkpoints}
-    text = json.dumps(content, allow_nan=False, indent=1, default=str, ensure_ascii=False)
-    files.write_text(out / "ablation.json", text + "\n")
+    files.write_json(out / "ablation.json", {**facts, "checkpoints": checkpoints})
     files.write_text(out / "ablation.csv", tables.table(found).to_csv())
     cli.notice(f"saved {out}/ablation.json and ablation.csv")

@@ -5,7 +5,6 @@ jaxprune evaluate CHECKPOINT esc50 --root data/ESC-50 --fold 3 --keep-rates 1.0 
 jaxprune evaluate CHECKPOINT esc50 --root data/ESC-50 --method tome
 """
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -83,10 +82,7 @@ def main(
                 "dtype": on.dtype,
                 "device": device,
             }
-            content = facts | found.to_json()
-            files.write_text(
-                out, json.dumps(content, allow_nan=False, indent=1, default=str, ensure_ascii=False) + "\n"
-            )
+            files.write_json(out, facts | found.to_json())
             cli.notice(f"saved {out}")
 
 

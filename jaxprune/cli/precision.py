@@ -5,7 +5,6 @@ jaxprune precision CHECKPOINT esc50 --root ESC-50 --keep-rates 1 0.7 0.5 --out p
 """
 
 import dataclasses
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -78,8 +77,7 @@ def main(
     if out is not None:
         facts = {"command": shlex.join(sys.argv), "checkpoint": str(on.checkpoint), "data": on.source}
         facts |= {"split": on.split, "runtime": runtime, "batch": batch}
-        content = facts | {"pairs": [dataclasses.asdict(pair) for pair in pairs]}
-        files.write_text(out, json.dumps(content, allow_nan=False, indent=1, default=str, ensure_ascii=False) + "\n")
+        files.write_json(out, facts | {"pairs": [dataclasses.asdict(pair) for pair in pairs]})
         cli.notice(f"saved {out}")
 
 
