@@ -80,7 +80,8 @@ def main(
         if events_to is None:
             deque(told, maxlen=0)
         else:
-            files.replace_file(events_to, lambda path: poured(told, path, writer))
+            with files.locked(events_to):
+                files.replace_file(events_to, lambda path: poured(told, path, writer))
             cli.notice(f"wrote {events_to}")
     cli.notice(watch.in_words(delay=(card.model.frames + hop) / 2 * FRAME_SECONDS))
 

@@ -13,7 +13,7 @@ from typing import Literal
 from jaxprune import files
 from jaxprune.cli import console as cli
 from jaxprune.cli.export import CALIBRATING, recordings, spread
-from jaxprune.cli.options import Subject, check_file, left_out, with_data
+from jaxprune.cli.options import Subject, check_file, held, left_out, with_data
 from jaxprune.data.records import Dataset
 from jaxprune.evaluation.evaluate import keep_policies
 from jaxprune.export.precisions import Pair, front, measure
@@ -53,32 +53,35 @@ def main(
     check_file(out)
     if picture is not None:
         picture_path(picture)
-    dataset = on.read()
-    card, model = on.card(dataset), on.model()
-    batches = on.batches(dataset, model, batch=batch)
-    with batches:
-        pairs = measure(
-            model,
-            batches,
-            card=card,
-            policies=keep_policies(model, keep_rates, blocks=blocks),
-            precisions=precisions,
-            runtime=runtime,
-            calibrate=_sounds(dataset, calibrate, needed="int8" in precisions, samples=sample_count(card.model.frames)),
-            single_label=dataset.single_label,
-            tell=cli.notice,
-        )
-    title = f"{dataset.name}, {on.split}: {on.checkpoint} in {RUNTIMES[runtime].name}"
-    print_pairs(pairs, title=title, notes=left_out(batches.unusable.values()))
-    if picture is not None:
-        from jaxprune.plots.precisions import precision_front
+    with held(out):
+        dataset = on.read()
+        card, model = on.card(dataset), on.model()
+        batches = on.batches(dataset, model, batch=batch)
+        with batches:
+            pairs = measure(
+                model,
+                batches,
+                card=card,
+                policies=keep_policies(model, keep_rates, blocks=blocks),
+                precisions=precisions,
+                runtime=runtime,
+                calibrate=_sounds(
+                    dataset, calibrate, needed="int8" in precisions, samples=sample_count(card.model.frames)
+                ),
+                single_label=dataset.single_label,
+                tell=cli.notice,
+            )
+        title = f"{dataset.name}, {on.split}: {on.checkpoint} in {RUNTIMES[runtime].name}"
+        print_pairs(pairs, title=title, notes=left_out(batches.unusable.values()))
+        if picture is not None:
+            from jaxprune.plots.precisions import precision_front
 
-        cli.notice(f"wrote {precision_front(pairs, title=title, path=picture)}")
-    if out is not None:
-        facts = {"command": shlex.join(sys.argv), "checkpoint": str(on.checkpoint), "data": on.source}
-        facts |= {"split": on.split, "runtime": runtime, "batch": batch}
-        files.write_json(out, facts | {"pairs": [dataclasses.asdict(pair) for pair in pairs]})
-        cli.notice(f"saved {out}")
+            cli.notice(f"wrote {precision_front(pairs, title=title, path=picture)}")
+        if out is not None:
+            facts = {"command": shlex.join(sys.argv), "checkpoint": str(on.checkpoint), "data": on.source}
+            facts |= {"split": on.split, "runtime": runtime, "batch": batch}
+            files.write_json(out, facts | {"pairs": [dataclasses.asdict(pair) for pair in pairs]})
+            cli.notice(f"saved {out}")
 
 
 def _sounds(dataset: Dataset, path: Path | None, *, needed: bool, samples: int) -> list:
