@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 
 from jaxprune.audio import pad_batch
 from jaxprune.config import Card
-from jaxprune.export.programs import Program, kept, pruning_blocks
+from jaxprune.export.programs import Program, features_of, kept, pruning_blocks
 from jaxprune.export.runtimes import Run
-from jaxprune.features import SAMPLE_RATE, model_input, sample_count
+from jaxprune.features import SAMPLE_RATE, sample_count
 from jaxprune.models import Classifier, jit_forward
 from jaxprune.reduction.policy import Policy
 
@@ -54,12 +54,10 @@ class Agreement:
 
 def inputs_of(waveforms: Sequence[np.ndarray], card: Card) -> dict[str, np.ndarray]:
     """The inputs of any program for some sounds: the model's log-mel, the samples, and how many of them are sound."""
-    config, samples = card.model, sample_count(card.model.frames)
+    samples = sample_count(card.model.frames)
     rows, lengths = pad_batch([wave[:samples] for wave in waveforms])
     rows = np.pad(rows, [(0, 0), (0, samples - rows.shape[1])])
-    facts = {"frames": config.frames, "mean": card.mean, "std": card.std, "padding": card.padding}
-    mel = np.asarray(model_input(rows, lengths, **facts, mels=config.mels))
-    return {"mel": mel, "waveform": rows, "length": lengths}
+    return {"mel": np.asarray(features_of(card)(rows, lengths)), "waveform": rows, "length": lengths}
 
 
 def answering(model: Classifier, policy: Policy) -> Callable[[Float[np.ndarray, "b t f"]], Answers]:

@@ -29,7 +29,7 @@ from jaxprune.export.quantise import quantised
 from jaxprune.export.runtimes import HINTS, RUNTIMES, Precision, import_openvino
 from jaxprune.export.script import script
 from jaxprune.files import whole_directory
-from jaxprune.models import Classifier, topk
+from jaxprune.models import Classifier, abstract, topk
 from jaxprune.reduction.policy import Policy
 
 Format = Literal["onnx", "openvino", "stablehlo"]
@@ -224,7 +224,5 @@ def _write_stablehlo(
 
 def computing_in(model: Classifier, dtype: Any) -> Classifier:
     """The model with the same weights, computing in another dtype."""
-    from jaxprune.models import abstract
-
     graph, _ = nnx.split(abstract(model.config, dtype=dtype))
     return nnx.merge(graph, nnx.state(model))

@@ -6,6 +6,7 @@ patches kept at every block that prunes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -101,8 +102,13 @@ def _from_mel(card: Card) -> tuple[tuple[Port, ...], Callable[..., Array]]:
 def _from_waveform(card: Card) -> tuple[tuple[Port, ...], Callable[..., Array]]:
     """16 kHz samples of the model's length, zeros after a shorter clip, and the samples that are sound."""
     ports = (Port("waveform", np.float32, (sample_count(card.model.frames),)), Port("length", np.int32, ()))
-    facts = {"frames": card.model.frames, "mean": card.mean, "std": card.std, "padding": card.padding}
-    return ports, lambda waveform, length: model_input(waveform, length, **facts, mels=card.model.mels)
+    return ports, features_of(card)
+
+
+def features_of(card: Card) -> Callable[[Any, Any], Array]:
+    """`jaxprune.model_input` of waveforms and lengths, by the card's features and padding."""
+    facts = {"mean": card.mean, "std": card.std, "padding": card.padding}
+    return functools.partial(model_input, frames=card.model.frames, mels=card.model.mels, **facts)
 
 
 def to_onnx(made: Program, metadata: dict[str, str]) -> Any:

@@ -14,7 +14,7 @@ from jaxprune.json_files import fit
 from jaxprune.pretraining.decoders import PlainDecoder, WindowDecoder
 from jaxprune.pretraining.masks import RandomMask, TimeFrequencyMask
 from jaxprune.pretraining.model import PretrainingConfig
-from jaxprune.training.checks import share
+from jaxprune.training.checks import below_one
 from jaxprune.training.settings import (
     PRETRAINING,
     AdamW,
@@ -62,8 +62,7 @@ class PretrainingRecipe:
     precision: Precision = dataclasses.field(default_factory=Precision)
 
     def __post_init__(self):
-        if share("bias_dropout", self.bias_dropout, most=1.0) == 1:
-            raise ValueError("bias_dropout is 1, which would leave nothing; it must be below 1")
+        below_one("bias_dropout", self.bias_dropout)
         for name in ("patch_mask", "drop_path"):
             if getattr(self.augment, name):
                 raise ValueError(f"augment.{name} is fine-tuning's; pretraining hides patches by its mask alone")
