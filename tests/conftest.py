@@ -42,3 +42,17 @@ def run_script(monkeypatch, capsys):
         return stopped.value.code or 0, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def run_command(capsys):
+    """Runs a command in this process: `run_command(name, *arguments) -> (exit code, stdout, stderr)`."""
+    from jaxprune.cli.main import command
+
+    def call(name, *arguments) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            command(name, list(map(str, arguments)))
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call

@@ -1,5 +1,7 @@
 """The command `jaxprune features`, and librosa's log-mel beside Kaldi's."""
 
+import functools
+
 import librosa
 import numpy as np
 import pytest
@@ -8,7 +10,6 @@ from helpers import TESTS
 
 import jaxprune
 from jaxprune.analysis.librosa_mel import RECIPES, distances, librosa_log_mel
-from jaxprune.cli.main import main
 from jaxprune.features import FLOOR, SAMPLE_RATE
 
 CROW = TESTS / "recordings" / "crow.wav"
@@ -16,16 +17,9 @@ PLAIN, NEAREST = RECIPES.values()
 
 
 @pytest.fixture
-def run(capsys):
+def run(run_command):
     """Runs the command in this process: `run(*arguments) -> (exit code, stdout, stderr)`."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main(["features", *map(str, arguments)])
-        said = capsys.readouterr()
-        return stopped.value.code, said.out, said.err
-
-    return call
+    return functools.partial(run_command, "features")
 
 
 @pytest.fixture(scope="module")

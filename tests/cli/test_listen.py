@@ -1,6 +1,7 @@
 """The command `jaxprune listen` in this process: files, pipes, a microphone that is a stand-in, and what it refuses."""
 
 import csv
+import functools
 import io
 import json
 import sys
@@ -12,7 +13,6 @@ import soundfile
 from helpers import TESTS
 
 from jaxprune.audio import load_audio
-from jaxprune.cli.main import main
 from jaxprune.streaming import Listening, stream
 
 CROWS = np.tile(load_audio(TESTS / "recordings" / "crow.wav").waveform, 6)  # 2.9 s
@@ -20,16 +20,9 @@ OPTIONS = ("--hop", "0.2", "--threshold", "0.1")
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs the command: `run(*arguments) -> (exit code, stdout, stderr)`."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main(["listen", *map(str, arguments)])
-        said = capsys.readouterr()
-        return stopped.value.code, said.out, said.err
-
-    return call
+def run(run_command):
+    """Runs the command in this process: `run(*arguments) -> (exit code, stdout, stderr)`."""
+    return functools.partial(run_command, "listen")
 
 
 @pytest.fixture(scope="module")

@@ -278,20 +278,6 @@ def test_a_missing_package_is_one_sentence(saved, tmp_path, run_command, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def run_command(capsys):
-    """Runs a command in this process: `run_command(name, *arguments) -> (exit code, stdout, stderr)`."""
-    from jaxprune.cli.main import command
-
-    def call(name, *arguments) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            command(name, list(map(str, arguments)))
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return call
-
-
 def test_the_command_writes_and_says_how_closely_the_file_agrees(saved, tmp_path, run_command):
     tone = tmp_path / "tone.wav"
     soundfile.write(tone, 0.1 * np.sin(np.arange(20_000) / 7) * np.linspace(0, 1, 20_000), 16000)

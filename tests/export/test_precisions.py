@@ -7,7 +7,6 @@ from evaluation.evaluate_cases import BLOCKS, corpus, make
 from quick import quick_compiling  # noqa: F401
 
 from jaxprune import checkpoint
-from jaxprune.cli.main import command
 from jaxprune.data.batches import eval_batches
 from jaxprune.evaluation.evaluate import keep_policies
 from jaxprune.export.precisions import Pair, front, measure
@@ -67,7 +66,7 @@ def test_the_front_holds_what_no_other_beats():
     assert front(pairs) == [pairs[1], pairs[3], pairs[0]]
 
 
-def test_the_command_prints_saves_and_draws(tmp_path, capsys):
+def test_the_command_prints_saves_and_draws(tmp_path, run_command):
     model, card = make("ast")
     dataset = corpus(tmp_path)
     saved = checkpoint.save(tmp_path / "model", model, card=card)
@@ -77,11 +76,9 @@ def test_the_command_prints_saves_and_draws(tmp_path, capsys):
     data = ["manifest", "--path", tmp_path / "clips.csv", "--labels", tmp_path / "labels.txt"]
     options = ["--keep-rates", 0.5, "--blocks", 0, "--precisions", "float32", "bfloat16", "--batch", 5]
     options += ["--out", tmp_path / "pairs.json", "--picture", tmp_path / "front.png"]
-    with pytest.raises(SystemExit) as ended:
-        command("precision", list(map(str, [saved, *data, *options])))
-    told = capsys.readouterr()
-    assert not ended.value.code, told.err
-    assert "same patches" in told.out
+    code, said, told = run_command("precision", saved, *data, *options)
+    assert code == 0, told
+    assert "same patches" in said
     pairs = json.loads((tmp_path / "pairs.json").read_text())["pairs"]
     assert [pair["precision"] for pair in pairs] == ["float32", "bfloat16"]
     assert (tmp_path / "front.png").stat().st_size > 1000
