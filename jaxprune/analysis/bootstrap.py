@@ -87,12 +87,12 @@ def interval(
     """The percentile interval of resampled values. NaN among them are left out."""
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     known = ~np.isnan(value)
-    low, high = np.full((2, *value.shape), np.nan)
+    ends = np.full((2, *value.shape), np.nan)
     told = draws[:, known]
     quantile = np.nanquantile if np.isnan(told).any() else np.quantile
     if known.any():
-        low[known], high[known] = quantile(told, tails, axis=0)
-    return Estimate(value=np.asarray(value), low=low, high=high)
+        ends[:, known] = quantile(told, tails, axis=0)
+    return Estimate(value=np.asarray(value), low=np.asarray(ends[0]), high=np.asarray(ends[1]))
 
 
 def _divided(sums: Float[np.ndarray, "rows _"], shape: tuple[int, ...]) -> Float[np.ndarray, "rows ..."]:

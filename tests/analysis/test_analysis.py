@@ -171,6 +171,8 @@ def test_intervals_are_scipys():
         ).confidence_interval  # fmt: skip
         assert (ours.low[i], ours.high[i]) == pytest.approx((theirs.low, theirs.high), abs=EXACT)
     np.testing.assert_allclose(ours.value, values.mean(axis=0), atol=EXACT)
+    alone = mean(values[:, 1], bootstrap=Bootstrap(resamples=600, confidence=0.9, seed=7))  # one number, no axes
+    assert (alone.value, alone.low, alone.high) == (ours.value[1], ours.low[1], ours.high[1])
 
 
 def test_ratios_are_resampled_together_and_clips_without_a_value_left_out():
