@@ -4,15 +4,18 @@
     python -m scripts.studies.arabic data/arabic-speech-commands --out runs/arabic --families ast --tasks words
 
 For each family, task and seed a model is trained without pruning. From it others are tuned, all for as many steps: at
-one keep rate each, at any keep rate, and at any keep rate with the unpruned pass as teacher. AudioMAE starts from an
-encoder that is pretrained here, once. Each model is then measured at every keep rate, on the validation clips, by which
-everything was chosen, and on the test clips. The same command goes on where it was cut off. Intervals are over clips,
-and over speakers: clips of one speaker are alike, so the second are the honest ones for words.
+one keep rate each, at any keep rate, and at any keep rate with the unpruned pass as teacher. AST starts from the
+shipped `ast-words`, AudioMAE from an encoder that is pretrained here, once. Each model is then measured at every keep
+rate, on the validation clips, by which everything was chosen, and on the test clips. The same command goes on where it
+was cut off.
+
+Intervals are over clips, and over speakers. Clips of one speaker are alike, so the second are the honest ones for
+words.
 """
 
 import dataclasses
 import functools
-import json
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +27,7 @@ from jaxtyping import Bool, Num
 from jaxprune import checkpoint
 from jaxprune.analysis.bootstrap import DEFAULT, mean, ratio
 from jaxprune.cli import console as cli
+from jaxprune.cli.pretrain import PRETRAINING as WORDING
 from jaxprune.cli.progress import show
 from jaxprune.config import Card, Family
 from jaxprune.cost import macs
@@ -31,19 +35,25 @@ from jaxprune.data.batches import eval_batches
 from jaxprune.data.published import ArabicSpeechCommands
 from jaxprune.data.records import Dataset, Split
 from jaxprune.evaluation.per_clip import answer
-from jaxprune.files import write_text
+from jaxprune.files import write_json
 from jaxprune.models import Classifier, topk
 from jaxprune.parallel.processes import StopOnSignal
 from jaxprune.reduction.policy import Policy
 from jaxprune.training.finetune import finetune
+from jaxprune.training.learning import ITSELF, Distill
+from jaxprune.training.pretrain import pretrain
+from jaxprune.training.pretraining_settings import PRETRAINING_RECIPES
 from jaxprune.training.recipes import recipe
 from jaxprune.training.run_directory import MODEL, RESULT
 from jaxprune.training.settings import Recipe
+from jaxprune.training.start import AnyRecipe
 
 STOPPED = 143
 RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 DRAWN = ("1", "0.9", "0.8", "0.7", "0.6", "0.5")
-UNPRUNED = "unpruned"
+UNPRUNED, PRETRAINED = "unpruned", "pretrained"
+PRETRAINING = "audiomae-arabic-words-pretrain"
+STARTS = {"ast": "ast-words", "audiomae": ""}  # the checkpoint of the unpruned run; empty: the one pretrained here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,29 +85,37 @@ def main(
         seeds: of weights, order and augmentation; a run each.
     """
     with StopOnSignal() as stop:
-        for seed in seeds:
-            for family in families:
-                for task in tasks:
-                    base = located(recipe(f"{family}-arabic-{task}"), root)
-                    place = out / f"{family}-{task}-{seed}"
-                    for run in runs(base, tuned=tuned):
-                        if not done(run, place, seed=seed, stop=stop):
-                            return STOPPED
-                    names = [run.name for run in runs(base, tuned=tuned)]
-                    measured = measure(root, task, place, names)
-                    write_text(place / "rates.json", json.dumps(measured, indent=1) + "\n")
-                    print_rows(measured, title=f"{family}, {task}, seed {seed}")
+        for seed, family, task in itertools.product(seeds, families, tasks):
+            start = STARTS[family] or str(out / PRETRAINED)
+            if not STARTS[family] and not pretrained(root, out / PRETRAINED, stop=stop):
+                return STOPPED
+            planned = list(runs(located(recipe(f"{family}-arabic-{task}"), root), start=start, tuned=tuned))
+            place = out / f"{family}-{task}-{seed}"
+            for run in planned:
+                if not done(run, place, seed=seed, stop=stop):
+                    return STOPPED
+            measured = measure(root, task, place, planned)
+            write_json(place / "rates.json", measured)
+            print_rows(measured, title=f"{family}, {task}, seed {seed}")
     return 0
 
 
-def located(made: Recipe, root: Path) -> Recipe:
+def pretrained(root: Path, place: Path, *, stop: StopOnSignal) -> bool:
+    """Pretrains the encoder unless it is done; False where it was asked to stop before the end."""
+    if (place / RESULT).exists():
+        return True
+    events = pretrain(located(PRETRAINING_RECIPES[PRETRAINING], root), place, seed=0, stop=stop)
+    return show(events, place, title=PRETRAINED, wording=WORDING).result is not None
+
+
+def located(made: AnyRecipe, root: Path) -> AnyRecipe:
     """The recipe with the place of its clips."""
     return dataclasses.replace(made, data=dataclasses.replace(made.data, root=str(root)))
 
 
-def runs(base: Recipe, *, tuned: Sequence[float]) -> Iterator[Run]:
-    """The trainings of one family, task and seed, each after the one that it starts from."""
-    yield Run(name=UNPRUNED, recipe=base)
+def runs(base: Recipe, *, start: str, tuned: Sequence[float]) -> Iterator[Run]:
+    """The trainings of one family, task and seed, each after the one that it starts from. The first has `start`."""
+    yield Run(name=UNPRUNED, recipe=dataclasses.replace(base, start=dataclasses.replace(base.start, checkpoint=start)))
     short = dataclasses.replace(
         base,
         optimizer=dataclasses.replace(base.optimizer, base_lr=base.optimizer.base_lr / 2),
@@ -112,6 +130,8 @@ def runs(base: Recipe, *, tuned: Sequence[float]) -> Iterator[Run]:
     drawn = dataclasses.replace(base.prune, sample=DRAWN)
     anyrate = dataclasses.replace(short, name=f"{base.name}-any", prune=drawn)
     yield Run(name="any", recipe=anyrate, start=UNPRUNED)
+    taught = dataclasses.replace(anyrate, name=f"{base.name}-any-taught", distill=Distill(teacher=ITSELF))
+    yield Run(name="any-taught", recipe=taught, start=UNPRUNED)
 
 
 def done(run: Run, place: Path, *, seed: int, stop: StopOnSignal) -> bool:
@@ -127,20 +147,20 @@ def done(run: Run, place: Path, *, seed: int, stop: StopOnSignal) -> bool:
     return show(finetune(made, directory, seed=seed, stop=stop), directory, title=run.name).result is not None
 
 
-def measure(root: Path, task: str, place: Path, names: Sequence[str]) -> list[dict[str, object]]:
+def measure(root: Path, task: str, place: Path, planned: Sequence[Run]) -> list[dict[str, object]]:
     """A row for each run, split and keep rate. Differences are from the first run's model at rate 1, clip by clip."""
     dataset = ArabicSpeechCommands(root=root, task=task).read()
     rows, reference = [], {}
-    for name in names:
-        model, card = checkpoint.load(place / name), checkpoint.load_card(place / name / MODEL)
-        policies = {rate: topk(model, rate) for rate in RATES}
+    for run in planned:
+        model, card = checkpoint.load(place / run.name), checkpoint.load_card(place / run.name)
+        policies = {rate: topk(model, dict.fromkeys(run.recipe.prune.blocks, rate)) for rate in RATES}
         for split in ("validation", "test"):
             right = correct(dataset, split, model=model, card=card, policies=policies)
             first = reference.setdefault(split, right[1.0])
             who = speakers(dataset, split)
             for rate, found in right.items():
                 cost, whole = macs(model, policies[rate]), macs(model, policies[1.0])
-                row = {"trained": name, "split": split, "keep_rate": rate, "clips": len(found), "gmacs": cost / 1e9}
+                row = {"trained": run.name, "split": split, "keep_rate": rate, "clips": len(found), "gmacs": cost / 1e9}
                 rows.append(row | {"saving": 1 - cost / whole, **shares("accuracy", found, who)})
                 rows[-1] |= shares("difference", found.astype(int) - first, who)
     return rows
