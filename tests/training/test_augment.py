@@ -287,7 +287,11 @@ def test_masks_are_zero_before_normalising():
 def test_a_recipes_amounts_are_its_settings(name):
     """As float32, or None where the program is to be without the part; masks, which may stop, are always numbers."""
     settings, made = RECIPES[name].augment, amounts(RECIPES[name].augment)
-    assert (made.speed, made.time_shift) == (None, None)
+    assert (made.speed is None) is (settings.speed == (1, 1))
+    assert (made.time_shift is None) is (settings.time_shift == 0)
+    numbers = [] if made.speed is None else list(zip(settings.speed, made.speed, strict=True))
+    numbers += [] if made.time_shift is None else [(settings.time_shift, made.time_shift)]
+    assert all(found == jnp.float32(value) and found.dtype == jnp.float32 for value, found in numbers)
     for part in ("mixup", "roll", "noise", "time_mask", "freq_mask"):
         value, found = getattr(settings, part), getattr(made, part)
         assert (found is None) is (value == 0 and part in ("mixup", "roll", "noise"))
