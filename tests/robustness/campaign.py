@@ -2,9 +2,10 @@
 
     python -m tests.robustness.campaign --mutations 10000 --seed 0
 
-Case number i of a seed is the same on every machine: `--only i` repeats it and shows its traceback. Cases run in
-processes forked from one that has everything imported. Each process has 2 GB of memory beyond that, each case 20
-seconds. What can become of a case:
+Case number i of a seed draws the same damage on every machine: `--only i` repeats it and shows its traceback. Orbax and
+PyTorch write other bytes each time, so there the damage may hit another place. Cases run in processes forked from one
+that has everything imported. Each process has 2 GB of memory beyond that, each case 20 seconds. What can become of a
+case:
 
     equal         the same answer as from the whole input
     refused       ValueError or OSError, which the commands print as a sentence with exit code 2
