@@ -2,7 +2,7 @@
 
 Blocks of samples go in, from a file, a microphone or a pipe, and memory does not grow with them. `segments` gives the
 model's scores for one stretch of time after the other, `events` joins stretches of one label, `stream` is both. The
-commands are `jaxprune listen` and `jaxprune classify --events`; single clips are `jaxprune.inference`'.
+command is `jaxprune listen`, for files as well. Windows one by one are `jaxprune.inference`'.
 """
 
 import dataclasses

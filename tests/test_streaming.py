@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import tracemalloc
+from collections import deque
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -120,6 +123,23 @@ def test_stream_is_both_and_names_the_labels(model):
 def test_settings_that_make_no_sense_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         Listening(**settings)
+
+
+def test_memory_does_not_grow_with_the_sound(model):
+    blocks, peaks = [noise(20 * 16_000)] * 9, []
+
+    def watched() -> Iterator[Segment]:
+        for segment in segments(model, blocks, card=CARD, listening=Listening(hop=0.64, batch=16)):
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            yield segment
+
+    tracemalloc.start()
+    try:
+        deque(events(watched(), labels=CARD.labels), maxlen=0)
+    finally:
+        tracemalloc.stop()
+    assert len(peaks) > 250
+    assert peaks[-1] < 1.02 * peaks[len(peaks) // 3]
 
 
 def test_sound_that_cannot_be_listened_to_is_refused(model):

@@ -2,7 +2,8 @@
 
     jaxprune classify CHECKPOINT dog.wav street.mp3 --keep-rate 0.7 --picture kept.png
 
-Long files are cut into windows of the model's length and every window is reported. A file that cannot be used is named
+Long files are cut into windows of the model's length and every window is reported. `jaxprune listen` joins windows to
+events with begin and end. A file that cannot be used is named
 on stderr; the others are classified all the same, and the exit code is 1.
 """
 
@@ -44,7 +45,9 @@ def main(
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> int:
-    """Classify sound files with a converted checkpoint at any keep rate.
+    """Classify sound files with a converted checkpoint at any keep rate, window by window.
+
+    For events with begin and end in a long file, and their label tracks: jaxprune listen CHECKPOINT FILE --events OUT.
 
     Args:
         checkpoint: a directory of jaxprune convert or jaxprune finetune, or the name of a shipped model.

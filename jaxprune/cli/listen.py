@@ -48,7 +48,7 @@ def main(
     rate: int = 16_000,
     samples: live_sound.SampleFormat = "s16le",
 ) -> None:
-    """Tell the events in a sound that may go on for hours.
+    """Tell the events in a sound that may go on for hours: when each begins and ends, its label and its score.
 
     Args:
         checkpoint: a directory of jaxprune convert or jaxprune finetune, or the name of a shipped model.

@@ -24,8 +24,10 @@ class Command:
 COMMANDS = {
     "convert": Command("jaxprune.convert.command:convert", "a PyTorch checkpoint to JAX, and back again"),
     "validate": Command("jaxprune.convert.validate:main", "prove that JAX computes what PyTorch does, stage by stage"),
-    "classify": Command("jaxprune.cli.classify:main", "label sound files at any keep rate"),
-    "listen": Command("jaxprune.cli.listen:main", "tell the events in a microphone's, a pipe's or a long file's sound"),
+    "classify": Command("jaxprune.cli.classify:main", "label sound files at any keep rate, window by window"),
+    "listen": Command(
+        "jaxprune.cli.listen:main", "events, from begin to end, in a long file, a pipe or a microphone's sound"
+    ),
     "features": Command("jaxprune.cli.features:main", "show and save a sound's log-mel as the model sees it"),
     "export": Command("jaxprune.cli.export:main", "a pruned model for ONNX Runtime, OpenVINO or XLA"),
     "precision": Command("jaxprune.cli.precision:main", "bfloat16 and int8 against float32 at several keep rates"),
