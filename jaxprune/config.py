@@ -18,9 +18,10 @@ Activation = Literal["sigmoid", "softmax"]
 Padding = Literal["minimum", "zero"]
 PADDING_IN_WORDS: dict[Padding, str] = {"minimum": "the clip's minimum", "zero": "log-mel 0"}
 
-# (width, heads, depth). AST: Gong et al. 2021; AudioMAE: Huang et al. 2022; micro is ours, to train on a CPU.
+# (width, heads, depth). AST: Gong et al. 2021; AudioMAE: Huang et al. 2022; micro and mini are ours, to train on a CPU.
 SIZES = {
     "micro": (64, 2, 12),
+    "mini": (128, 4, 12),
     "tiny": (192, 3, 12),
     "small": (384, 6, 12),
     "base": (768, 12, 12),

@@ -37,7 +37,7 @@ class FamilyFacts:
 FAMILIES: Mapping[str, FamilyFacts] = MappingProxyType(
     {
         "ast": FamilyFacts(
-            sizes=("micro", "tiny", "small", "base"),
+            sizes=("micro", "mini", "tiny", "small", "base"),
             extra_tokens=2,  # CLS and distillation
             fastest="time",  # frequency-major
             head_norm_eps=1e-5,
@@ -47,7 +47,7 @@ FAMILIES: Mapping[str, FamilyFacts] = MappingProxyType(
             pretrains=False,
         ),
         "audiomae": FamilyFacts(
-            sizes=("micro", "small", "base", "large"),
+            sizes=("micro", "mini", "small", "base", "large"),
             extra_tokens=1,  # CLS
             fastest="frequency",  # time-major
             head_norm_eps=1e-6,

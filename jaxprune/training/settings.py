@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from jaxprune.config import FAMILY_SIZES, Activation, Card, Family, ModelConfig, Padding
+from jaxprune.families import FAMILIES
 from jaxprune.features import HOP, SAMPLE_RATE, STATISTICS
 from jaxprune.json_files import fit
 from jaxprune.training.checks import below_one, distinct, whole_number
@@ -29,8 +30,11 @@ class Start:
 
     # Model family.
     family: Family
-    # Size of the model: tiny, small, base or large as published, or micro.
+    # Size of the model: tiny, small, base or large as published, or micro or mini.
     size: str = "base"
+    # Frames, and mel bins, from one patch to the next: 16, or 10 for AST's overlapping patches; 0: as the checkpoint
+    # has it, or 16 from random weights.
+    stride: int = 0
     # Directory of the jaxprune checkpoint to start from; empty starts from random weights.
     checkpoint: str = ""
     # What the published recipe started from, in words; changes nothing.
@@ -39,6 +43,11 @@ class Start:
     def __post_init__(self):
         if self.size not in FAMILY_SIZES.get(self.family, ()):
             raise ValueError(f"there is no {self.family} of size {self.size!r}; the sizes are {FAMILY_SIZES}")
+        strides = FAMILIES[self.family].strides or (16,)
+        if self.stride not in (0, *strides):
+            raise ValueError(
+                f"there is no {self.family} of stride {self.stride}; the strides are {', '.join(map(str, strides))}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,9 +200,9 @@ class Recipe:
     # Number formats.
     precision: Precision = Precision()
     # Training of learned pruning (--prune.method dynamic).
-    dynamic: Dynamic = Dynamic()  # noqa: RUF009, it is frozen
+    dynamic: Dynamic = dataclasses.field(default_factory=Dynamic)
     # A teacher beside the labels.
-    distill: Distill = Distill()  # noqa: RUF009, it is frozen
+    distill: Distill = dataclasses.field(default_factory=Distill)
     # Scores published for this recipe, where the project knows them; changes nothing.
     expected: tuple[Published, ...] = ()
 
@@ -238,7 +247,14 @@ class Recipe:
         return ModelConfig.of_size(
             start.family,
             start.size,
-            **{"classes": facts.classes, "frames": facts.frames, "predictors": self.prune.predictors} | changes,
+            **{
+                "classes": facts.classes,
+                "frames": facts.frames,
+                "time_stride": start.stride or 16,
+                "freq_stride": start.stride or 16,
+                "predictors": self.prune.predictors,
+            }
+            | changes,
         )
 
     def card(self, model: ModelConfig, *, labels: tuple[str, ...] = (), source: str = "") -> Card:

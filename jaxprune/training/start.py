@@ -145,6 +145,11 @@ def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tup
     card = checkpoint.load_card(start.checkpoint)
     if card.model.family != start.family:
         raise ValueError(f"{start.checkpoint} holds an {card.model.family}; the recipe trains an {start.family}")
+    if start.stride and (start.stride, start.stride) != (card.model.time_stride, card.model.freq_stride):
+        raise ValueError(
+            f"{start.checkpoint} has patches every {card.model.time_stride} frames and {card.model.freq_stride} mel "
+            f"bins, the recipe every {start.stride}; leave out --start.stride, or start from random weights"
+        )
     weights = _weights(start.checkpoint, card, frames=facts.frames)
     config = dataclasses.replace(
         card.model, frames=facts.frames, classes=facts.classes, predictors=recipe.prune.predictors
