@@ -126,6 +126,19 @@ def test_a_start_of_another_family_or_without_a_checkpoint(tmp_path):
     assert notes == ("the model starts from random weights",)
 
 
+def test_a_stride_makes_overlapping_patches_and_must_be_that_of_the_checkpoint(tmp_path):
+    overlapping = recipe(start=Start(family="ast", size="mini", stride=10))
+    found, _ = starting_model(overlapping, CLASSES, seed=0)
+    assert (found.config.width, found.config.heads, found.config.grid) == (128, 4, ((FRAMES - 16) // 10 + 1, 12))
+    made = model("ast")
+    jaxprune.save(tmp_path / "m", made, card=card(made.config))
+    other = recipe(start=Start(family="ast", checkpoint=str(tmp_path / "m"), stride=10))
+    with pytest.raises(ValueError, match="has patches every 16 frames and 16 mel bins, the recipe every 10"):
+        starting_model(other, CLASSES, seed=0)
+    same = recipe(start=Start(family="ast", checkpoint=str(tmp_path / "m"), stride=16))
+    assert starting_model(same, CLASSES, seed=0)[0].config == made.config
+
+
 def test_several_classes_a_clip_need_bce(tmp_path):
     dataset = corpus(tmp_path)
     first = dataclasses.replace(dataset.records[0], labels=(0, 2))

@@ -157,6 +157,8 @@ def test_json_that_is_no_recipe_is_refused(spoil):
         (lambda: Cosine(warmup_epochs=-1.0), "0 or more"),
         (lambda: StepDecay(every=0), "at least 1"),
         (lambda: StepDecay(factor=0.0), "greater than 0"),
+        (lambda: Start(family="ast", stride=12), "no ast of stride 12; the strides are 10, 16"),
+        (lambda: Start(family="audiomae", stride=10), "no audiomae of stride 10; the strides are 16"),
         (lambda: Prune(keep_rate=0.0), "at most 1"),
         (lambda: Prune(blocks=(3, 3)), "each may occur once"),
         (lambda: Prune(first_epoch=1, shrink_start=0), "at least 1"),
@@ -206,6 +208,7 @@ def test_the_command_line_offers_and_explains_every_field():
     assert "--prune.keep-rate" in text
     assert "Target: the keep rate of each pruning block" in text
     assert "--schedule.factor" in text
+    assert "noqa" not in text
     assert "--optimizer.b1" in text
     assert text.count("--loop.") == len(dataclasses.fields(Loop))
 
