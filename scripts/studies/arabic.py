@@ -5,9 +5,9 @@
 
 For each family, task and seed a model is trained without pruning. From it others are tuned, all for as many steps: at
 one keep rate each, at any keep rate, and at any keep rate with the unpruned pass as teacher. AST starts from the
-shipped `ast-words`, AudioMAE from an encoder that is pretrained here, once. Each model is then measured at every keep
-rate, on the validation clips, by which everything was chosen, and on the test clips. The same command goes on where it
-was cut off.
+shipped `ast-words`, AudioMAE from an encoder that is pretrained here, once; on words it is trained from random weights,
+too, to tell what the pretraining gives. Each model is then measured at every keep rate, on the validation clips, by
+which everything was chosen, and on the test clips. The same command goes on where it was cut off.
 
 Intervals are over clips, and over speakers. Clips of one speaker are alike, so the second are the honest ones for
 words.
@@ -53,7 +53,14 @@ RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 DRAWN = ("1", "0.9", "0.8", "0.7", "0.6", "0.5")
 UNPRUNED, PRETRAINED = "unpruned", "pretrained"
 PRETRAINING = "audiomae-arabic-words-pretrain"
-STARTS = {"ast": "ast-words", "audiomae": ""}  # the checkpoint of the unpruned run; empty: the one pretrained here
+# The unpruned runs of a family and task, each with the checkpoint it starts from: `PRETRAINED` is the one pretrained
+# here, none is random weights. The first run is the one that others are tuned from, and compared with.
+STARTS = {
+    ("ast", "words"): {UNPRUNED: "ast-words"},
+    ("ast", "speakers"): {UNPRUNED: "ast-words"},
+    ("audiomae", "words"): {UNPRUNED: PRETRAINED, "random-start": ""},
+    ("audiomae", "speakers"): {UNPRUNED: PRETRAINED},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,10 +93,11 @@ def main(
     """
     with StopOnSignal() as stop:
         for seed, family, task in itertools.product(seeds, families, tasks):
-            start = STARTS[family] or str(out / PRETRAINED)
-            if not STARTS[family] and not pretrained(root, out / PRETRAINED, stop=stop):
+            starts = dict(STARTS[family, task])
+            if PRETRAINED in starts.values() and not pretrained(root, out / PRETRAINED, stop=stop):
                 return STOPPED
-            planned = list(runs(located(recipe(f"{family}-arabic-{task}"), root), start=start, tuned=tuned))
+            starts |= {name: str(out / PRETRAINED) for name, start in starts.items() if start == PRETRAINED}
+            planned = list(runs(located(recipe(f"{family}-arabic-{task}"), root), starts=starts, tuned=tuned))
             place = out / f"{family}-{task}-{seed}"
             for run in planned:
                 if not done(run, place, seed=seed, stop=stop):
@@ -113,9 +121,13 @@ def located(made: AnyRecipe, root: Path) -> AnyRecipe:
     return dataclasses.replace(made, data=dataclasses.replace(made.data, root=str(root)))
 
 
-def runs(base: Recipe, *, start: str, tuned: Sequence[float]) -> Iterator[Run]:
-    """The trainings of one family, task and seed, each after the one that it starts from. The first has `start`."""
-    yield Run(name=UNPRUNED, recipe=dataclasses.replace(base, start=dataclasses.replace(base.start, checkpoint=start)))
+def runs(base: Recipe, *, starts: Mapping[str, str], tuned: Sequence[float]) -> Iterator[Run]:
+    """The trainings of one family, task and seed, each after the one that it starts from.
+
+    The unpruned ones come first: their names with the checkpoints that they start from.
+    """
+    for name, start in starts.items():
+        yield Run(name=name, recipe=dataclasses.replace(base, start=dataclasses.replace(base.start, checkpoint=start)))
     short = dataclasses.replace(
         base,
         optimizer=dataclasses.replace(base.optimizer, base_lr=base.optimizer.base_lr / 2),

@@ -53,7 +53,7 @@ def little(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(arabic, "recipe", short)
     monkeypatch.setattr(arabic, "DRAWN", ("1", "0.5"))
-    monkeypatch.setitem(arabic.STARTS, "ast", str(start))
+    monkeypatch.setitem(arabic.STARTS, ("ast", "words"), {"unpruned": str(start)})
 
 
 def test_every_model_is_measured_at_every_rate_beside_the_unpruned_one(clips, little, tmp_path, capsys):
@@ -84,7 +84,7 @@ def test_every_model_is_measured_at_every_rate_beside_the_unpruned_one(clips, li
 
 def test_what_is_finished_is_not_trained_again(clips, little, tmp_path, monkeypatch):
     base = arabic.located(arabic.recipe("ast-arabic-words"), clips)
-    run = next(arabic.runs(base, start=arabic.STARTS["ast"], tuned=()))
+    run = next(arabic.runs(base, starts=arabic.STARTS["ast", "words"], tuned=()))
     monkeypatch.setattr(arabic, "finetune", lambda *_, **__: pytest.fail("it was trained again"))
     (tmp_path / run.name).mkdir()
     (tmp_path / run.name / "result.json").write_text("{}")
