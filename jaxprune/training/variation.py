@@ -1,7 +1,7 @@
 """Settings of the variation of training clips, as a frozen dataclass.
 
-`jaxprune.training.augment` and `jaxprune.training.tempo` do what they say; the other settings of a recipe are in
-`jaxprune.training.settings`.
+`jaxprune.training.augment`, `jaxprune.training.tempo` and `jaxprune.training.pitch` do what they say. The other
+settings of a recipe are in `jaxprune.training.settings`.
 """
 
 import dataclasses
@@ -9,8 +9,8 @@ import math
 
 from jaxprune.training.checks import share, whole_number
 
-UNCHANGED = (1.0, 1.0)  # speeds
-SLOWEST, FASTEST = 0.5, 2.0
+UNCHANGED = (1.0, 1.0)  # speeds and pitches
+LEAST, MOST = 0.5, 2.0  # of either
 MOST_DECIBELS = 100.0  # beyond, one of the two is not heard
 
 
@@ -36,6 +36,8 @@ class Augment:
     time_shift: float = 0.0
     # Lowest and highest speed of a clip, pitch included (Ko et al. 2015: 0.9 1.1); 1 1 changes nothing.
     speed: tuple[float, float] = UNCHANGED
+    # Lowest and highest factor on a clip's frequencies at the same speed (Jaitly and Hinton 2013: 0.9 1.1).
+    pitch: tuple[float, float] = UNCHANGED
     # Folder of sounds to mix under the clips as background noise; empty: none.
     background: str = ""
     # Lowest and highest ratio of a clip's power to that of its background noise, in dB.
@@ -60,11 +62,12 @@ class Augment:
                 f"background_snr is {least} to {most}; it must be two numbers of dB from {-MOST_DECIBELS:g} to "
                 f"{MOST_DECIBELS:g}, the lower one first"
             )
-        low, high = self.speed
-        if not SLOWEST <= low <= high <= FASTEST:
-            raise ValueError(
-                f"speed is {low} to {high}; it must be two factors from {SLOWEST} to {FASTEST:g}, the lower one first"
-            )
+        for name in ("speed", "pitch"):
+            low, high = getattr(self, name)
+            if not LEAST <= low <= high <= MOST:
+                raise ValueError(
+                    f"{name} is {low} to {high}; it must be two factors from {LEAST} to {MOST:g}, the lower one first"
+                )
 
     def while_shrinking(self) -> "Augment":
         """The rest from shrink start on, when the target is below 1: SpecAugment and patch masking stop."""

@@ -12,7 +12,7 @@ from jaxprune.training.events import Evaluation, Step
 # One compiled size, so that these tests are about saving; the schedule's are in test_train.
 RECIPE_OF_TEST = recipe(
     prune=dataclasses.replace(recipe().prune, keep_rate=1.0),
-    augment=dataclasses.replace(recipe().augment, time_shift=0.05, speed=(0.9, 1.1)),
+    augment=dataclasses.replace(recipe().augment, time_shift=0.05, speed=(0.9, 1.1), pitch=(0.9, 1.1)),
 )
 RECIPE_OF_TEST = dataclasses.replace(
     RECIPE_OF_TEST, loop=dataclasses.replace(RECIPE_OF_TEST.loop, epochs=3, ema=0.9, label_smoothing=0.1)
