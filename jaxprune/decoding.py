@@ -23,7 +23,7 @@ from jaxtyping import Float32
 
 from jaxprune import flac
 from jaxprune.files import shown
-from jaxprune.sound_containers import Content, Piece, pieces
+from jaxprune.sound_containers import Content, Piece, after_id3, pieces
 
 Blocks = Iterator[Float32[np.ndarray, "samples channels"]]
 FORMATS = "wav, flac, ogg or mp3"
@@ -32,7 +32,10 @@ CHANNELS = 256
 EXTRA = 'pip install "jaxprune[audio]"'
 _BLOCK = 2**17  # samples of all channels in a block; larger ones leave holes in the heap between XLA's buffers
 _SMALL = 2**20  # bytes that are read sooner than mapped
+_KEPT = 2**24  # bytes of a mapped file that may stay in memory
+_AROUND = 2**14  # that come in with those that are asked for
 _MANY = 2**40  # frames that mean: unknown
+_EXACT = ("PCM", "FLOAT", "DOUBLE", "ALAC")  # libsndfile's names of codings without noise, of FLAC as well
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class Sound:
 
     `frames` is the number of samples of one channel that the header announces, None where it announces none.
     `short` is true where bytes are missing at its end. `skipped` are bytes within it that are no sound. `slack` is the
-    number of frames by which `frames` may be wrong.
+    number of frames by which `frames` may be wrong. `lossy` tells that its coding adds noise.
     """
 
     rate: int
@@ -50,6 +53,7 @@ class Sound:
     short: bool
     slack: int
     skipped: int = 0
+    lossy: bool
     blocks: Callable[[], Blocks]
 
 
@@ -66,15 +70,16 @@ def sounds(path: Path) -> Iterator[Sound]:
         raise _unopened(path, error.strerror) from error
     with file:
         small = os.fstat(file.fileno()).st_size <= _SMALL
-        content = file.read() if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        content = file.read() if small else _Mapped(file.fileno(), 0, access=mmap.ACCESS_READ)
         found = pieces(content)
+        begin = after_id3(content, 0)
         for piece in found or (Piece(start=0, end=len(content)),):
             if piece.damage:  # what lies behind it would come at the wrong time
                 raise ValueError(f"{shown(path)}: is damaged ({piece.damage}); give a complete {FORMATS} file")
             with contextlib.ExitStack() as stack:
                 alone = (piece.start, piece.end, piece.prefix) == (0, len(content), b"")
                 at = _native(path) if alone else stack.enter_context(_Range(content, piece))
-                yield _checked(path, _opened(path, at, piece, stack=stack, head=content[:16]))
+                yield _checked(path, _opened(path, at, piece, stack=stack, head=content[begin : begin + 16]))
 
 
 def check_regular(path: Path) -> None:
@@ -111,7 +116,7 @@ def _opened(path: Path, at: Any, piece: Piece, *, stack: contextlib.ExitStack, h
         if name := _other_format(head):
             return _opened_by_av(path, piece, name, stack=stack)
         if piece.short:
-            raise ValueError(f"{shown(path)}: is cut short, and nothing of it can be decoded") from error
+            raise _cut_short(path) from error
         raise ValueError(f"{shown(path)}: is not recognised as sound; expected a {FORMATS} file") from error
     frames = None if file.frames >= _MANY else max(file.frames, piece.frames or 0)
     size = max(1, min(_BLOCK // max(1, file.channels), file.frames))
@@ -123,8 +128,13 @@ def _opened(path: Path, at: Any, piece: Piece, *, stack: contextlib.ExitStack, h
         short=piece.short,
         skipped=piece.skipped,
         slack=_MANY if piece.lossy else 0,  # the frames of mp3 were counted, and a header's number is a guess
+        lossy=not file.subtype.startswith(_EXACT),
         blocks=functools.partial(_intact, path, blocks, piece.stream) if piece.stream else blocks,
     )
+
+
+def _cut_short(path: Path) -> ValueError:
+    return ValueError(f"{shown(path)}: is cut short, and nothing of it can be decoded")
 
 
 def _blocks(path: Path, file: soundfile.SoundFile, size: int) -> Blocks:
@@ -159,6 +169,20 @@ class _Sequential(soundfile.SoundFile):
 def _native(path: Path) -> bytes | str:
     """A name in the system's own bytes, which need not be UTF-8."""
     return str(path) if os.name == "nt" else os.fsencode(path)
+
+
+class _Mapped(mmap.mmap):
+    """A file's bytes, mapped. The memory of those that were read is given back now and then: files may be large."""
+
+    _read = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        self._read += _AROUND + (len(found) if isinstance(found, bytes) else 1)
+        if self._read > _KEPT and hasattr(mmap, "MADV_DONTNEED"):
+            self.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
+        return found
 
 
 class _Range(io.RawIOBase):
@@ -206,6 +230,7 @@ _OTHER = {
     (0, b"caff"): "caf",
 }
 _CALLED = {"mov": "MPEG-4 (m4a)", "matroska": "WebM or Matroska", "asf": "Windows Media", "aac": "AAC", "amr": "AMR"}
+_UNTOLD = ("aac", "amr")  # layouts without a length: FFmpeg's is a guess by the file's size
 _LATE = 0.25  # seconds by which a container's duration may pass the sound's
 
 
@@ -230,22 +255,27 @@ def _opened_by_av(path: Path, piece: Piece, name: str, *, stack: contextlib.Exit
         decoded = container.decode(track)
         first = next(decoded, None)  # tells what headers do not: HE-AAC doubles rate and channels as it is decoded
     except (av.FFmpegError, OSError) as error:
+        if piece.short:
+            raise _cut_short(path) from error
         raise ValueError(f"{shown(path)}: is damaged ({called}: {error.strerror})") from error
+    if first is None and piece.short:
+        raise _cut_short(path)
     if first is None:
         raise ValueError(f"{shown(path)}: holds no samples that can be decoded ({called})")
-    rate = first.sample_rate
+    rate, duration = first.sample_rate, None if name in _UNTOLD else container.duration
     return Sound(
         rate=rate,
         channels=first.layout.nb_channels,
-        frames=round(container.duration / av.time_base * rate) if container.duration else None,
+        frames=round(duration / av.time_base * rate) if duration else None,
         short=piece.short,
         slack=round(_LATE * rate),
-        blocks=functools.partial(_blocks_by_av, path, itertools.chain((first,), decoded), called),
+        lossy=not track.codec_context.codec.lossless,
+        blocks=functools.partial(_blocks_by_av, path, itertools.chain((first,), decoded), called, short=piece.short),
     )
 
 
-def _blocks_by_av(path: Path, frames: Iterator[Any], called: str) -> Blocks:
-    """The blocks of decoded frames, all in the first one's rate and channels."""
+def _blocks_by_av(path: Path, frames: Iterator[Any], called: str, *, short: bool) -> Blocks:
+    """The blocks of decoded frames, all in the first one's rate and channels. A `short` file may end in an error."""
     import av
 
     planar = None
@@ -255,4 +285,6 @@ def _blocks_by_av(path: Path, frames: Iterator[Any], called: str) -> Blocks:
             for part in planar.resample(frame):
                 yield part.to_ndarray().T
     except (av.FFmpegError, OSError) as error:
+        if short:
+            return
         raise ValueError(f"{shown(path)}: is damaged ({called}: {error.strerror})") from error

@@ -10,7 +10,7 @@ import mmap
 import struct
 from collections.abc import Iterator
 
-from jaxprune import flac, ogg
+from jaxprune import flac, ogg, other_containers
 
 Content = bytes | mmap.mmap
 UNKNOWN = (2**31, 2**32)  # sizes near these, and 0, stand in headers that were written before the length was known
@@ -41,7 +41,7 @@ class Piece:
 
 def pieces(content: Content) -> tuple[Piece, ...]:
     """The sounds of a file's bytes (or its memory map) in order, none for a layout that is not known here."""
-    start = _after_id3(content, 0)
+    start = after_id3(content, 0)
     magic = content[start : start + 4]
     if magic == b"OggS":
         return tuple(_ogg(content))
@@ -57,7 +57,7 @@ def pieces(content: Content) -> tuple[Piece, ...]:
         if len(found) == 1 and not found[0].prefix:  # with its tags: they change nothing
             found = (dataclasses.replace(found[0], start=0, end=len(content)),)
         return found
-    return ()
+    return (Piece(start=0, end=len(content), short=True),) if other_containers.is_cut(content, start) else ()
 
 
 # Containers of chunks
@@ -226,7 +226,7 @@ def _mp3(content: Content, at: int, end: int) -> Iterator[Piece]:
     while at < end:
         frame = _mpeg(content, at)
         if frame is None:
-            if tagged := _after_id3(content, at) - at:
+            if tagged := after_id3(content, at) - at:
                 if sound:
                     yield sound.piece(at)
                 sound = None
@@ -334,7 +334,7 @@ def _repeats(content: Content, at: int, frame: _Frame, end: int) -> bool:
     return at + frame.size == end or (following is not None and following.kind == frame.kind)
 
 
-def _after_id3(content: Content, at: int) -> int:
+def after_id3(content: Content, at: int) -> int:
     """The place behind an ID3 tag of version 2 that begins here, else `at`."""
     head = content[at : at + 10]
     if head[:3] != b"ID3" or len(head) < 10 or max(head[6:]) > 127 or head[3] > 9:

@@ -174,49 +174,6 @@ def test_implausible_headers_are_refused_before_memory_is_asked_for(tmp_path, at
         load_audio(tmp_path / "x.wav")
 
 
-def encode(path: Path, *, container: str, codec: str, rate: int, sound: np.ndarray) -> None:
-    av = pytest.importorskip("av")
-    with av.open(str(path), "w", format=container) as file:
-        track = file.add_stream(codec, rate=rate, layout="stereo")
-        frame = av.AudioFrame.from_ndarray(np.float32([sound, sound]), format="fltp", layout="stereo")
-        frame.rate = rate
-        fifo = av.AudioFifo()
-        fifo.write(frame)
-        resampler = av.AudioResampler(format=track.format, layout="stereo", rate=rate, frame_size=track.frame_size)
-        for part in [*resampler.resample(frame), *resampler.resample(None)]:
-            file.mux(track.encode(part))
-        file.mux(track.encode(None))
-
-
-@pytest.mark.parametrize(
-    ("name", "container", "codec", "rate"),
-    [("x.m4a", "mp4", "aac", 44100), ("x.webm", "webm", "libopus", 48000), ("x.aac", "adts", "aac", 44100)],
-)
-def test_other_formats_are_read_through_pyav_or_name_the_extra(tmp_path, monkeypatch, name, container, codec, rate):
-    encode(tmp_path / name, container=container, codec=codec, rate=rate, sound=chirp(2.0, rate))
-    clip = load_audio(tmp_path / name)
-    assert abs(clip.seconds - 2) < 0.1
-    heard = np.abs(np.fft.rfft(clip.waveform[4000:28000]))
-    meant = np.abs(np.fft.rfft(chirp(2.0, 16000)[4000:28000]))
-    assert np.corrcoef(heard, meant)[0, 1] > 0.95
-    assert clip.notices[0] == f"{name}: averaged 2 channels into one"
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"which needs the extra audio: pip install \"jaxprune\[audio\]\"$"):
-        load_audio(tmp_path / name)
-
-
-def test_a_playlist_is_no_sound(tmp_path):
-    """FFmpeg would open the files and addresses that one names."""
-    soundfile.write(tmp_path / "x.wav", chirp(1.0, 16000), 16000)
-    for name, text in (
-        ("x.m3u8", "#EXTM3U\n#EXTINF:1,\nx.wav\n"),
-        ("x.ffconcat", "ffconcat version 1.0\nfile x.wav\n"),
-    ):
-        (tmp_path / name).write_text(text)
-        with pytest.raises(ValueError, match="is not recognised as sound"):
-            load_audio(tmp_path / name)
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 def test_pipes_and_devices_are_refused_without_opening(tmp_path):
     os.mkfifo(tmp_path / "pipe.wav")
