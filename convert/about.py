@@ -36,6 +36,12 @@ class Facts:
     freq_stride: int | None = None
     """the source's patch stride in mel bins, if it cannot be told from its size."""
 
+    @property
+    def grid(self) -> dict[str, int | None]:
+        """All that is known of the patches' grid, by the names of `infer_grid`."""
+        strides = {"time_stride": self.time_stride, "freq_stride": self.freq_stride}
+        return {"mels": self.mels, "frames": self.source_frames} | strides
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About(Facts):

@@ -67,7 +67,7 @@ def convert(
         if has_decoder(container) and about.classes is None and about.labels is None:
             heads = {"num_heads": about.num_heads, "decoder_heads": decoder_heads}
             name = "; ".join(filter(None, (container.path.resolve().name, origin)))
-            model = read_pretraining(container, **heads)
+            model = read_pretraining(container, **heads, grid=about.grid)
             save_pretraining(model, out, about=about, source=name, frames=frames, overwrite=overwrite)
             return
         read = read_torch(source, container=container, **vars(about))

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from einops import EinopsError
@@ -11,6 +12,7 @@ from flax import nnx
 
 from jaxprune.checkpoint import fill, leaves
 from jaxprune.config import ModelConfig
+from jaxprune.features import MELS
 from jaxprune.pretraining import PlainDecoder, Pretraining, PretrainingConfig, WindowDecoder
 
 from .containers import Container, open_container
@@ -27,6 +29,7 @@ SIZED = {
     "blocks.0.mlp.fc1.weight": 2,
     "decoder_embed.weight": 2,
 }
+NO_GRID: Mapping[str, int | None] = MappingProxyType({})
 
 
 def load_pretraining(
@@ -47,14 +50,16 @@ def has_decoder(container: Container) -> bool:
     return "decoder_embed.weight" in tensors and "head.weight" not in tensors
 
 
-def read_pretraining(container: Container, *, num_heads: int | None, decoder_heads: int | None) -> Pretraining:
-    """The model in an open file; see `load_pretraining`."""
+def read_pretraining(
+    container: Container, *, num_heads: int | None, decoder_heads: int | None, grid: Mapping[str, int | None] = NO_GRID
+) -> Pretraining:
+    """The model in an open file; see `load_pretraining`. `grid` is what is known of it, for `infer_grid`."""
     tensors, path = container.weights.tensors, container.path
     if bad := {key: reason for key, tensor in tensors.items() if (reason := why_unusable(tensor))}:
         raise CheckpointError(path, "holds what cannot be a weight:", [f"{key}: {why}" for key, why in bad.items()])
     state = {key: tensor.detach().float().numpy() for key, tensor in tensors.items()}
     try:
-        config = _config(path, state, num_heads=num_heads, decoder_heads=decoder_heads)
+        config = _config(path, state, num_heads=num_heads, decoder_heads=decoder_heads, grid=grid)
     except CheckpointError:
         raise
     except ValueError as error:
@@ -83,7 +88,12 @@ def from_pretraining(model: Pretraining) -> dict[str, np.ndarray]:
 
 
 def _config(
-    path: Path, state: Mapping[str, np.ndarray], *, num_heads: int | None, decoder_heads: int | None
+    path: Path,
+    state: Mapping[str, np.ndarray],
+    *,
+    num_heads: int | None,
+    decoder_heads: int | None,
+    grid: Mapping[str, int | None],
 ) -> PretrainingConfig:
     for key, axes in SIZED.items():
         if key not in state:
@@ -92,17 +102,18 @@ def _config(
             raise CheckpointError(path, f"holds {key} with shape {state[key].shape}; it must have {axes} axes")
     width, decoder_width = state["cls_token"].shape[-1], state["decoder_embed.weight"].shape[0]
     patch = state["patch_embed.proj.weight"].shape[-1]
-    grid = infer_grid(state["pos_embed"].shape[1] - 1, family="audiomae", patch=patch)
+    found = infer_grid(state["pos_embed"].shape[1] - 1, family="audiomae", patch=patch, **grid)
     encoder = ModelConfig(
         family="audiomae",
         width=width,
         depth=_depth(state, "blocks"),
         heads=num_heads or _published_heads(width),
         classes=1,
-        frames=grid.frames,
+        frames=found.frames,
+        mels=grid.get("mels") or MELS,
         patch=patch,
-        time_stride=grid.time_stride,
-        freq_stride=grid.freq_stride,
+        time_stride=found.time_stride,
+        freq_stride=found.freq_stride,
         mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
     )
     temperatures = state.get("decoder_blocks.0.attn.tau")  # one a head

@@ -11,7 +11,7 @@ from jaxprune.features import STATISTICS
 from jaxprune.pretraining import Pretraining
 from jaxprune.pretraining import checkpoint as pretraining_checkpoint
 
-from .about import About
+from .about import About, Facts
 from .pretraining import from_pretraining
 
 
@@ -20,21 +20,12 @@ def save_pretraining(
 ) -> None:
     """Writes the model as a checkpoint of ours, loads it again, and says what was written and assumed.
 
-    Feature statistics are AudioSet's and short clips are padded with log-mel 0, as AudioMAE was pretrained, unless
-    `about` says otherwise. `frames` fits both position tables to another length. Raises `ValueError` where what was
-    written is not what was converted.
+    `pretraining_card` has its facts. `frames` fits both position tables to another length. Raises `ValueError` where
+    what was written is not what was converted.
     """
     if frames is not None:
         model = pretraining_checkpoint.of_length(model, frames=frames)
-    stats = STATISTICS[about.dataset or "audioset"]
-    card = Card(
-        model=model.config,
-        mean=stats.mean if about.mean is None else about.mean,
-        std=stats.std if about.std is None else about.std,
-        activation="sigmoid",
-        source=f"{source} (AudioMAE, pretrained, with its decoder)",
-        padding=about.padding or "zero",
-    )
+    card = pretraining_card(model, about=about, source=source)
     pretraining_checkpoint.save(out, model, card=card, overwrite=overwrite)
     saved, expected = leaves(pretraining_checkpoint.load(out)), leaves(model)
     if wrong := [name for name, leaf in expected.items() if not np.array_equal(saved[name][...], leaf[...])]:
@@ -43,6 +34,27 @@ def save_pretraining(
     if about.dataset is None and about.mean is None:
         notice(f"the feature statistics are AudioSet's, mean {card.mean:g} and std {card.std:g}; --dataset or --mean")
     notice("the decoder is kept, for pretraining to go on; --classes N makes a classifier with a new head instead")
+
+
+def pretraining_card(model: Pretraining, *, about: Facts, source: str) -> Card:
+    """The card of a pretrained AudioMAE: AudioSet's statistics and padding with 0, unless `about` says otherwise.
+
+    Raises `ValueError` where one of mean and std is given without the other, and for an unknown data set.
+    """
+    if (about.mean is None) != (about.std is None):
+        raise ValueError("a mean and a std of the features go together; give both (--mean, --std) or neither")
+    name = about.dataset or "audioset"
+    if name not in STATISTICS:
+        raise ValueError(f"no statistics are known for {name!r}; known data sets are {', '.join(STATISTICS)}")
+    stats = STATISTICS[name]
+    return Card(
+        model=model.config,
+        mean=stats.mean if about.mean is None else about.mean,
+        std=stats.std if about.std is None else about.std,
+        activation="sigmoid",
+        source=f"{source} (AudioMAE, pretrained, with its decoder)",
+        padding=about.padding or "zero",
+    )
 
 
 def pretraining_tensors(source: Path) -> dict[str, np.ndarray]:

@@ -4,53 +4,51 @@ It climbs from the sound to logits and compares at every rung. The first are log
 each side makes of the sound with its own features and padding, then patch embedding, block 0 and the unpruned encoder.
 At each keep rate follow the pruning stages. First the JAX model is forced to keep the reference's patches. So a tie can
 neither hide nor fake an error. Then it runs free. The reference is `torch_reference.py`, and for a Hugging Face
-checkpoint `transformers` as well. `rungs.py` compares.
+checkpoint `transformers` as well. `rungs.py` compares. A pretrained AudioMAE with its decoder has rungs of its own, in
+`validate_pretraining.py`.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
 
-from jaxprune.audio import load_audio, pad_batch
 from jaxprune.cli.console import notice, print_table, run
-from jaxprune.features import SAMPLE_RATE, log_mel, model_input, sample_count
+from jaxprune.features import SAMPLE_RATE
 from jaxprune.files import write_text
 from jaxprune.models import jit_forward, topk
 from jaxprune.reduction.policy import default_blocks
 from jaxprune.reduction.scores import Given
 
-from . import torch_features, torch_reference
+from . import torch_reference
 from .about import Facts
+from .containers import Container, open_container
 from .mapping import to_flax
+from .pretraining import has_decoder
 from .read import TorchCheckpoint, read_torch
 from .rungs import Rung, compare, compare_tokens, forced_rungs, free_rungs, ranks
+from .sounds import Sounds, Subject, feature_rungs, input_rung, our_input, recordings, synthetic, their_input
+from .validate_pretraining import pretraining
 
+KEEP_RATES = (1.0, 0.9, 0.7, 0.5)
 NOTHING_TOLD = Facts()
-
-
-@dataclass(frozen=True)
-class Sounds:
-    """The sounds to validate on: their names and waveforms."""
-
-    names: tuple[str, ...]
-    waveforms: tuple[np.ndarray, ...]
 
 
 def main(
     source: Annotated[Path, tyro.conf.Positional],
     audio: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
     *,
-    keep_rates: tuple[float, ...] = (1.0, 0.9, 0.7, 0.5),
+    keep_rates: tuple[float, ...] = KEEP_RATES,
     blocks: tuple[int, ...] = (),
     tolerance: float = 1e-4,
+    mask_ratio: float = 0.8,
+    decoder_heads: int | None = None,
     facts: Annotated[Facts, tyro.conf.arg(name="")] = NOTHING_TOLD,
     out: Path | None = None,
 ) -> int:
@@ -63,34 +61,66 @@ def main(
         blocks: 0-based blocks that prune; those of 3, 6 and 9 that the model has unless given.
         tolerance: largest difference allowed in logits; in tokens it grows with the largest value, if that exceeds 1;
             log-mel has its own.
+        mask_ratio: share of the patches that a pretrained AudioMAE with its decoder does not see.
+        decoder_heads: attention heads of its plain decoder, if not 16.
         facts: facts about the source, as for jaxprune convert.
         out: write the comparison as JSON here.
     """
-    checkpoint = read_torch(source, **vars(facts))
+    container = open_container(source, key=facts.key)
+    if has_decoder(container):
+        if keep_rates != KEEP_RATES or blocks:
+            notice("a pretrained AudioMAE prunes nothing: --keep-rates and --blocks are left aside")
+        subject = pretraining(
+            container, facts=facts, mask_ratio=mask_ratio, decoder_heads=decoder_heads, tolerance=tolerance
+        )
+    else:
+        subject = classifier(
+            container, source=source, facts=facts, keep_rates=keep_rates, blocks=blocks, tolerance=tolerance
+        )
+    sounds = recordings(audio) if audio else synthetic(subject.card.model.frames)
+    with jax.default_matmul_precision("highest"):
+        rungs = subject.climb(sounds)
+    passed = all(rung.passed for rung in rungs)
+    show(rungs, layout=subject.layout, sounds=sounds)
+    print(f"{'agrees' if passed else 'DOES NOT AGREE'}: {source} on {len(sounds.names)} clips")
+    if out is not None:
+        result = {
+            "source": str(source),
+            "layout": subject.layout,
+            "model": asdict(subject.card.model),
+            "clips": sounds.names,
+            "blocks": subject.blocks,
+            "passed": passed,
+            "rungs": [asdict(rung) for rung in rungs],
+        }
+        write_text(out, json.dumps(result, indent=1) + "\n")
+    return 0 if passed else 1
+
+
+def classifier(
+    container: Container,
+    *,
+    source: Path,
+    facts: Facts,
+    keep_rates: Sequence[float],
+    blocks: Sequence[int],
+    tolerance: float,
+) -> Subject:
+    """A classifier to compare. Raises `ValueError` for a checkpoint that has no head."""
+    checkpoint = read_torch(source, container=container, **vars(facts))
     for note in checkpoint.notes:
         notice(note)
     if checkpoint.missing:
         raise ValueError(
             f"{source} has no classifier ({', '.join(checkpoint.missing)}), so it has no logits to compare"
         )
-    sounds = recordings(audio) if audio else synthetic(checkpoint.card.model.frames)
-    with jax.default_matmul_precision("highest"):
-        rungs = validate(checkpoint, sounds, source=source, keep_rates=keep_rates, blocks=blocks, tolerance=tolerance)
-    passed = all(rung.passed for rung in rungs)
-    show(rungs, checkpoint, sounds)
-    print(f"{'agrees' if passed else 'DOES NOT AGREE'}: {source} on {len(sounds.names)} clips")
-    if out is not None:
-        result = {
-            "source": str(source),
-            "layout": checkpoint.layout,
-            "model": asdict(checkpoint.card.model),
-            "clips": sounds.names,
-            "blocks": blocks or default_blocks(checkpoint.card.model.depth),
-            "passed": passed,
-            "rungs": [asdict(rung) for rung in rungs],
-        }
-        write_text(out, json.dumps(result, indent=1) + "\n")
-    return 0 if passed else 1
+    asked = {"source": source, "keep_rates": keep_rates, "blocks": blocks, "tolerance": tolerance}
+    return Subject(
+        card=checkpoint.card,
+        layout=checkpoint.layout,
+        blocks=tuple(blocks or default_blocks(checkpoint.card.model.depth)),
+        climb=lambda sounds: validate(checkpoint, sounds, **asked),
+    )
 
 
 def validate(
@@ -112,16 +142,7 @@ def validate(
     policies = {rate: topk(model, dict.fromkeys(blocks, rate)) for rate in keep_rates}  # refuses what cannot be
     reference = torch_reference.build(card.model)
     reference.load_state_dict({key: torch.tensor(value) for key, value in checkpoint.state.items()})
-    waveforms, lengths = pad_batch([wave[: sample_count(card.model.frames)] for wave in sounds.waveforms])
-    mel = model_input(
-        waveforms,
-        lengths,
-        frames=card.model.frames,
-        mean=card.mean,
-        std=card.std,
-        padding=card.padding,
-        mels=card.model.mels,
-    )
+    mel = our_input(card, sounds)
     forward = jit_forward(model)
 
     rungs = feature_rungs(sounds, mels=card.model.mels)
@@ -164,22 +185,13 @@ def sound_rungs(
 ) -> list[Rung]:
     """Input and logits from the sound, each side with its own features and padding.
 
-    The features err by up to 6e-4 away from the floor, which moves logits by more than `tolerance`.
+    The features' errors move logits by more than `tolerance`.
     """
     card = checkpoint.card
-    if checkpoint.huggingface:
-        theirs = extractor_input(source, sounds)
-    else:
-        facts = {"frames": card.model.frames, "mean": card.mean, "std": card.std, "mels": card.model.mels}
-        theirs = np.stack(
-            [
-                torch_features.model_input(torch.tensor(wave), padding=card.padding, **facts).float().numpy()
-                for wave in sounds.waveforms
-            ]
-        )
+    theirs = extractor_input(source, sounds) if checkpoint.huggingface else their_input(card, sounds)
     heard = run_reference(reference, theirs, {}).logits
     return [
-        compare(theirs, mel, stage="input, from the sound", keep_rate=1.0, tolerance=2e-3 / (2 * card.std)),
+        input_rung(theirs, mel, card=card),
         compare(heard, logits, stage="logits, from the sound", keep_rate=1.0, tolerance=max(tolerance, 1e-3)),
     ]
 
@@ -195,24 +207,6 @@ def extractor_input(source: Path, sounds: Sounds) -> np.ndarray:
     extract = kind.from_pretrained(folder, local_files_only=True) if found else kind()
     waveforms = list(sounds.waveforms)
     return extract(waveforms, sampling_rate=SAMPLE_RATE, return_tensors="np")["input_values"]
-
-
-def feature_rungs(sounds: Sounds, *, mels: int) -> list[Rung]:
-    """Log-mel of every clip against float64: everywhere, and away from the floor."""
-    pairs = [
-        (
-            torch_features.log_mel(torch.tensor(wave), mels=mels).numpy(),
-            np.asarray(log_mel(jnp.asarray(wave), mels=mels)),
-        )
-        for wave in sounds.waveforms
-    ]
-    theirs, ours = (np.concatenate(values) for values in zip(*pairs, strict=True))
-    loud = theirs > -10
-    rungs = [compare(theirs, ours, stage="log-mel", keep_rate=1.0, tolerance=2e-3)]
-    if loud.any():
-        stage = "log-mel where above -10"
-        rungs.append(compare(theirs[loud], ours[loud], stage=stage, keep_rate=1.0, tolerance=6e-4))
-    return rungs
 
 
 def run_reference(
@@ -242,28 +236,7 @@ def of_transformers(name: str) -> type:
     return getattr(transformers, name)
 
 
-def recordings(paths: Sequence[Path]) -> Sounds:
-    """The recordings. A notice tells each thing that was changed on the way."""
-    clips = [load_audio(path) for path in paths]
-    for clip in clips:
-        for text in clip.notices:
-            notice(text)
-    return Sounds(tuple(str(clip.path) for clip in clips), tuple(clip.waveform for clip in clips))
-
-
-def synthetic(frames: int) -> Sounds:
-    """Three seeded sounds: noise that swells over a model's length, a chirp that ends early, and its first tenth."""
-    samples = sample_count(frames)
-    rng, time = np.random.default_rng(0), np.arange(samples) / SAMPLE_RATE
-    swell = rng.standard_normal(samples) * np.linspace(0.001, 0.3, samples)
-    chirp = np.sin(2 * np.pi * (100 + 150 * time) * time)[: max(400, samples * 2 // 3)]
-    chirp = 0.5 * chirp + 0.001 * rng.standard_normal(len(chirp))
-    waves = (swell, chirp, chirp[: max(400, samples // 10)])
-    names = ("synthetic: swelling noise", "synthetic: chirp", "synthetic: short chirp")
-    return Sounds(names, tuple(wave.astype(np.float32) for wave in waves))
-
-
-def show(rungs: Sequence[Rung], checkpoint: TorchCheckpoint, sounds: Sounds) -> None:
+def show(rungs: Sequence[Rung], *, layout: str, sounds: Sounds) -> None:
     """The comparison as a table."""
     rows = [
         [
@@ -279,7 +252,7 @@ def show(rungs: Sequence[Rung], checkpoint: TorchCheckpoint, sounds: Sounds) -> 
         for rung in rungs
     ]
     columns = ["stage", "keep rate", "max diff", "mean diff", "tolerance", "same patches", "score gap", ""]
-    print_table(f"{checkpoint.layout}: PyTorch against JAX on {len(sounds.names)} clips", columns, rows)
+    print_table(f"{layout}: PyTorch against JAX on {len(sounds.names)} clips", columns, rows)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,11 @@ class Decoder(nnx.Module):
     """Blocks between the embedded tokens and the prediction."""
 
     @abc.abstractmethod
-    def __call__(self, tokens: Float[Array, "b 1+n d"], *, dropout: BiasDropout | None) -> Float[Array, "b n d"]:
-        """The patches' codes after the blocks; the first token entering is CLS."""
+    def __call__(self, tokens: Float[Array, "b 1+n d"], *, dropout: BiasDropout | None) -> tuple[Array, ...]:
+        """The tokens that leave each block, `(b, n, d)`, or `(b, 1 + n, d)` with CLS; the first token entering is it.
+
+        The last n of a block's are the patches' codes.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,10 +127,12 @@ class PlainBlocks(Decoder):
         self.blocks = nnx.List([Block(sizes, dtype=dtype, rngs=rngs) for _ in range(decoder.depth)])
 
     def __call__(self, tokens, *, dropout):
+        left = []
         for block in self.blocks:
             tokens, _ = block.attend(tokens, queries=slice(None), mask=None)
             tokens = block.feed_forward(tokens)
-        return tokens[:, 1:]
+            left.append(tokens)
+        return tuple(left)
 
 
 class WindowBlocks(Decoder):
@@ -143,12 +148,14 @@ class WindowBlocks(Decoder):
     def __call__(self, tokens, *, dropout):
         time, freq = self.grid
         grid = rearrange(tokens[:, 1:], "b (t f) d -> b t f d", t=time, f=freq)
+        left = []
         for i, block in enumerate(self.blocks):
             shift = self.shift * (i % 2)
             windows = self.cut(jnp.roll(grid, -shift, axis=1))
             windows = block(windows, apart=self.apart(shift), dropout=dropout, index=i)
             grid = jnp.roll(self.join(windows), shift, axis=1)
-        return rearrange(grid, "b t f d -> b (t f) d")
+            left.append(rearrange(grid, "b t f d -> b (t f) d"))
+        return tuple(left)
 
     def cut(
         self, grid: Float[Array, "b t f d"] | Float[np.ndarray, "b t f d"]

@@ -43,10 +43,18 @@ class PretrainingConfig:
 @struct.dataclass
 class Pretrained:
     """`latent` `(b, 1 + k, d)`: CLS and the visible patches after the encoder's last norm. `prediction`
-    `(b, n, pixels)`: the pixels of every patch, time-major, in the family's patch order. Both float32."""
+    `(b, n, pixels)`: the pixels of every patch, time-major, in the family's patch order. Both float32.
+
+    The rest is the way there, which costs nothing under jit where nobody reads it. `tokens_in` enter the encoder and
+    `blocks` leave each of its blocks. `mixed` `(b, 1 + n, w)` enter the decoder and `decoder_blocks` leave its blocks.
+    """
 
     latent: Float[Array, "b pk d"]
     prediction: Float[Array, "b n pixels"]
+    tokens_in: Float[Array, "b pk d"]
+    blocks: tuple[Float[Array, "b pk d"], ...]
+    mixed: Float[Array, "b s w"]
+    decoder_blocks: tuple[Float[Array, "b _ w"], ...]
 
 
 class Pretraining(nnx.Module):
@@ -116,28 +124,32 @@ class Pretraining(nnx.Module):
         self, patches: Float[Array, "b n pixels"], visible: Int[Array, "b k"], *, dropout: BiasDropout | None
     ) -> Pretrained:
         """Encodes the visible patches and predicts the pixels of all."""
-        latent = self.encode(patches, visible)
-        return Pretrained(latent, self.decode(latent, visible, dropout=dropout))
+        tokens_in, blocks = self.encode(patches, visible)
+        latent = self.norm(blocks[-1]).astype(jnp.float32)
+        mixed = self.mix(latent, visible)
+        behind = self.decoder(mixed, dropout=dropout)
+        codes = behind[-1][:, -patches.shape[1] :]  # without CLS, where the decoder has it
+        prediction = self.predict(self.decoder_norm(codes))
+        return Pretrained(latent, prediction, tokens_in, blocks, mixed, behind)
 
-    def encode(self, patches: Float[Array, "b n pixels"], visible: Int[Array, "b k"]) -> Float[Array, "b pk d"]:
-        """CLS and the visible patches after all blocks and the last norm."""
+    def encode(
+        self, patches: Float[Array, "b n pixels"], visible: Int[Array, "b k"]
+    ) -> tuple[Float[Array, "b pk d"], tuple[Float[Array, "b pk d"], ...]]:
+        """CLS and the visible patches before the first block, and after each."""
         tokens = self.embed(self.patch_embed(patches))
         patch_ids = jnp.broadcast_to(jnp.arange(patches.shape[1], dtype=jnp.int32), patches.shape[:2])
         tokens = Tokens(tokens, patch_ids, extra_tokens=1).select(visible, alive=None)
         unread = jnp.zeros(patches.shape[:2])  # no score looks at the pixels, because nothing is pruned
-        tokens, _ = self.encoder(tokens, Policy(AudioMAE.score, {}), patch_mean=unread, patch_std=unread)
-        return self.norm(tokens.values).astype(jnp.float32)
+        _, trace = self.encoder(tokens, Policy(AudioMAE.score, {}), patch_mean=unread, patch_std=unread)
+        return tokens.values, tuple(block.tokens for block in trace)
 
-    def decode(
-        self, latent: Float[Array, "b pk d"], visible: Int[Array, "b k"], *, dropout: BiasDropout | None
-    ) -> Float[Array, "b n pixels"]:
-        """Every patch's pixels: the visible ones' codes at their places, the mask token at all others."""
+    def mix(self, latent: Float[Array, "b pk d"], visible: Int[Array, "b k"]) -> Float[Array, "b s w"]:
+        """The decoder's input: the visible patches' codes at their places, the mask token at all others."""
         codes = self.decoder_embed(latent).astype(jnp.float32)
         count = len(self.decoder_positions[...]) - 1
         patches = repeat(self.mask_token[...], "d -> b n d", b=latent.shape[0], n=count)
         patches = jax.vmap(lambda patches, at, codes: patches.at[at].set(codes))(patches, visible, codes[:, 1:])
-        tokens = jnp.concatenate([codes[:, :1], patches], axis=1) + self.decoder_positions[...][None]
-        return self.predict(self.decoder_norm(self.decoder(tokens, dropout=dropout)))
+        return jnp.concatenate([codes[:, :1], patches], axis=1) + self.decoder_positions[...][None]
 
 
 def normalised(patches: Float[Array, "b n pixels"]) -> Float[Array, "b n pixels"]:

@@ -1,5 +1,6 @@
 """A pretrained AudioMAE through `jaxprune convert`: its decoder is kept, both ways."""
 
+import json
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import small
-from jaxprune.convert import load_pretraining
+from jaxprune.convert import load_pretraining, validate_pretraining
 from jaxprune.convert.random_checkpoint import write_audiomae_pretrained
 from quick import quick_compiling  # noqa: F401
 
@@ -92,3 +93,54 @@ def test_the_package_imports_torch_only_when_a_loader_is_asked_for():
     program += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+def validate(*arguments) -> int:
+    with pytest.raises(SystemExit) as left:
+        command("validate", [str(argument) for argument in arguments])
+    return left.value.code
+
+
+def test_validate_climbs_through_the_decoder_and_finds_a_changed_tensor(official, tmp_path, capsys, monkeypatch):
+    assert validate(official, "--num-heads", 3, "--out", tmp_path / "proof.json") == 0
+    assert "agrees" in capsys.readouterr().out
+    proof = json.loads((tmp_path / "proof.json").read_text())
+    stages = {rung["stage"]: rung["passed"] for rung in proof["rungs"]}
+    assert list(stages)[3:] == [
+        "patches seen, in their order", "patch embedding", "encoder block 0", "encoder block 1", "latent",
+        "decoder, embedded", "decoder block 0", "decoder block 1", "prediction", "loss, normalised pixels",
+        "loss, pixels as they are", "tensors, there and back",
+    ]  # fmt: skip
+    right = validate_pretraining.read_pretraining
+
+    def wrong(*arguments, **options):
+        model = right(*arguments, **options)
+        model.decoder.blocks[1].attention.temperature[...] = model.decoder.blocks[1].attention.temperature[...] * 1.5
+        return model
+
+    monkeypatch.setattr(validate_pretraining, "read_pretraining", wrong)
+    asked = ("--num-heads", 3, "--keep-rates", 0.5, "--out", tmp_path / "proof.json")
+    assert validate(official, *asked) == 1
+    said = capsys.readouterr()
+    assert "DOES NOT AGREE" in said.out
+    assert "--keep-rates and --blocks are left aside" in said.err
+    stages = {rung["stage"]: rung["passed"] for rung in json.loads((tmp_path / "proof.json").read_text())["rungs"]}
+    failed = [stage for stage, passed in stages.items() if not passed]
+    assert failed[:2] == ["decoder block 1", "prediction"]
+    assert failed[-1] == "tensors, there and back"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--mask-ratio", 0.999), "mask ratio 0.999 leaves none of 64"),
+        (("--mask-ratio", 1), "mask ratio 1.0 is not allowed"),
+        (("--mean", -5), "a mean and a std of the features go together"),
+        (("--dataset", "birds"), "no statistics are known for 'birds'"),
+    ],
+)
+def test_validate_refuses_in_a_sentence(official, capsys, options, said):
+    assert validate(official, "--num-heads", 3, *options) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

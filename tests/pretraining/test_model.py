@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 from helpers import random_mel, small
 from jaxprune.convert.pretraining import from_pretraining, load_pretraining
-from pretraining.torch_pretraining import Reference
+from jaxprune.convert.torch_pretraining import Reference
 from quick import quick_compiling  # noqa: F401
 
 from jaxprune.models import AudioMAE
@@ -50,24 +50,17 @@ def visible(clips: int = 2) -> jax.Array:
 
 
 def reference(model: Pretraining) -> Reference:
-    return Reference(
-        from_pretraining(model),
-        heads=ENCODER.heads,
-        decoder_heads=model.settings.decoder.heads,
-        grid=ENCODER.grid,
-    )
+    return Reference(from_pretraining(model), model.settings)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_latent_and_prediction_are_pytorchs(decoder):
     model, mel, ids = make(decoder), jnp.asarray(random_mel(ENCODER)), visible()
     output = jax.jit(lambda mel: model(mel, ids))(mel)
-    theirs = reference(model)
     with torch.no_grad():
-        latent, _ = theirs.latent(torch.tensor(np.asarray(mel)), torch.tensor(np.asarray(ids)))
-        prediction = theirs.prediction(latent, torch.tensor(np.asarray(ids)))
-    np.testing.assert_allclose(output.latent, latent, atol=5e-6)
-    np.testing.assert_allclose(output.prediction, prediction, atol=5e-6)
+        theirs = reference(model)(torch.tensor(np.asarray(mel)), torch.tensor(np.asarray(ids)))
+    np.testing.assert_allclose(output.latent, theirs.latent, atol=5e-6)
+    np.testing.assert_allclose(output.prediction, theirs.prediction, atol=5e-6)
 
 
 @pytest.mark.parametrize("normalise", [True, False])
@@ -75,9 +68,8 @@ def test_latent_and_prediction_are_pytorchs(decoder):
 def test_loss_and_gradients_are_pytorchs(decoder, normalise):
     model, mel, ids = make(decoder), jnp.asarray(random_mel(ENCODER)), visible()
     ours, gradients = nnx.jit(nnx.value_and_grad(lambda model: model.loss(mel, ids, normalise=normalise)))(model)
-    theirs, chosen = reference(model), torch.tensor(np.asarray(ids))
-    latent, patches = theirs.latent(torch.tensor(np.asarray(mel)), chosen)
-    loss = theirs.loss(patches, theirs.prediction(latent, chosen), chosen, normalise=normalise)
+    theirs, chosen, heard = reference(model), torch.tensor(np.asarray(ids)), torch.tensor(np.asarray(mel))
+    loss = theirs.loss(heard, theirs(heard, chosen).prediction, chosen, normalise=normalise)
     loss.backward()
     np.testing.assert_allclose(ours, loss.item(), rtol=2e-6)
     nnx.update(model, gradients)  # so that the way back to official tensors names the gradients
