@@ -193,7 +193,7 @@ def test_a_long_file_takes_little_memory(tmp_path):
     assert (tmp_path / "x.flac").stat().st_size > 40e6
     program = (
         "import re, sys; from pathlib import Path; from jaxprune import audio\n"
-        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])  # of this program\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "audio._HELD_SECONDS = 1  # as if it were long\n"
         "before = peak()\n"
         "count = sum(1 for _ in audio.windows_of(sys.argv[1], samples=163840, hop=163840))\n"
