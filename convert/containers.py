@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from jaxprune.card_file import CARD
+
 from .errors import CheckpointError, first_sentence, shown
 from .pickles import DAMAGED, check_torch_file, is_legacy
 from .state_dicts import Blank, StateDict, find_state_dict
@@ -61,6 +63,8 @@ def open_container(path: Path | str, *, key: str | None = None) -> Container:
         raise CheckpointError(path, "does not exist")
     if not path.is_dir():
         return _open_file(path, key=key)
+    if (path / CARD).is_file():
+        raise CheckpointError(path, "is a jaxprune checkpoint already; --to-torch makes a PyTorch one of it")
     if not (path / "config.json").is_file():
         raise CheckpointError(
             path,

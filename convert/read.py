@@ -166,7 +166,7 @@ class _Found:
 
     def original(self, key: str) -> str:
         """A key as it is in the file."""
-        return self.container.weights.prefix + key
+        return self.container.weights.original(key)
 
 
 def _configuration(container: Container, *, classifier: bool) -> Said:

@@ -57,10 +57,35 @@ def test_a_prefix_before_hugging_faces_own_is_taken_off(tmp_path, prefix):
     same(read_torch(tmp_path), random_state(_equal_eps(), seed=0))
 
 
-def test_a_prefix_of_some_keys_alone_is_not_taken_off(tmp_path, state):
-    torch.save({f"model.{key}": value for key, value in state.items()} | {"loss.weight": torch.ones(3)}, tmp_path / "a")
-    with pytest.raises(CheckpointError, match="is not an AST or AudioMAE checkpoint; it holds"):
-        read_torch(tmp_path / "a", num_heads=3)
+def test_a_prefix_of_some_keys_alone_is_taken_off_on_request(tmp_path, state):
+    """A loss with weights, and an averaged copy, in the state dict of a training program."""
+    averaged = {f"ema_model.module.{key}": value + 1 for key, value in state.items()}
+    trained = {f"model.{key}": value for key, value in state.items()}
+    for beside, names in (({"loss.weight": torch.ones(3)}, "model"), (averaged, "model, ema_model")):
+        torch.save(trained | beside, tmp_path / "a")
+        sentence = f"holds other tensors beside its model, or two models; choose with --key: {names}$"
+        with pytest.raises(CheckpointError, match=sentence):
+            read_torch(tmp_path / "a", num_heads=3)
+        read = read_torch(tmp_path / "a", num_heads=3, key="model")
+        same(read, state)
+        assert read.ignored.keys() == beside.keys()
+        assert read.names["v.cls_token"] == ("model.v.cls_token",)
+    same(read_torch(tmp_path / "a", num_heads=3, key="ema_model"), {key: value + 1 for key, value in state.items()})
+    with pytest.raises(CheckpointError, match="under the key v; its models are: model, ema_model"):
+        read_torch(tmp_path / "a", num_heads=3, key="v")
+
+
+@pytest.mark.parametrize("word", ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_the_names_of_wrapped_parts_are_taken_out_of_the_keys(tmp_path, state, word):
+    wrapped = {key.replace("v.", f"v.{word}.").replace("s.1.", f"s.1.{word}."): key for key in state}
+    torch.save({f"model.{name}": state[key] for name, key in wrapped.items()}, tmp_path / "a.pth")
+    read = read_torch(tmp_path / "a.pth", num_heads=3)
+    same(read, state)
+    assert f"The names of wrapped parts were taken out of the keys: {word}." in read.notes
+    assert read.names["v.blocks.1.norm1.bias"] == (f"model.v.{word}.blocks.1.{word}.norm1.bias",)
+    torch.save(state | {f"v.{word}.cls_token": state["v.cls_token"]}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=f"v.{word}.cls_token: unexpected"):
+        read_torch(tmp_path / "a.pth", num_heads=3)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +104,8 @@ def test_a_wrapper_is_taken_off_with_a_note(tmp_path, state, place):
 
 def test_of_several_the_trained_weights_come_before_the_averaged_ones_and_key_chooses(tmp_path, state):
     averaged = {key: value + 1 for key, value in state.items()}
+    torch.save({"avg_model": averaged, "net": state}, tmp_path / "a.pth")
+    same(read_torch(tmp_path / "a.pth", num_heads=3), state)
     content = {"model_ema": averaged, "model": state, "optimizer": {"state": {0: torch.ones(3)}}, "args": None}
     torch.save(content, tmp_path / "a.pth")
     read = read_torch(tmp_path / "a.pth", num_heads=3)

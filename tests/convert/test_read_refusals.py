@@ -98,6 +98,8 @@ def test_directories_without_their_files(tmp_path):
     refused(tmp_path, "without config.json")
     (tmp_path / "config.json").write_text("{}")
     refused(tmp_path, "holds no weights", "model.safetensors")
+    (tmp_path / "card.json").write_text("{}")
+    refused(tmp_path, "is a jaxprune checkpoint already; --to-torch makes a PyTorch one of it")
 
 
 @pytest.mark.parametrize(
