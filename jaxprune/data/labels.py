@@ -6,6 +6,7 @@ head compares its size with their number.
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,24 @@ def read_label_file(path: Path | str) -> LabelFile:
 def named_labels(path: Path | None, names: Iterable[str], *, name: str) -> LabelFile:
     """The label file at `path`; without one, the data set's own class names in alphabetical order.
 
-    Raises `ValueError` if the data set `name` uses a class name that the file lacks.
+    Names that are the same Unicode in another form are one class; `ids` has each of `names` as it is spelled. Raises
+    `ValueError` if the data set `name` uses a class name that the file lacks.
     """
     names = sorted(set(names))
     if path is None:
-        return LabelFile(names=tuple(names), ids={label: i for i, label in enumerate(names)})
-    labels = read_label_file(path)
-    refuse((label for label in names if label not in labels.ids), f"{name}: labels are not in {path}")
-    return labels
+        spelled = {_composed(label): label for label in reversed(names)}  # the first of each
+        own = sorted(spelled.values())
+        labels = LabelFile(names=tuple(own), ids={label: i for i, label in enumerate(own)})
+    else:
+        labels = read_label_file(path)
+    known = {_composed(label): i for label, i in labels.ids.items()}
+    refuse((label for label in names if _composed(label) not in known), f"{name}: labels are not in {path}")
+    return dataclasses.replace(labels, ids=labels.ids | {label: known[_composed(label)] for label in names})
+
+
+def _composed(name: str) -> str:
+    """The name in the one form that all its forms share."""
+    return unicodedata.normalize("NFC", name)
 
 
 def from_id2label(content: Any) -> tuple[str, ...]:

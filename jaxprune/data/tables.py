@@ -40,7 +40,7 @@ def read_rows(path: Path, columns: Sequence[str], *, bare: Sequence[re.Pattern] 
     row match `bare`, one pattern for each of `columns`. Raises `ValueError` unless it has the columns and each row
     fills them.
     """
-    text = read_text(path)
+    text = io.StringIO(read_text(path), newline=None).getvalue()  # line ends of any system
     if not text.strip():
         raise ValueError(f"{path}: has no rows")
     rows, header = _dialect(text, columns, path)
@@ -114,7 +114,15 @@ def json_entries(path: Path) -> list[dict[str, Any]]:
     for entry in entries:
         if not isinstance(entry, dict):
             raise ValueError(f'{path}: expected a list of objects, or {{"data": [...]}}; it has {entry!r:.80}')
-    return [{name.strip().lower(): value for name, value in entry.items()} for entry in entries]
+    return [_lower(entry, path) for entry in entries]
+
+
+def _lower(entry: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The object with names in lower case. Raises `ValueError` where two of them are then the same."""
+    named = {name.strip().lower(): value for name, value in entry.items()}
+    if len(named) < len(entry):
+        raise ValueError(f"{path}: an object has a name twice, in upper and lower case: {entry!r:.80}")
+    return named
 
 
 def texts(value: Any, *, separator: str, known: Iterable[str] = ()) -> list[str] | None:
@@ -170,4 +178,8 @@ def _named(row: list[str], header: list[str], columns: Sequence[str], path: Path
     for column in columns:
         if not named.get(column):
             raise ValueError(f"{path}: row {line} has no {column}; it must have {', '.join(columns)}")
+        if "\n" in named[column]:
+            raise ValueError(
+                f'{path}: row {line}: a quote (") opens before {named[column]!r:.80} and ends a line later'
+            )
     return named

@@ -9,7 +9,7 @@ from helpers import ROOT
 from layouts import refuses, touch
 
 from jaxprune.data.labels import read_label_file
-from jaxprune.data.own import Manifest
+from jaxprune.data.own import Folder, Manifest
 from jaxprune.data.published import AudioSet
 
 PLAIN = 'path,labels,split\na.wav,dog;cat,train\n"b, too.wav",cat,test\n'
@@ -42,6 +42,7 @@ def same(folder: Path, name: str, content: str | bytes) -> None:
         'a.wav,dog;cat,train\n"b, too.wav",cat,test\n',  # no header
         "\ufeff" + PLAIN,
         PLAIN.replace("train\n", "train,\n"),  # an empty field at the end
+        PLAIN.replace("\n", "\r"),
     ],
 )
 def test_dialects_of_csv_are_read(folder, text):
@@ -59,6 +60,7 @@ def test_dialects_of_csv_are_read(folder, text):
         ("file,class\na.wav,dog\n", "its columns are 'file, class'; it must have path, labels, split"),
         ("path,labels,split\na.wav,dog,cat,train\n", "row 2 has 4 fields for the header's 3 (path, labels, split)"),
         ("path,labels,split,path\na.wav,dog,train,b.wav\n", "its header has the column path twice"),
+        (PLAIN + 'c.wav,"dog,test\nd.wav,cat",test\n', "row 4: a quote (\") opens before 'dog,test\\nd.wav,cat' and"),
         ("path,labels,split\na.wav,dog\n", "row 2 has no split; it must have path, labels, split"),
         ("a.wav,dog,train\nb.wav,dog\n", "row 2 has no split"),
         ("a.wav,dog,nosplit\n", "its columns are 'a.wav, dog, nosplit'; it must have"),
@@ -111,6 +113,7 @@ def test_values_of_json_that_mean_nothing_are_refused(folder, entry, sentence):
     [
         ("m.json", "[" * 100_000, "m.json: is not JSON that is read here: it is nested too deeply"),
         ("m.json", '[{"path": ' + "9" * 5000 + "}]", "m.json: holds a number that is too long"),
+        ("m.json", '[{"path": "a", "PATH": "b"}]', "an object has a name twice, in upper and lower case: {'path': 'a'"),
         ("m.json", '["a.wav"]', "expected a list of objects, or {\"data\": [...]}; it has 'a.wav'"),
         ("m.jsonl", '{"path": "a.wav"}\n{', "m.jsonl: line 2 is not JSON ("),
     ],
@@ -156,6 +159,24 @@ def test_names_in_another_unicode_form_are_found(tmp_path):
     assert Path(dataset.records[0].path).exists()
     (tmp_path / "m.csv").write_text(f"path,labels,split\n{composed},x,train\n{apart},x,test\n")
     refuses(Manifest(path=tmp_path / "m.csv"), "in train is ")
+
+
+def test_a_class_in_two_unicode_forms_is_one(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for name in (f"train/{composed}/1.wav", f"test/{apart}/2.wav", "train/dog/3.wav"):
+        touch(tmp_path / "own" / name)
+    dataset = Folder(root=tmp_path / "own").read()
+    assert len(dataset.labels) == 2
+    assert unicodedata.normalize("NFC", dataset.labels[0]) == composed
+    assert [(record.labels, record.split) for record in dataset.records if "caf" in record.path] == [
+        ((0,), "test"),
+        ((0,), "train"),
+    ]
+    (tmp_path / "labels.txt").write_text(f"dog\n{composed}\n")
+    rows = f"own/train/dog/3.wav,dog;{apart},train\nown/train/{composed}/1.wav,{composed},train\n"
+    (tmp_path / "m.csv").write_text(f"path,labels,split\n{rows}")
+    dataset = Manifest(path=tmp_path / "m.csv", labels=tmp_path / "labels.txt").read()
+    assert [record.labels for record in dataset.records] == [(0, 1), (1,)]
 
 
 def test_missing_files_may_be_skipped_up_to_a_fifth(tmp_path):
