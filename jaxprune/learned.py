@@ -4,12 +4,15 @@ A model that has predictors brings them along (`ModelConfig.predictors`); others
 `jaxprune.reduction.dynamic`, the recipe that trains them is `jaxprune.training.dynamic`'s.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from jaxtyping import Array, Float
 
+from jaxprune.config import ModelConfig
+from jaxprune.methods import rate_for
 from jaxprune.models import Classifier
-from jaxprune.reduction.dynamic import Drawn, Predicted, Undecided
+from jaxprune.reduction.dynamic import Counted, Drawn, Predicted, Undecided
 from jaxprune.reduction.policy import Policy, default_blocks
 from jaxprune.reduction.predictors import Predictor, ratio_count, stage_ratios
 
@@ -29,9 +32,25 @@ def dynamic(model: Classifier, ratios: float | Sequence[float], predictors: Pred
     stages = _stages(model, predictors)
     counts = [ratio_count(ratio, model.config.patches) for ratio in stage_ratios(ratios, stages=len(stages))]
     reductions = {
-        block: Predicted(predictor, count) for (block, predictor), count in zip(stages.items(), counts, strict=True)
+        block: Predicted(count, predictor) for (block, predictor), count in zip(stages.items(), counts, strict=True)
     }
     return Policy(model.score, reductions)
+
+
+def rate_for_saving(config: ModelConfig, blocks: Sequence[int], saving: float) -> float:
+    """The rate at which predictors at `blocks` save a share of the multiply-accumulates. Raises `ValueError` as
+    `jaxprune.tome` for a saving that cannot be had."""
+
+    def stages(rate: float) -> dict[int, Counted]:
+        ratios = stage_ratios(rate, stages=len(blocks))
+        return {
+            block: Counted(ratio_count(ratio, config.patches))
+            for block, ratio in zip(sorted(blocks), ratios, strict=True)
+        }
+
+    rates = (step / 1000 for step in range(1, 1001))
+    lowest = next(rate for rate in rates if math.trunc(config.patches * rate ** len(blocks)) > 0)
+    return rate_for(config, stages, saving, lowest=lowest)
 
 
 def drawn_decisions(

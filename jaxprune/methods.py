@@ -7,6 +7,7 @@ What each computes is in `jaxprune.reduction`; here are its published settings, 
 import bisect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxprune.families import FAMILIES
 from jaxprune.models import Classifier, topk
 from jaxprune.positions import patch_corners
 from jaxprune.reduction.fusing import Fuse
+from jaxprune.reduction.joining import in_turn
 from jaxprune.reduction.merging import Merge, schedule
 from jaxprune.reduction.policy import Policy, stage_rates
 from jaxprune.reduction.pooling import PoolTime
@@ -117,18 +119,32 @@ def lattice(config: ModelConfig) -> Lattice:
     return Lattice(jnp.asarray(-((places @ np.array([0.7548776662466927, 0.5698402910980532])) % 1), jnp.float32))
 
 
-def rate_for(config: ModelConfig, stages: Callable[[float], Mapping[int, Reduction]], saving: float) -> float:
+def rate_for(
+    config: ModelConfig,
+    stages: Callable[[float], Mapping[int, Reduction]],
+    saving: float,
+    *,
+    lowest: float = 0.001,
+) -> float:
     """The keep rate, in steps of 0.001, whose stages save this share of the multiply-accumulates, or nearest to it.
 
-    Raises `ValueError` as `tome` for a saving that cannot be had.
+    Rates below `lowest` are not tried. Raises `ValueError` as `tome` for a saving that cannot be had.
     """
-    return 1 - _nearest(config, lambda step: stages(1 - step / 1000), steps=999, saving=saving) / 1000
+    steps = round(1000 * (1 - lowest))
+    step = _nearest(config, lambda step: stages(round(1 - step / 1000, 3)), steps=steps, saving=saving)
+    return round(1 - step / 1000, 3)
 
 
-def merges_for(config: ModelConfig, saving: float, *, visible: int | None = None) -> tuple[int, ...]:
+def merges_for(
+    config: ModelConfig,
+    saving: float,
+    *,
+    visible: int | None = None,
+    pruned: Mapping[int, Reduction] = MappingProxyType({}),
+) -> tuple[int, ...]:
     """The tokens to merge in each block for a saving, as `tome` has them. `visible` patches enter block 0 (None: all).
 
-    Raises `ValueError` as `tome`.
+    `pruned` are reductions that go before merging and count as saved. Raises `ValueError` as `tome`.
     """
 
     def spread(total: int) -> tuple[int, ...]:
@@ -136,7 +152,7 @@ def merges_for(config: ModelConfig, saving: float, *, visible: int | None = None
         return tuple(each + (block < more) for block in range(config.depth))
 
     def stages(total: int) -> dict[int, Reduction]:
-        return {block: Merge(count) for block, count in enumerate(spread(total))}
+        return in_turn(pruned, {block: Merge(count) for block, count in enumerate(spread(total))})
 
     patches = config.patches if visible is None else visible
     steps = config.depth * (patches // 2)

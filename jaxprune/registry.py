@@ -18,16 +18,17 @@ import jax.numpy as jnp
 from jaxprune import methods
 from jaxprune.config import ModelConfig
 from jaxprune.cost import macs_of_stages
-from jaxprune.learned import dynamic
+from jaxprune.learned import dynamic, rate_for_saving
 from jaxprune.models import CLASSES, Classifier
 from jaxprune.reduction.fusing import Fuse, MaskedFuse
+from jaxprune.reduction.joining import in_turn
 from jaxprune.reduction.merging import MaskedMerge, Merge
 from jaxprune.reduction.policy import Policy, between_stages, stage_rates, top_k_stages
-from jaxprune.reduction.scores import ClsAttention, Random, Score
+from jaxprune.reduction.scores import ClsAttention, PatchMean, PatchStd, Random, Score
 from jaxprune.reduction.selection import keep_count
 from jaxprune.reduction.tokens import Reduction
 
-MethodName = Literal["topk", "evit", "tome", "dynamic", "random", "grid", "pool"]
+MethodName = Literal["topk", "evit", "tome", "dynamic", "random", "grid", "loudest", "varied", "pool", "hybrid"]
 LEARNED = "dynamic"  # needs the model's predictors, where the others need its geometry
 Rates = Mapping[int, float]
 Stages = dict[int, Reduction]
@@ -61,7 +62,7 @@ def reduced(
     if (keep_rate is None) == (saving is None):
         raise ValueError("a method needs either keep rates or a saving; give one of them")
     if method == LEARNED:
-        return _learned(model, keep_rate)
+        return _learned(model, keep_rate, saving)
     chosen, config = by_name(method), model.config
     if saving is not None:
         return Policy(chosen.score(config, 0), chosen.for_saving(config, saving))
@@ -76,11 +77,11 @@ def by_name(method: str) -> Method:
     return METHODS[method]
 
 
-def _learned(model: Classifier, keep_rate: float | Rates | None) -> Policy:
-    """DynamicViT's policy at one rate, or at the products of the rates of the model's predictors."""
+def _learned(model: Classifier, keep_rate: float | Rates | None, saving: float | None) -> Policy:
+    """DynamicViT's policy at one rate, for a saving, or at the products of the rates of the model's predictors."""
     blocks = model.config.predictors
     if keep_rate is None:
-        raise ValueError("learned pruning is trained for its ratios, so no saving is looked for; give a keep rate")
+        keep_rate = rate_for_saving(model.config, blocks, saving) if blocks else 1.0  # which is refused below
     if not isinstance(keep_rate, Mapping):
         return dynamic(model, keep_rate)
     if blocks and tuple(sorted(keep_rate)) != blocks:
@@ -159,6 +160,34 @@ def _pooled(config: ModelConfig, rates: Rates, patches: int) -> Stages:
     return methods.pools_for(config, _cost_of(config, tuple(rates.items()), config.patches))
 
 
+def _halfway(rates: Rates) -> Stages:
+    """The pruning of a hybrid: at each block half of what top-k drops."""
+    return top_k_stages({block: (1 + rate) / 2 for block, rate in rates.items()})
+
+
+@functools.lru_cache(maxsize=256)
+def _merges_after(config: ModelConfig, rates: tuple[tuple[int, float], ...], patches: int) -> tuple[int, ...]:
+    """The tokens that a hybrid merges in each block, for the cost of top-k at keep rates."""
+    saving = _cost_of(config, rates, patches)
+    return methods.merges_for(config, saving, visible=patches, pruned=_halfway(dict(rates)))
+
+
+def _both(config: ModelConfig, rates: Rates, patches: int) -> Stages:
+    """Half of what top-k drops is pruned, and the other half of the saving comes from merging in every block."""
+    merges = _merges_after(config, tuple(rates.items()), patches)
+    return in_turn(_halfway(rates), {block: Merge(r) for block, r in enumerate(merges)})
+
+
+def _both_for_saving(config: ModelConfig, saving: float) -> Stages:
+    """The hybrid at the rates at which top-k has this saving."""
+
+    def rates(rate: float) -> dict[int, float]:
+        return stage_rates(rate, depth=config.depth)
+
+    rate = methods.rate_for(config, lambda rate: top_k_stages(rates(rate)), saving)
+    return _both(config, rates(rate), config.patches)
+
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "topk": _ranked(_own),
@@ -178,6 +207,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "random": _ranked(lambda config, draw: Random(jax.random.key(draw))),
         "grid": _ranked(lambda config, draw: methods.lattice(config)),
+        "loudest": _ranked(lambda config, draw: PatchMean()),
+        "varied": _ranked(lambda config, draw: PatchStd()),
         "pool": Method(score=_own, exact=_pooled, between=None, for_saving=methods.pools_for),
+        "hybrid": Method(score=_own, exact=_both, between=None, for_saving=_both_for_saving),
     }
 )

@@ -16,14 +16,26 @@ from jaxprune.reduction.tokens import Reduction, Tokens
 
 
 @struct.dataclass
-class Predicted(Reduction):
+class Counted(Reduction):
+    """The cost of a learned choice of `count` patches, of which `Predicted` makes the choice."""
+
+    count: int = struct.field(pytree_node=False)
+
+    def size_before(self, patches: int) -> int:
+        return min(self.count, patches)
+
+    def macs(self, patches: int, *, width: int, heads: int, extra_tokens: int) -> int:
+        return predictor_macs(width, patches)
+
+
+@struct.dataclass
+class Predicted(Counted):
     """Keeps the `count` patches that the predictor gives the highest probability, in falling order.
 
     Fewer where a block has no more. The block's attention sees only them.
     """
 
     predictor: Predictor
-    count: int = struct.field(pytree_node=False)
 
     def before(self, tokens: Tokens) -> Tokens:
         shape = tokens.patch_ids.shape
@@ -32,12 +44,6 @@ class Predicted(Reduction):
         index = best(score, tokens.alive, self.size_before(shape[1]))
         alive = None if tokens.alive is None else jnp.take_along_axis(tokens.alive, index, axis=1)
         return tokens.select(index, alive=alive)
-
-    def size_before(self, patches: int) -> int:
-        return min(self.count, patches)
-
-    def macs(self, patches: int, *, width: int, heads: int, extra_tokens: int) -> int:
-        return predictor_macs(width, patches)
 
 
 @struct.dataclass

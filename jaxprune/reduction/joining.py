@@ -1,5 +1,7 @@
 """Two reductions in one block, one after the other: what makes hybrids of methods."""
 
+from collections.abc import Mapping
+
 from flax import struct
 
 from jaxprune.reduction.scores import BlockSignals
@@ -77,3 +79,23 @@ class Then(Reduction):
         """The second's, for the tokens that it gets."""
         left = self.stage.size(patches)
         return self.rest.macs(left, width=width, heads=heads, extra_tokens=extra_tokens)
+
+
+def in_turn(first: Mapping[int, Reduction], then: Mapping[int, Reduction]) -> dict[int, Reduction]:
+    """Both, by block: at a block of both, the first's reduction, then the other's of what is left.
+
+    Raises `ValueError` where the first's acts after attention and is no stage that only prunes.
+    """
+    stages = {**first, **then}
+    for block in first.keys() & then.keys():
+        one, other = first[block], then[block]
+        if type(one).between is Reduction.between:
+            stages[block] = Before(one, other)
+        elif isinstance(one, Stage):
+            stages[block] = Then(one, other)
+        else:
+            raise ValueError(
+                f"at block {block} a {type(one).__name__} comes first, but only pruning can go before another "
+                "reduction in the same block; give the two other blocks"
+            )
+    return dict(sorted(stages.items()))

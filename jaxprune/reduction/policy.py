@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.reduction.joining import Before, Then
+from jaxprune.reduction.joining import in_turn
 from jaxprune.reduction.scores import Score
 from jaxprune.reduction.selection import MaskedTopK, Stage, TopK, keep_count
 from jaxprune.reduction.tokens import Reduction
@@ -44,19 +44,7 @@ class Policy:
             raise ValueError(
                 f"the policies rank by {scores[0].__name__} and {scores[1].__name__}; give both the same score"
             )
-        stages = self.stages | other.stages
-        for block in self.stages.keys() & other.stages.keys():
-            first, rest = self.stages[block], other.stages[block]
-            if type(first).between is Reduction.between:
-                stages[block] = Before(first, rest)
-                continue
-            if not isinstance(first, Stage):
-                raise ValueError(
-                    f"at block {block} a {type(first).__name__} comes first, but only pruning can go before another "
-                    "reduction in the same block; give the two other blocks"
-                )
-            stages[block] = Then(first, rest)
-        return Policy(self.score, dict(sorted(stages.items())))
+        return Policy(self.score, in_turn(self.stages, other.stages))
 
     @classmethod
     def tree_unflatten(cls, types: Any, children: Any) -> "Policy":

@@ -8,47 +8,35 @@ one keep rate each, at any keep rate, and at any keep rate with the unpruned pas
 shipped `ast-words`, AudioMAE from an encoder that is pretrained here, once; on words it is trained from random weights,
 too, to tell what the pretraining gives. Each model is then measured at every keep rate, on the validation clips, by
 which everything was chosen, and on the test clips. The same command goes on where it was cut off.
-
-Intervals are over clips, and over speakers. Clips of one speaker are alike, so the second are the honest ones for
-words.
+Intervals are over clips, and over speakers (`scripts.studies.pieces`).
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
-from jaxtyping import Bool, Num
 
 from jaxprune import checkpoint
-from jaxprune.analysis.bootstrap import DEFAULT, mean, ratio
 from jaxprune.cli import console as cli
 from jaxprune.cli.pretrain import PRETRAINING as WORDING
 from jaxprune.cli.progress import show
-from jaxprune.config import Card, Family
+from jaxprune.config import Family
 from jaxprune.cost import macs
-from jaxprune.data.batches import eval_batches
 from jaxprune.data.published import ArabicSpeechCommands
-from jaxprune.data.records import Dataset, Split
-from jaxprune.evaluation.per_clip import answer
 from jaxprune.files import write_json
-from jaxprune.models import Classifier, topk
+from jaxprune.models import topk
 from jaxprune.parallel.processes import StopOnSignal
-from jaxprune.reduction.policy import Policy
-from jaxprune.training.finetune import finetune
 from jaxprune.training.learning import ITSELF, Distill
 from jaxprune.training.pretrain import pretrain
 from jaxprune.training.pretraining_settings import PRETRAINING_RECIPES
 from jaxprune.training.recipes import recipe
-from jaxprune.training.run_directory import MODEL, RESULT
+from jaxprune.training.run_directory import RESULT
 from jaxprune.training.settings import Recipe
-from jaxprune.training.start import AnyRecipe
+from scripts.studies.pieces import STOPPED, Run, correct, done, ends, located, shares, speakers
 
-STOPPED = 143
 RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 DRAWN = ("1", "0.9", "0.8", "0.7", "0.6", "0.5")
 UNPRUNED, PRETRAINED = "unpruned", "pretrained"
@@ -61,15 +49,6 @@ STARTS = {
     ("audiomae", "words"): {UNPRUNED: PRETRAINED, "random-start": ""},
     ("audiomae", "speakers"): {UNPRUNED: PRETRAINED},
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training: its directory below the seed's, the recipe, and the run that it starts from, if any."""
-
-    name: str
-    recipe: Recipe
-    start: str = ""
 
 
 def main(
@@ -116,11 +95,6 @@ def pretrained(root: Path, place: Path, *, stop: StopOnSignal) -> bool:
     return show(events, place, title=PRETRAINED, wording=WORDING).result is not None
 
 
-def located(made: AnyRecipe, root: Path) -> AnyRecipe:
-    """The recipe with the place of its clips."""
-    return dataclasses.replace(made, data=dataclasses.replace(made.data, root=str(root)))
-
-
 def runs(base: Recipe, *, starts: Mapping[str, str], tuned: Sequence[float]) -> Iterator[Run]:
     """The trainings of one family, task and seed, each after the one that it starts from.
 
@@ -146,19 +120,6 @@ def runs(base: Recipe, *, starts: Mapping[str, str], tuned: Sequence[float]) -> 
     yield Run(name="any-taught", recipe=taught, start=UNPRUNED)
 
 
-def done(run: Run, place: Path, *, seed: int, stop: StopOnSignal) -> bool:
-    """Trains a run unless it is finished; False where it was asked to stop before the end."""
-    directory = place / run.name
-    if (directory / RESULT).exists():
-        return True
-    made = run.recipe
-    if run.start:
-        made = dataclasses.replace(
-            made, start=dataclasses.replace(made.start, checkpoint=str(place / run.start / MODEL))
-        )
-    return show(finetune(made, directory, seed=seed, stop=stop), directory, title=run.name).result is not None
-
-
 def measure(root: Path, task: str, place: Path, planned: Sequence[Run]) -> list[dict[str, object]]:
     """A row for each run, split and keep rate. Differences are from the first run's model at rate 1, clip by clip."""
     dataset = ArabicSpeechCommands(root=root, task=task).read()
@@ -178,40 +139,6 @@ def measure(root: Path, task: str, place: Path, planned: Sequence[Run]) -> list[
     return rows
 
 
-def correct(
-    dataset: Dataset, split: Split, *, model: Classifier, card: Card, policies: Mapping[float, Policy]
-) -> dict[float, Bool[np.ndarray, "clips"]]:
-    """The clips of a split that the model labels right, at each keep rate."""
-    fixed = {str(rate): functools.partial(_always, policy) for rate, policy in policies.items()}
-    with eval_batches(dataset, split, frames=model.config.frames, batch_size=64) as batches:
-        found = answer(model, batches, card=card, policies=fixed, single_label=True)
-    if found.unusable:
-        raise ValueError(f"{len(found.unusable)} clips cannot be used, such as {next(iter(found.unusable))}")
-    return {rate: found.ranks[str(rate)] == 0 for rate in policies}
-
-
-def _always(policy: Policy, indices: object, kept: object) -> Policy:
-    return policy
-
-
-def speakers(dataset: Dataset, split: Split) -> list[str]:
-    """The speaker of each clip, by its file's name."""
-    return [Path(record.path).name.partition("_")[0] for record in dataset.clips(split)]
-
-
-def shares(name: str, values: Num[np.ndarray, "clips"], who: Sequence[str]) -> dict[str, object]:
-    """The mean of values, with 95 % intervals over clips and over speakers, of whom all clips are drawn together."""
-    _, of = np.unique(who, return_inverse=True)
-    sums, counts = np.bincount(of, weights=values), np.bincount(of)
-    by_clip = mean(values.astype(float), bootstrap=DEFAULT)
-    by_speaker = ratio(sums, counts, bootstrap=DEFAULT)
-    return {
-        name: float(by_clip.value),
-        f"{name}_over_clips": [float(by_clip.low), float(by_clip.high)],
-        f"{name}_over_speakers": [float(by_speaker.low), float(by_speaker.high)],
-    }
-
-
 def print_rows(rows: Sequence[Mapping[str, object]], *, title: str) -> None:
     """The table of the test clips."""
     columns = ("trained", "keep rate", "saved", "accuracy %", "over clips", "over speakers", "points", "over speakers")
@@ -221,20 +148,15 @@ def print_rows(rows: Sequence[Mapping[str, object]], *, title: str) -> None:
             f"{row['keep_rate']:g}",
             f"{100 * row['saving']:.1f} %",
             f"{100 * row['accuracy']:.2f}",
-            _ends(row["accuracy_over_clips"]),
-            _ends(row["accuracy_over_speakers"]),
+            ends(row["accuracy_over_clips"]),
+            ends(row["accuracy_over_speakers"]),
             f"{100 * row['difference']:+.2f}",
-            _ends(row["difference_over_speakers"]),
+            ends(row["difference_over_speakers"]),
         )
         for row in rows
         if row["split"] == "test"
     ]
     cli.print_table(f"{title}: test clips", columns, table)
-
-
-def _ends(interval: Sequence[float]) -> str:
-    low, high = interval
-    return f"{100 * low:.2f} to {100 * high:.2f}"
 
 
 if __name__ == "__main__":

@@ -6,34 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from helpers import small
 from quick import quick_compiling  # noqa: F401
+from study_cases import write_clips
 
 import jaxprune
 from jaxprune.config import Card
 from jaxprune.models import build
 from jaxprune.parallel.processes import StopOnSignal
 from jaxprune.training.recipes import recipe
-from scripts.studies import arabic
-
-SPEAKERS = {"00000001": "test", "00000002": "validation", "00000003": "train"}
+from scripts.studies import arabic, pieces
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
-    """The data set with one manifest: noise, louder in one word than in the other."""
-    root, rng = tmp_path_factory.mktemp("arabic"), np.random.default_rng(0)
-    rows = ["path,labels,split"]
-    for word, level in {"yes": 0.3, "no": 0.01}.items():
-        (root / word).mkdir()
-        for speaker, split in SPEAKERS.items():
-            for nth in range(1, 11):
-                name = f"{word}/{speaker}_NO_{nth:02d}.wav"
-                soundfile.write(root / name, level * rng.uniform(-1, 1, 16_000), 16_000)
-                rows.append(f"{name},{word},{split}")
-    (root / "clips.csv").write_text("\n".join(rows) + "\n")
-    return root
+    return write_clips(tmp_path_factory.mktemp("arabic"))
 
 
 @pytest.fixture
@@ -83,17 +70,17 @@ def test_every_model_is_measured_at_every_rate_beside_the_unpruned_one(clips, li
 
 
 def test_what_is_finished_is_not_trained_again(clips, little, tmp_path, monkeypatch):
-    base = arabic.located(arabic.recipe("ast-arabic-words"), clips)
+    base = pieces.located(arabic.recipe("ast-arabic-words"), clips)
     run = next(arabic.runs(base, starts=arabic.STARTS["ast", "words"], tuned=()))
-    monkeypatch.setattr(arabic, "finetune", lambda *_, **__: pytest.fail("it was trained again"))
+    monkeypatch.setattr(pieces, "finetune", lambda *_, **__: pytest.fail("it was trained again"))
     (tmp_path / run.name).mkdir()
     (tmp_path / run.name / "result.json").write_text("{}")
-    assert arabic.done(run, tmp_path, seed=0, stop=StopOnSignal())
+    assert pieces.done(run, tmp_path, seed=0, stop=StopOnSignal())
 
 
 def test_intervals_over_speakers_draw_all_clips_of_a_speaker_together():
     who, right = ["a"] * 10 + ["b"] * 10, np.repeat([True, False], 10)
-    found = arabic.shares("accuracy", right, who)
+    found = pieces.shares("accuracy", right, who)
     assert found["accuracy"] == 0.5
     assert found["accuracy_over_speakers"] == [0.0, 1.0]
     low, high = found["accuracy_over_clips"]

@@ -1,0 +1,107 @@
+"""The pieces that studies of Arabic Speech Commands share: trainings that go on where they were cut off, the clips that
+a model labels right, and intervals over clips and over speakers.
+
+Clips of one speaker are alike, so intervals over speakers are the honest ones for words.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Num
+
+from jaxprune.analysis.bootstrap import DEFAULT, mean, ratio
+from jaxprune.cli.progress import show
+from jaxprune.config import Card
+from jaxprune.data.batches import eval_batches
+from jaxprune.data.records import Dataset, Split
+from jaxprune.evaluation.per_clip import answer
+from jaxprune.models import Classifier
+from jaxprune.parallel.processes import StopOnSignal
+from jaxprune.reduction.policy import Policy
+from jaxprune.training.finetune import finetune
+from jaxprune.training.run_directory import MODEL, RESULT
+from jaxprune.training.settings import Recipe
+from jaxprune.training.start import AnyRecipe
+
+STOPPED = 143
+Key = TypeVar("Key")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training: its directory's name, the recipe, and the run beside it that it starts from, if any."""
+
+    name: str
+    recipe: Recipe
+    start: str = ""
+
+
+def located(made: AnyRecipe, root: Path) -> AnyRecipe:
+    """The recipe with the place of its clips."""
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, root=str(root)))
+
+
+def done(run: Run, place: Path, *, seed: int, stop: StopOnSignal) -> bool:
+    """Trains a run unless it is finished; False where it was asked to stop before the end."""
+    directory = place / run.name
+    if (directory / RESULT).exists():
+        return True
+    made = run.recipe
+    if run.start:
+        made = dataclasses.replace(
+            made, start=dataclasses.replace(made.start, checkpoint=str(place / run.start / MODEL))
+        )
+    return show(finetune(made, directory, seed=seed, stop=stop), directory, title=run.name).result is not None
+
+
+def correct(
+    dataset: Dataset, split: Split, *, model: Classifier, card: Card, policies: Mapping[Key, Policy]
+) -> dict[Key, Bool[np.ndarray, "clips"]]:
+    """The clips of a split that the model labels right, under each policy. Raises `ValueError` for unusable clips."""
+    fixed = {str(key): functools.partial(_always, policy) for key, policy in policies.items()}
+    with eval_batches(dataset, split, frames=model.config.frames, batch_size=64) as batches:
+        found = answer(model, batches, card=card, policies=fixed, single_label=True)
+    if found.unusable:
+        raise ValueError(f"{len(found.unusable)} clips cannot be used, such as {next(iter(found.unusable))}")
+    return {key: found.ranks[str(key)] == 0 for key in policies}
+
+
+def _always(policy: Policy, indices: object, kept: object) -> Policy:
+    return policy
+
+
+def speakers(dataset: Dataset, split: Split) -> list[str]:
+    """The speaker of each clip, by its file's name."""
+    return [Path(record.path).name.partition("_")[0] for record in dataset.clips(split)]
+
+
+def shares(name: str, values: Num[np.ndarray, "clips"], who: Sequence[str]) -> dict[str, Any]:
+    """The mean of values, with 95 % intervals over clips and over speakers, of whom all clips are drawn together."""
+    return of_columns(name, values[:, None], who)[0]
+
+
+def of_columns(name: str, values: Num[np.ndarray, "clips columns"], who: Sequence[str]) -> list[dict[str, Any]]:
+    """`shares` of each column, all from the same draws."""
+    persons, of = np.unique(who, return_inverse=True)
+    belongs = (of == np.arange(len(persons))[:, None]).astype(float)  # speakers clips
+    counts = np.repeat(belongs.sum(axis=1, keepdims=True), values.shape[1], axis=1)
+    by_clip = mean(values.astype(float), bootstrap=DEFAULT)
+    by_speaker = ratio(belongs @ values, counts, bootstrap=DEFAULT)
+    return [
+        {
+            name: float(clips.value),
+            f"{name}_over_clips": [float(clips.low), float(clips.high)],
+            f"{name}_over_speakers": [float(persons.low), float(persons.high)],
+        }
+        for clips, persons in ((by_clip[i], by_speaker[i]) for i in range(values.shape[1]))
+    ]
+
+
+def ends(interval: Sequence[float]) -> str:
+    """An interval of shares in percent: `90.10 to 92.00`."""
+    low, high = interval
+    return f"{100 * low:.2f} to {100 * high:.2f}"

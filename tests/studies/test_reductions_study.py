@@ -1,0 +1,77 @@
+"""The study of ways to reduce tokens, whole, on noise: a model of four blocks, a few steps."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from helpers import small
+from quick import quick_compiling  # noqa: F401
+from study_cases import write_clips
+
+import jaxprune
+from jaxprune.config import Card
+from jaxprune.models import build
+from jaxprune.reduction import policy
+from jaxprune.training.recipes import recipe
+from jaxprune.training.run_directory import open_run
+from scripts.studies import pieces, reductions
+
+METHODS, SAVINGS = ("topk", "dynamic"), (0.0, 0.1)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """A finished run without pruning, of a model that reduces after its second block."""
+    monkeypatch.setattr(policy, "DEFAULT_BLOCKS", (1,))
+    (tmp_path / "clips").mkdir()
+    config = small("ast", width=24, depth=2, frames=98, classes=2)
+    card = Card(model=config, mean=-8.5, std=4.2, activation="softmax", source="a test")
+    made = pieces.located(recipe("ast-arabic-words"), write_clips(tmp_path / "clips"))
+    made = dataclasses.replace(made, loop=dataclasses.replace(made.loop, epochs=3, batch=20))
+    open_run(tmp_path / "run", made, seed=5)
+    (tmp_path / "run" / "result.json").write_text("{}")
+    jaxprune.save(tmp_path / "run" / "model", build(config), card=card)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def asked(tmp_path) -> dict:
+    return {"out": tmp_path / "out", "methods": METHODS, "savings": SAVINGS, "epochs": 3, "learned_saving": 0.1}
+
+
+def test_every_method_is_measured_untuned_and_tuned_at_every_saving(run, asked, capsys, monkeypatch):
+    assert reductions.main((run,), **asked) == 0
+    rows = json.loads((asked["out"] / "results.json").read_text())
+    untuned = [(False, "topk", 0.0), (False, "topk", 0.1)]
+    tuned = [(True, method, saving) for method in METHODS for saving in SAVINGS]
+    assert [(row["split"], row["tuned"], row["method"], row["asked"]) for row in rows] == [
+        (split, *setting) for split in ("validation", "test") for setting in untuned + tuned
+    ]
+    accuracy = {(row["split"], row["tuned"], row["method"], row["asked"]): row["accuracy"] for row in rows}
+    for row in rows:
+        assert row["saving"] == pytest.approx(row["asked"], abs=0.02)
+        assert row["difference"] == pytest.approx(row["accuracy"] - accuracy[row["split"], False, "topk", 0.0])
+        rival = accuracy[row["split"], row["tuned"], "topk", row["asked"]]
+        assert row["against_topk"] == pytest.approx(row["accuracy"] - rival)
+        low, high = row["accuracy_over_clips"]
+        assert low <= row["accuracy"] <= high
+    place = asked["out"] / "ast-words-5"
+    prune = {name: json.loads((place / name / "recipe.json").read_text())["prune"] for name in METHODS}
+    assert prune["topk"]["sample"] == ["1", "0.437"]  # top-k's rate for the saving
+    assert prune["dynamic"]["method"] == "dynamic"
+    assert "arabicwords.png" in capsys.readouterr().err
+    assert (asked["out"] / "arabicwords.svg").stat().st_size > 10_000
+
+    # The same again measures nothing and trains nothing; the result is the same.
+    monkeypatch.setattr(pieces, "finetune", lambda *_, **__: pytest.fail("it was trained again"))
+    monkeypatch.setattr(reductions, "correct", lambda *_, **__: pytest.fail("it was measured again"))
+    assert reductions.main((run,), **asked) == 0
+    assert json.loads((asked["out"] / "results.json").read_text()) == rows
+    with pytest.raises(ValueError, match="holds a study with other epochs; choose another --out"):
+        reductions.main((run,), **asked | {"epochs": 4})
+
+
+def test_what_is_no_unpruned_run_is_refused(tmp_path, asked):
+    with pytest.raises(ValueError, match="holds no finished run"):
+        reductions.main((tmp_path,), **asked)
