@@ -46,7 +46,7 @@ def test_a_random_choice_is_another_in_each_step_and_no_other_program():
     assert jax.tree.structure(first) == jax.tree.structure(second)
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"pool"}))
+@pytest.mark.parametrize("method", sorted(name for name, method in METHODS.items() if method.between))
 def test_any_rate_training_compiles_ten_sizes_at_most(method):
     prune = Prune(method=method, sample=("0.4-1",))
     drawn = np.random.default_rng(0).uniform(0.4, 1, 200).tolist()
