@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,8 +23,10 @@ from jaxprune.positions import adapt_positions, released_audiomae_cut
 
 from . import export, mapping
 from .about import About
-from .containers import open_container
 from .errors import shown
+from .hub import open_source
+from .huggingface_config import own_facts
+from .model_card import read_measured, readme
 from .pretraining import has_decoder, read_pretraining
 from .pretraining_command import pretraining_tensors, save_pretraining
 from .read import TorchCheckpoint, read_torch
@@ -46,7 +49,8 @@ def convert(
     """Convert a checkpoint between PyTorch and JAX; every number arrives, or nothing is written.
 
     Args:
-        source: AST .pth, AudioMAE .pth, .safetensors, or Hugging Face directory; with --to-torch a jaxprune checkpoint.
+        source: AST .pth, AudioMAE .pth, .safetensors, Hugging Face directory, or hf:ORG/NAME on the hub (or
+            hf:ORG/NAME@REVISION, hf:ORG/NAME/FILE.pth); with --to-torch a jaxprune checkpoint.
         out: the jaxprune checkpoint directory to write; with --to-torch a .pth file or a Hugging Face directory.
         to_torch: convert a jaxprune checkpoint back, to the authors' layout or to Hugging Face's.
         frames: adapt the position table to spectrograms of this many frames (10 ms each).
@@ -63,10 +67,10 @@ def convert(
             export_checkpoint(source, out, layout=to_torch, overwrite=overwrite)
             return
         check_free(out, marker=checkpoint.CARD, overwrite=overwrite)  # before the work, not after it
-        container = open_container(source, key=about.key)
+        container = open_source(source, key=about.key)
         if has_decoder(container) and about.classes is None and about.labels is None:
             heads = {"num_heads": about.num_heads, "decoder_heads": decoder_heads}
-            name = "; ".join(filter(None, (container.path.resolve().name, origin)))
+            name = "; ".join(filter(None, (container.name, origin)))
             model = read_pretraining(container, **heads, grid=about.grid)
             save_pretraining(model, out, about=about, source=name, frames=frames, overwrite=overwrite)
             return
@@ -81,13 +85,29 @@ def convert(
 
 
 def export_checkpoint(
-    source: Path, out: Path, *, layout: Literal["official", "huggingface"], overwrite: bool = False
+    source: Path,
+    out: Path,
+    *,
+    layout: Literal["official", "huggingface"],
+    overwrite: bool = False,
+    results: Sequence[Path] = (),
+    name: str = "",
 ) -> None:
-    """Writes a jaxprune checkpoint in a PyTorch layout and says what was written."""
+    """Writes a jaxprune checkpoint in a PyTorch layout and says what was written.
+
+    The README of Hugging Face's tells `results`, files of `jaxprune evaluate`; `name` is its heading.
+    """
     card = checkpoint.load_card(source)
+    measured = [read_measured(path, card) for path in results]
+    write = {
+        "official": export_official,
+        "huggingface": functools.partial(
+            export_huggingface, readme=readme(card, name=name or out.name, results=measured)
+        ),
+    }[layout]
     tensors = mapping.to_torch(checkpoint.load(source)) if card.decoder is None else pretraining_tensors(source)
     state = {key: torch.tensor(value) for key, value in tensors.items()}
-    {"official": export_official, "huggingface": export_huggingface}[layout](out, state, card, overwrite=overwrite)
+    write(out, state, card, overwrite=overwrite)
     numbers = sum(value.numel() for value in state.values())
     print(f"wrote {out}: {card.model.family}, {layout} layout, {len(state)} tensors, {numbers:,} numbers")
 
@@ -100,8 +120,13 @@ def export_official(out: Path, state: Mapping[str, torch.Tensor], card: Card, *,
     notice(f"the .pth does not tell how short clips are padded; this model takes {PADDING_IN_WORDS[card.padding]}")
 
 
-def export_huggingface(out: Path, state: Mapping[str, torch.Tensor], card: Card, *, overwrite: bool) -> None:
-    """Writes a Hugging Face directory. Its one LayerNorm eps is the blocks'."""
+def export_huggingface(
+    out: Path, state: Mapping[str, torch.Tensor], card: Card, *, readme: str, overwrite: bool
+) -> None:
+    """Writes a Hugging Face directory. Its one LayerNorm eps is the blocks'.
+
+    The configuration also holds what only jaxprune knows, so that the model comes back as it was.
+    """
     if card.decoder is not None:
         raise ValueError("Hugging Face's transformers has no pretraining AudioMAE; write it as official instead")
     config = card.model
@@ -116,7 +141,8 @@ def export_huggingface(out: Path, state: Mapping[str, torch.Tensor], card: Card,
             f"{config.norm_eps:g}, which moves logits by about 1e-5 of their size"
         )
         config = dataclasses.replace(config, head_norm_eps=config.norm_eps)
-    export.write_huggingface(out, state, config, mean=card.mean, std=card.std, labels=card.labels, overwrite=overwrite)
+    statistics = {"mean": card.mean, "std": card.std, "labels": card.labels}
+    export.write_huggingface(out, state, config, **statistics, told=own_facts(card), readme=readme, overwrite=overwrite)
 
 
 def with_origin(card: Card, origin: str) -> Card:

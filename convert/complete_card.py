@@ -73,6 +73,7 @@ class Said:
     mean: float | None = None
     std: float | None = None
     padding: Padding | None = None
+    keep_rates: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -118,6 +119,7 @@ def make_card(geometry: Geometry, hints: Hints, *, said: Said, source: str) -> t
             source=source,
             trained=geometry.classes is not None,
             padding=padding,
+            keep_rates=said.keep_rates,
         )
     except ValueError as error:
         raise ValueError(f"describes a model that cannot be built: {error}") from error

@@ -43,11 +43,12 @@ WEIGHT_FILES = (
 class Container:
     """The weights in a checkpoint, unjudged.
 
-    `folder` is the place of a Hugging Face `config.json`. `checked` is true if the file had checksums and they were
-    right. Only zip files have any.
+    `name` is what a card calls the source. `folder` is the place of a Hugging Face `config.json`. `checked` is true if
+    the file had checksums and they were right. Of files only zip files have any; the hub has its own.
     """
 
     path: Path
+    name: str
     folder: Path
     weights: StateDict
     checked: bool
@@ -73,7 +74,7 @@ def open_container(path: Path | str, *, key: str | None = None) -> Container:
     weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
         raise CheckpointError(path, f"holds no weights; looked for {', '.join(WEIGHT_FILES)}")
-    return dataclasses.replace(_open_file(weights, key=key), path=path)
+    return dataclasses.replace(_open_file(weights, key=key), path=path, name=path.resolve().name)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def check_regular(path: Path, *, largest: int) -> None:
 def _open_file(path: Path, *, key: str | None = None) -> Container:
     content, checked = _read_shards(path) if path.name.endswith(".index.json") else _read_file(path)
     weights = find_state_dict(content, path, key=key)
-    return Container(path=path, folder=path.parent, weights=weights, checked=checked)
+    return Container(path=path, name=path.resolve().name, folder=path.parent, weights=weights, checked=checked)
 
 
 def _read_file(path: Path) -> tuple[Any, bool]:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -30,14 +31,17 @@ def write_huggingface(
     mean: float,
     std: float,
     labels: Sequence[str] = (),
+    told: Mapping[str, Any] = MappingProxyType({}),
+    readme: str = "",
     layout: KeyLayout = "legacy",
     container: Literal["safetensors", "bin"] = "safetensors",
     overwrite: bool = False,
 ) -> None:
     """Writes a directory that `ASTForAudioClassification.from_pretrained` loads: weights and two configurations.
 
-    Raises `ValueError` for a model that is not an AST, one with predictors, one whose two LayerNorm eps differ (Hugging
-    Face knows one), and where `directory` holds something that is not to be overwritten.
+    `told` are further fields of config.json, `readme` is the text of a README.md. Raises `ValueError` for a model that
+    is not an AST, one with predictors, one whose two LayerNorm eps differ (Hugging Face knows one), and where
+    `directory` holds something that is not to be overwritten.
     """
     if not FAMILIES[config.family].in_transformers:
         raise ValueError(f"Hugging Face's transformers has no {config.family} classifier; write it as official instead")
@@ -45,12 +49,14 @@ def write_huggingface(
         raise ValueError("Hugging Face's transformers has no place for predictors; write the model as official instead")
     renamed = to_huggingface(state, layout=layout).state
     files = {
-        "config.json": config_json(config, layout=layout, labels=labels),
+        "config.json": {**told, **config_json(config, layout=layout, labels=labels)},
         "preprocessor_config.json": preprocessor_json(config, mean=mean, std=std),
     }
     with whole_directory(directory, marker="config.json", overwrite=overwrite) as unfinished:
         for name, content in files.items():
             (unfinished / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if readme:
+            (unfinished / "README.md").write_text(readme, encoding="utf-8")
         if container == "safetensors":
             from safetensors.torch import save  # the one writer that needs it
 

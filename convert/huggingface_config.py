@@ -8,16 +8,18 @@ default, as it has there.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from jaxprune.config import LARGEST, Activation
+from jaxprune.config import LARGEST, Activation, Card, Padding
 from jaxprune.data.labels import from_id2label
 from jaxprune.features import MELS, SAMPLE_RATE, STATISTICS
+from jaxprune.json_files import fit
 
 from .complete_card import Said
 from .containers import read_json
 from .errors import CheckpointError, shown
 
+OWN = "jaxprune"  # the field of config.json with facts of ours
 _SUPPORTED = {"model_type": "audio-spectrogram-transformer", "hidden_act": "gelu", "qkv_bias": True}
 
 # transformers' defaults of the fields that are read. Their types are the types that are accepted.
@@ -79,7 +81,7 @@ class HuggingFaceConfig(Said):
         for name, wanted in _SUPPORTED.items():
             if (found := config.get(name, wanted)) != wanted:
                 raise CheckpointError(path, f"sets {name} to {shown(repr(found))}; only {wanted!r} is supported")
-        value = _values(config, _DEFAULTS, path=path)
+        value, own = _values(config, _DEFAULTS, path=path), _own(config, path)
         mean, std, frames, notes = _features(folder, value)
         absent = sorted(name for name in _DEFAULTS if name not in config)
         if absent:
@@ -105,9 +107,30 @@ class HuggingFaceConfig(Said):
             activation=_ACTIVATIONS.get(str(config.get("problem_type"))),
             mean=mean,
             std=std,
-            padding="zero",  # ASTFeatureExtractor knows no other
+            padding=own.get("padding", "zero"),  # ASTFeatureExtractor knows no other
+            keep_rates=tuple(own.get("keep_rates", ())),
             notes=notes,
         )
+
+
+def own_facts(card: Card) -> dict[str, Any]:
+    """Fields of config.json that tell how scores become probabilities, and what transformers has no place for."""
+    kind = {activation: kind for kind, activation in _ACTIVATIONS.items()}[card.activation]
+    return {"problem_type": kind, OWN: {"padding": card.padding, "keep_rates": list(card.keep_rates)}}
+
+
+class _Own(TypedDict, total=False):
+    """Facts that jaxprune wrote into a config.json."""
+
+    padding: Padding
+    keep_rates: list[float]
+
+
+def _own(config: Mapping[str, Any], path: Path) -> _Own:
+    try:
+        return fit(config.get(OWN, {}), _Own)
+    except ValueError as error:
+        raise CheckpointError(path, f"holds facts of jaxprune that cannot be right: {error}") from error
 
 
 def _features(folder: Path, value: Mapping[str, Any]) -> tuple[float | None, float | None, int, tuple[str, ...]]:

@@ -15,9 +15,10 @@ from jaxprune.config import ModelConfig
 from jaxprune.features import MELS
 from jaxprune.pretraining import PlainDecoder, Pretraining, PretrainingConfig, WindowDecoder
 
-from .containers import Container, open_container
+from .containers import Container
 from .errors import CheckpointError, first_sentence
 from .grids import infer_grid
+from .hub import open_source
 from .mapping import Pair, block, linear, norm, patch_embed, reshaped
 from .read import why_unusable
 
@@ -41,7 +42,7 @@ def load_pretraining(
     published, in the plain one. Raises `CheckpointError`, a
     `ValueError`, where the file holds no decoder, lacks a tensor, or has one that the model has no place for.
     """
-    return read_pretraining(open_container(path), num_heads=num_heads, decoder_heads=decoder_heads)
+    return read_pretraining(open_source(path), num_heads=num_heads, decoder_heads=decoder_heads)
 
 
 def has_decoder(container: Container) -> bool:

@@ -17,10 +17,11 @@ from jaxprune.config import LARGEST, Card, Family, Padding
 from jaxprune.data.labels import read_label_file
 
 from .complete_card import Hints, Said, make_card
-from .containers import WEIGHT_FILES, Container, open_container
+from .containers import WEIGHT_FILES, Container
 from .errors import CheckpointError, shown
 from .formats import Format, Names, in_file, missing_modules
 from .geometry import Geometry, depth_of, predictors_of
+from .hub import open_source
 from .huggingface import KeyLayout
 from .huggingface_config import HuggingFaceConfig
 from .mapping import OFFICIAL, Shape
@@ -72,7 +73,7 @@ def read_torch(
     predictors: tuple[int, ...] = (),
     container: Container | None = None,
 ) -> TorchCheckpoint:
-    """Reads a PyTorch or safetensors file, or a Hugging Face directory (or a file in one).
+    """Reads a PyTorch or safetensors file, a Hugging Face directory (or a file in one), or `hf:ORG/NAME` from the hub.
 
     `container` is the path's, where it is open already.
 
@@ -100,7 +101,7 @@ def read_torch(
         padding=padding,
         predictors=predictors,
     )
-    return _understood(_Found.of(container or open_container(path, key=key)), hints, path=path)
+    return _understood(_Found.of(container or open_source(path, key=key)), hints, path=path)
 
 
 def _understood(found: "_Found", hints: Hints, *, path: Path | str) -> TorchCheckpoint:
@@ -108,9 +109,7 @@ def _understood(found: "_Found", hints: Hints, *, path: Path | str) -> TorchChec
     geometry, state, conversions = _read_state(found)
     layout = found.form.headless if found.fresh else found.form.name
     try:
-        card, assumptions = make_card(
-            geometry, hints, said=found.said, source=f"{found.container.path.resolve().name} ({layout})"
-        )
+        card, assumptions = make_card(geometry, hints, said=found.said, source=f"{found.container.name} ({layout})")
     except ValueError as error:
         raise CheckpointError(path, str(error)) from error
     fate = f"newly initialised for {card.model.classes} classes; fine-tune before use"

@@ -28,7 +28,8 @@ from jaxprune.reduction.scores import Given
 
 from . import torch_reference
 from .about import Facts
-from .containers import Container, open_container
+from .containers import Container
+from .hub import open_source
 from .mapping import to_flax
 from .pretraining import has_decoder
 from .read import TorchCheckpoint, read_torch
@@ -66,7 +67,7 @@ def main(
         facts: facts about the source, as for jaxprune convert.
         out: write the comparison as JSON here.
     """
-    container = open_container(source, key=facts.key)
+    container = open_source(source, key=facts.key)
     if has_decoder(container):
         if keep_rates != KEEP_RATES or blocks:
             notice("a pretrained AudioMAE prunes nothing: --keep-rates and --blocks are left aside")
@@ -114,7 +115,7 @@ def classifier(
         raise ValueError(
             f"{source} has no classifier ({', '.join(checkpoint.missing)}), so it has no logits to compare"
         )
-    asked = {"source": source, "keep_rates": keep_rates, "blocks": blocks, "tolerance": tolerance}
+    asked = {"source": container.path, "keep_rates": keep_rates, "blocks": blocks, "tolerance": tolerance}
     return Subject(
         card=checkpoint.card,
         layout=checkpoint.layout,

@@ -28,6 +28,7 @@ EXTRAS = {
     "tensorboardX": "tensorboard",
     "av": "audio",
     "sounddevice": "listen",
+    "huggingface_hub": "hub",
     **dict.fromkeys(("onnx", "onnxruntime", "openvino", "flatbuffers"), "export"),
 }
 

@@ -1,14 +1,18 @@
 """Writes a pruned model as a folder that runs without jaxprune: ONNX, OpenVINO or StableHLO.
 
     jaxprune export ast-words exported --format onnx --keep-rate 0.7
+    jaxprune export CHECKPOINT OUT --format huggingface --upload ORG/NAME --results evaluation.json
     jaxprune export CHECKPOINT OUT --format openvino --input waveform --precision int8 --calibrate SOUNDS
 
 What was written is run and compared with the model before the command ends.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -32,12 +36,27 @@ CALIBRATING = 64  # clips
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Publication:
+    """The model card of a Hugging Face directory, and the directory's place on the hub."""
+
+    results: tuple[Path, ...] = ()
+    """files of jaxprune evaluate --out that the model card tells."""
+    upload: str = ""
+    """the repository on the hub, ORG/NAME, that the directory is sent to."""
+    private: bool = False
+    """make that repository private if it is new."""
+
+
+UNPUBLISHED = Publication()
+
+
 def main(
     checkpoint: Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(metavar="OUT")],
     /,
     *,
-    format: Format,
+    format: Format | Literal["huggingface"],
     keep_rate: float = 1.0,
     blocks: tuple[int, ...] = (),
     rates: tuple[float, ...] = (),
@@ -47,14 +66,18 @@ def main(
     calibrate: Path | None = None,
     sounds: tuple[Path, ...] = (),
     platforms: tuple[Platform, ...] = ("cpu", "cuda", "tpu"),
+    publication: Annotated[Publication, tyro.conf.arg(name="")] = UNPUBLISHED,
     overwrite: bool = False,
 ) -> None:
     """Write a model with its keep rate fixed for another runtime, and prove that it computes the same.
 
+    Or write it unpruned as a Hugging Face directory with a model card, and upload it.
+
     Args:
         checkpoint: a directory of jaxprune convert or jaxprune finetune, or the name of a shipped model.
         out: the folder to write: the model, export.json with the facts about it, and run.py, which runs it.
-        format: onnx for ONNX Runtime and others, openvino for Intel's and AMD's CPUs, stablehlo for JAX and XLA.
+        format: onnx for ONNX Runtime and others, openvino for Intel's and AMD's CPUs, stablehlo for JAX and XLA;
+            huggingface for transformers, which does not prune.
         keep_rate: share of the patches kept at each pruning block, above 0 and at most 1; 1 prunes nothing.
         blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
         rates: one keep rate for each of the blocks, in place of --keep-rate.
@@ -65,8 +88,15 @@ def main(
         calibrate: recordings to find the ranges of int8 on: a manifest, as of jaxprune evaluate, or a folder of sounds.
         sounds: recordings to compare on, besides four made ones (their first window).
         platforms: platforms that a stablehlo file runs on.
+        publication: a huggingface directory's model card, and where it is sent.
         overwrite: replace an export that is there.
     """
+    if format == "huggingface":
+        check_unused(locals())
+        convert = importlib.import_module("jaxprune.convert.publish")  # needs PyTorch, which nothing else here does
+        return convert.publish(checkpoint, out, **vars(publication), overwrite=overwrite)
+    if publication != UNPUBLISHED:
+        raise ValueError("--results, --upload and --private are for --format huggingface; leave them out")
     size = None if batch == "free" else batch
     settings = Settings(format=format, precision=precision, sound=input, batch=size, platforms=platforms)
     check_options(out, precision=precision, calibrate=calibrate)
@@ -76,21 +106,46 @@ def main(
         check_free(out, marker=FACTS, overwrite=overwrite)  # before the work, not after it
         if precision == "bfloat16" and format == "stablehlo" and jax.default_backend() == "cpu":
             cli.notice(SLOWER)
-        samples = sample_count(card.model.frames)
-        model = checkpoints.load(checkpoint)
-        found = export(
-            out,
-            model,
-            policy=topk(model, keep),
-            card=card,
-            settings=settings,
-            sounds=[load_audio(path).waveform for path in sounds],
-            calibrate=[] if calibrate is None else recordings(calibrate, samples=samples),
-            overwrite=overwrite,
-        )
+        recorded = {"sounds": sounds, "calibrate": calibrate, "overwrite": overwrite}
+        found = write(checkpoint, out, keep=keep, settings=settings, **recorded)
     if not card.trained:
         cli.notice(f"{checkpoint}: {RANDOM}")
     print_agreement(found, title=f"{out}: {format}, {precision}, keep rate {in_words(keep)}")
+
+
+def write(
+    checkpoint: Path,
+    out: Path,
+    *,
+    keep: Mapping[int, float],
+    settings: Settings,
+    sounds: Sequence[Path],
+    calibrate: Path | None,
+    overwrite: bool,
+) -> dict[str, Agreement]:
+    """Exports a checkpoint at keep rates by block, checked and calibrated on recordings."""
+    card, model = checkpoints.load_card(checkpoint), checkpoints.load(checkpoint)
+    return export(
+        out,
+        model,
+        policy=topk(model, keep),
+        card=card,
+        settings=settings,
+        sounds=[load_audio(path).waveform for path in sounds],
+        calibrate=[] if calibrate is None else recordings(calibrate, samples=sample_count(card.model.frames)),
+        overwrite=overwrite,
+    )
+
+
+def check_unused(given: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for options of other formats that were given for Hugging Face's; `given` are `main`'s."""
+    defaults = {name: option.default for name, option in inspect.signature(main).parameters.items()}
+    others = [name for name in defaults if name not in ("checkpoint", "out", "format", "publication", "overwrite")]
+    if unused := [f"--{name.replace('_', '-')}" for name in others if given[name] != defaults[name]]:
+        raise ValueError(
+            f"{' and '.join(unused)} cannot be used with --format huggingface: transformers runs the whole model, "
+            "unpruned, in float32"
+        )
 
 
 def check_options(out: Path, *, precision: Precision, calibrate: Path | None) -> None:
