@@ -17,20 +17,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxprune.audio import Clip, Window, windows, windows_of
 from jaxprune.checkpoint import load, load_card
 from jaxprune.config import Card
 from jaxprune.cost import macs
-from jaxprune.features import SAMPLE_RATE, WINDOW, frame_count, model_input, sample_count
+from jaxprune.features import SAMPLE_RATE, frame_count, sample_count
 from jaxprune.models import Classifier, topk
-from jaxprune.reduction.policy import Policy, stage_rates
+from jaxprune.reduction.policy import stage_rates
 from jaxprune.registry import LEARNED, MethodName, by_name, reduced
+from jaxprune.window_program import WindowOutput, compile_windows, on_device
 
 BATCH = 8
-ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}  # of logits, by the card's name
 KeepRate = float | Mapping[int, float]
 
 
@@ -184,6 +183,30 @@ class Report:
         }
 
 
+class Prepared:
+    """A model and a way to reduce its tokens, for one clip after the other: compiled with the first, then kept.
+
+    Settings are those of `classify_clips`, which compiles each time.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        *,
+        card: Card,
+        keep_rate: KeepRate,
+        method: MethodName = "topk",
+        top: int = 5,
+        mels: int = 0,
+    ):
+        self._model = model
+        self._program = _Program(card, keep_rate, method=method, top=top, batch=1, mels=mels)
+
+    def classify(self, windows: Iterable[tuple[Path, Window]]) -> Report:
+        """The report on some windows and the paths they are of, one at a time on the device."""
+        return self._program.run(self._model, iter(windows))
+
+
 class _Files:
     """The windows of files, one after the other, each with its file's path.
 
@@ -206,7 +229,7 @@ class _Files:
 
 
 class _Program:
-    """One classification: its settings, checked, and the run over all windows."""
+    """The classification by one model: its settings, checked, and the runs over windows, compiled once a batch size."""
 
     def __init__(self, card: Card, keep_rate: KeepRate, *, method: MethodName, top: int, batch: int, mels: int):
         for name, value, lowest in (("top", top, 1), ("batch", batch, 1), ("mels", mels, 0)):
@@ -215,6 +238,7 @@ class _Program:
         self.samples = sample_count(card.model.frames)
         self._card, self._top, self._batch, self._mels = card, top, batch, mels
         self._rates, self._method = stage_rates(keep_rate, depth=card.model.depth), method
+        self._compiled: dict[int, Callable[..., WindowOutput]] = {}
         if method != LEARNED:
             by_name(method)
 
@@ -223,11 +247,15 @@ class _Program:
         rows = list(itertools.islice(windows, self._batch))
         batch, policy = len(rows), reduced(model, self._method, self._rates)
         began = time.perf_counter()
-        program = _compile(model, policy, blocks=tuple(self._rates), card=self._card, batch=batch)
+        if batch not in self._compiled:
+            self._compiled[batch] = compile_windows(
+                model, policy, blocks=tuple(self._rates), card=self._card, batch=batch
+            )
+        program = self._compiled[batch]
         compile_seconds = time.perf_counter() - began
         results, seconds = [], []
         while rows:
-            arrays = _batch([window.waveform for _, window in rows], batch=batch, samples=self.samples)
+            arrays = on_device([window.waveform for _, window in rows], batch=batch, samples=self.samples)
             output, took = _timed(program, arrays)
             seconds.append(took)
             results += self._results(rows, output, mels=self._mels - len(results))
@@ -249,7 +277,7 @@ class _Program:
             dtype=str(model.dtype),
         )
 
-    def _results(self, rows: Sequence[tuple[Path, Window]], output: "_Output", *, mels: int) -> list[Result]:
+    def _results(self, rows: Sequence[tuple[Path, Window]], output: WindowOutput, *, mels: int) -> list[Result]:
         """A batch's results; the first `mels` carry their spectrogram."""
         probabilities, finite, kept, groups = jax.device_get(
             (output.probabilities, output.finite, output.kept, output.groups)
@@ -275,64 +303,7 @@ class _Program:
         return results
 
 
-@struct.dataclass
-class _Output:
-    """A batch's results on the device: the model's input, probabilities, and the kept patches by pruning block.
-
-    A token made from several patches has -1 in `kept`; `groups` has its patches. `finite` marks the rows whose logits
-    are finite numbers.
-    """
-
-    mel: Float[Array, "b t f"]
-    probabilities: Float[Array, "b y"]
-    finite: Bool[Array, "b"]
-    kept: dict[int, Int[Array, "b _"]]
-    groups: dict[int, Int[Array, "b n"]]
-
-
-def _compile(
-    model: Classifier, policy: Policy, *, blocks: Sequence[int], card: Card, batch: int
-) -> Callable[..., _Output]:
-    """The one program, `(waveforms, lengths) -> _Output` for batches of this size, ready to run."""
-    graph, state = nnx.split(model)
-    activation = ACTIVATIONS[card.activation]
-    frames = model.config.frames
-
-    def run(state: Any, waveforms: Float[Array, "b samples"], lengths: Int[Array, "b"]) -> _Output:
-        mel = model_input(
-            waveforms,
-            lengths,
-            frames=frames,
-            mean=card.mean,
-            std=card.std,
-            padding=card.padding,
-            mels=model.config.mels,
-        )
-        output = nnx.merge(graph, state)(mel, policy)
-        traces = {block: output.trace[block] for block in blocks}
-        kept = {block: trace.patch_ids for block, trace in traces.items()}
-        groups = {block: trace.groups for block, trace in traces.items() if trace.held is not None}
-        finite = jnp.isfinite(output.logits).all(axis=1)
-        return _Output(mel, activation(output.logits), finite, kept, groups)
-
-    waveforms = jax.ShapeDtypeStruct((batch, sample_count(frames)), jnp.float32)
-    lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    program = jax.jit(run).lower(state, waveforms, lengths).compile()
-    return lambda waveforms, lengths: program(state, waveforms, lengths)
-
-
-def _batch(
-    waveforms: Sequence[Float[np.ndarray, "..."]], *, batch: int, samples: int
-) -> tuple[Float[Array, "b samples"], Int[Array, "b"]]:
-    """Waveforms and their lengths on the device, filled up with silence to `batch` rows of `samples`."""
-    rows, lengths = np.zeros((batch, samples), np.float32), np.full(batch, WINDOW, np.int32)
-    for i, waveform in enumerate(waveforms):
-        rows[i, : len(waveform)] = waveform
-        lengths[i] = len(waveform)
-    return jax.block_until_ready((jax.device_put(rows), jax.device_put(lengths)))
-
-
-def _timed(program: Callable[..., _Output], arrays: tuple[Array, Array]) -> tuple[_Output, float]:
+def _timed(program: Callable[..., WindowOutput], arrays: tuple[Array, Array]) -> tuple[WindowOutput, float]:
     """The program's output, finished, and the seconds it took."""
     began = time.perf_counter()
     output = jax.block_until_ready(program(*arrays))

@@ -21,9 +21,10 @@ from jaxtyping import Array, Float, Int
 from jaxprune.checkpoint import load, load_card
 from jaxprune.config import Card
 from jaxprune.features import HOP, SAMPLE_RATE, WINDOW, fit_frames, frame_count, log_mel, normalize, sample_count
-from jaxprune.inference import ACTIVATIONS, KeepRate
+from jaxprune.inference import KeepRate
 from jaxprune.models import Classifier, topk
 from jaxprune.reduction.policy import Policy
+from jaxprune.window_program import ACTIVATIONS
 
 FRAME_SECONDS = HOP / SAMPLE_RATE  # from one frame to the next
 

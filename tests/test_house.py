@@ -23,6 +23,7 @@ ORDER = (
     "export",
     "plots",
     "report",
+    "app",
     "cli",
     "convert",
 )

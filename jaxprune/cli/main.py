@@ -28,6 +28,7 @@ COMMANDS = {
     "listen": Command(
         "jaxprune.cli.listen:main", "events, from begin to end, in a long file, a pipe or a microphone's sound"
     ),
+    "app": Command("jaxprune.cli.app:main", "a page in the browser: move the keep rate, see labels and kept patches"),
     "features": Command("jaxprune.cli.features:main", "show and save a sound's log-mel as the model sees it"),
     "export": Command("jaxprune.cli.export:main", "a pruned model for ONNX Runtime, OpenVINO or XLA"),
     "precision": Command("jaxprune.cli.precision:main", "bfloat16 and int8 against float32 at several keep rates"),

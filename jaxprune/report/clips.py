@@ -88,16 +88,25 @@ def _said(result: Result, *, run: str) -> list[Html]:
 
 def _panels(result: Result, config: ModelConfig) -> Html:
     """The input and what each stage left of it."""
-    name = result.path.name
-    input_of = {"title": f"input: {config.patches} patches", "alt": f"spectrogram of {name}"}
-    panels = [_panel(result, config, visible=np.ones(result.mel.shape, bool), **input_of)]
+    return tag("div", input_panel(result, config), *stage_panels(result, config), class_="panels")
+
+
+def input_panel(result: Result, config: ModelConfig) -> Html:
+    """The spectrogram that the model reads, which the result must carry."""
+    names = {"title": f"input: {config.patches} patches", "alt": f"spectrogram of {result.path.name}"}
+    return _panel(result, config, visible=np.ones(result.mel.shape, bool), **names)
+
+
+def stage_panels(result: Result, config: ModelConfig) -> list[Html]:
+    """The spectrogram after each stage: dropped patches blank, those of one token averaged."""
+    panels = []
     for block in result.kept:
         patches, mel, title = left_of(result, block, config=config)
-        alt = f"spectrogram of {name}, patches dropped up to block {block} left blank"
+        alt = f"spectrogram of {result.path.name}, patches dropped up to block {block} left blank"
         alt += ", those of one token averaged" if block in result.groups else ""
         seen = dataclasses.replace(result, mel=mel)
         panels.append(_panel(seen, config, visible=covered(config, patches), title=title, alt=alt))
-    return tag("div", *panels, class_="panels")
+    return panels
 
 
 def sound_of(path: Path, *, frames: int) -> bytes | None:
