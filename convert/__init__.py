@@ -1,10 +1,10 @@
 """PyTorch checkpoints to JAX and back, with the proof that both compute the same. Only this part needs torch.
 
-`read` reads every published format. `mapping` is the one table that pairs tensors with leaves. `export` writes.
-`pretraining` has the table of a pretrained AudioMAE with its decoder. `torch_reference` and `torch_pretraining` have
-the models once more in plain PyTorch, `validate` compares, `benchmark` times. The commands are `command` and
-`validate`.
-A converted model is loaded, run and trained without any of it, by the other packages of `jaxprune`.
+`read` reads every published format, `hub` fetches it. `mapping` is the one table that pairs tensors with leaves.
+`export` writes, `publish` for others. `pretraining` has the table of a pretrained AudioMAE with its decoder.
+`torch_reference` and `torch_pretraining` have the models once more in plain PyTorch, `validate` compares, `benchmark`
+times. The commands are `command` and `validate`. A converted model is loaded, run and trained without any of it, by the
+other packages of `jaxprune`.
 """
 
 import importlib
