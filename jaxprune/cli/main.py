@@ -6,19 +6,21 @@ Nothing heavy is imported here, so that `jaxprune --help` answers at once and a 
 import difflib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 from jaxprune.cli.memory import restart_with_huge_pages
 
 
 @dataclass(frozen=True)
 class Command:
-    """A function named by `module:function`, and its line in the help."""
+    """A function named by `module:function`, and its line in the help. `check`, named alike, reads arguments first."""
 
     where: str
     help: str
+    check: str = ""
 
 
 COMMANDS = {
@@ -32,9 +34,21 @@ COMMANDS = {
     "features": Command("jaxprune.cli.features:main", "show and save a sound's log-mel as the model sees it"),
     "export": Command("jaxprune.cli.export:main", "a pruned model for ONNX Runtime, OpenVINO or XLA"),
     "precision": Command("jaxprune.cli.precision:main", "bfloat16 and int8 against float32 at several keep rates"),
-    "finetune": Command("jaxprune.cli.finetune:main", "train by a recipe while the keep rate falls"),
-    "pretrain": Command("jaxprune.cli.pretrain:main", "train AudioMAE's encoder without labels, by a recipe"),
-    "protocol": Command("jaxprune.cli.protocol:main", "train every fold and seed of a recipe"),
+    "finetune": Command(
+        "jaxprune.cli.finetune:main",
+        "train by a recipe while the keep rate falls",
+        check="jaxprune.cli.recipe_names:of_finetuning",
+    ),
+    "pretrain": Command(
+        "jaxprune.cli.pretrain:main",
+        "train AudioMAE's encoder without labels, by a recipe",
+        check="jaxprune.cli.recipe_names:of_pretraining",
+    ),
+    "protocol": Command(
+        "jaxprune.cli.protocol:main",
+        "train every fold and seed of a recipe",
+        check="jaxprune.cli.recipe_names:of_protocol",
+    ),
     "evaluate": Command("jaxprune.cli.evaluate:main", "accuracy or mAP on a data set, beside the cost"),
     "extract": Command("jaxprune.cli.extract:main", "save scores, kept patches and logits of a data set"),
     "analyze": Command("jaxprune.cli.analyze:main", "the paper's statistics of an extraction"),
@@ -71,10 +85,18 @@ def command(name: str, arguments: Sequence[str] | None = None) -> None:
     """Runs one command with the arguments after its name, and exits with its code."""
     from jaxprune.cli import console  # costs a second
 
-    module, function = COMMANDS[name].where.split(":")
+    asked = COMMANDS[name]
     with console.errors_in_a_sentence():  # an optional package may be missing
-        main = getattr(importlib.import_module(module), function)
+        main = named(asked.where)
+        if asked.check:
+            named(asked.check)(sys.argv[1:] if arguments is None else arguments)
     console.run(main, program=f"jaxprune {name}", arguments=arguments)
+
+
+def named(where: str) -> Callable[..., Any]:
+    """The function that `module:function` names."""
+    module, function = where.split(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def usage() -> str:

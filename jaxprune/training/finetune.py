@@ -21,6 +21,7 @@ from jaxprune.training.classification import Classification
 from jaxprune.training.distillation import Distillation, Sandwich
 from jaxprune.training.dynamic import LearnedPruning
 from jaxprune.training.events import Metric
+from jaxprune.training.pruning import MOST_SIZES
 from jaxprune.training.run import Event, Options, Run
 from jaxprune.training.run_directory import MODEL, padding_of
 from jaxprune.training.settings import Recipe
@@ -52,9 +53,19 @@ def finetune(
     dataset = sources.of(recipe).read()
     recipe, notes = fitted(recipe, dataset)
     recipe, more = padded(recipe, begun=padding_of(out))
-    notes += more
+    notes += (*more, *many_sizes(recipe))
     run = FineTuning(recipe=recipe, dataset=dataset, out=Path(out), seed=seed, options=options)
     yield from run.events(notes, stop)
+
+
+def many_sizes(recipe: Recipe) -> tuple[str, ...]:
+    """A note where the run may compile its step for more than ten sizes."""
+    prune = recipe.prune
+    beside = 2 + bool(recipe.augment.patch_mask and prune.falls)  # both ends, and all patches before the shrinking
+    if not prune.moves or prune.buckets + beside <= MOST_SIZES:
+        return ()
+    most, enough = prune.buckets + beside, MOST_SIZES - beside
+    return (f"--prune.buckets {prune.buckets} may compile {most} sizes; {enough} keep them to {MOST_SIZES}",)
 
 
 class FineTuning(Run):

@@ -76,14 +76,14 @@ class Prune:
                 "learned pruning (method dynamic) is trained for one keep rate below 1 at some blocks; give "
                 "--prune.keep-rate and --prune.blocks, and no sample"
             )
-        if self.method != LEARNED and by_name(self.method).between is None and self._moves:
+        if self.method != LEARNED and by_name(self.method).between is None and self.moves:
             raise ValueError(
                 f"{self.method} cannot follow a keep rate that moves, because its sizes are few; set shrink_epochs to "
                 f"0, or sample at most {MOST_SIZES} rates"
             )
 
     @property
-    def _moves(self) -> bool:
+    def moves(self) -> bool:
         """True where rates occur that have no compiled size of their own."""
         if self.draws:
             return any(draw.low < draw.high or draw.low not in self.exact for draw in self.draws)

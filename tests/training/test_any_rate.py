@@ -15,6 +15,7 @@ from training_runs import Rewound, batches, corpus, random_batch, recipe, traini
 from jaxprune.reduction.policy import Policy, stage_counts, top_k_stages
 from jaxprune.reduction.selection import MaskedTopK, TopK
 from jaxprune.training.events import AtRate, Evaluation
+from jaxprune.training.finetune import many_sizes
 from jaxprune.training.pruning import Prune
 from jaxprune.training.recipes import RECIPES
 from jaxprune.training.schedules import compilations, keep_rate_schedule, slice_end, stages_at
@@ -189,3 +190,23 @@ def test_an_evaluation_at_several_rates_is_their_mean_and_one_of_each():
     alone = Evaluation.of([at(0.5, 0.1)], step=3, clips=4, metric="accuracy")
     assert (alone.score, alone.keep_rate) == (0.1, 0.5)
     assert not any(" at " in name for name in curves(alone))
+
+
+@pytest.mark.parametrize(
+    ("prune", "hidden", "most"),
+    [
+        (Prune(sample=("0.5-1",), buckets=8), 0.3, 10),
+        (Prune(sample=("0.5-1",), buckets=9), 0.3, 11),
+        (Prune(keep_rate=0.5, shrink_epochs=4, buckets=8), 0.3, 11),
+        (Prune(keep_rate=0.5, shrink_epochs=4), 0.3, 10),
+        (Prune(sample=SIX, buckets=20), 0.0, 6),
+    ],
+)
+def test_more_than_ten_sizes_are_told(prune, hidden, most):
+    made = recipe()
+    made = dataclasses.replace(made, prune=prune, augment=dataclasses.replace(made.augment, patch_mask=hidden))
+    notes = many_sizes(made)
+    assert bool(notes) is (most > 10)
+    assert all(f"may compile {most} sizes" in note for note in notes)
+    rates = [keep_rate_schedule(prune, steps_per_epoch=200, seed=0)(step) for step in range(1000)]
+    assert compilations(rates, prune, patches=512) <= most
