@@ -1,5 +1,6 @@
 """Checks every jaxtyping annotation of the library while the tests run, and refuses silent rank promotion."""
 
+import gc
 import os
 import runpy
 import shutil
@@ -21,8 +22,19 @@ def pytest_configure(config):
     """The first process makes the folder; pytest-xdist's workers and child processes inherit its name."""
     if CACHE not in os.environ:
         folder = tempfile.mkdtemp(prefix="jaxprune-tests-")
+        os.environ |= {CACHE: folder, OWNER: str(os.getpid())}
+    kept = {"jax_compilation_cache_dir": os.environ[CACHE], "jax_persistent_cache_min_compile_time_secs": 0.0}
+    for name, value in kept.items():
+        jax.config.update(name, value)
         # Scripts keep their programs there as well, and not where the user's are.
-        os.environ |= {CACHE: folder, "JAX_COMPILATION_CACHE_DIR": folder, OWNER: str(os.getpid())}
+        os.environ[name.upper()] = str(value)
+
+
+def pytest_collection_finish():
+    """Spares the garbage collector what the imports made, and does without most of its rounds while JAX traces."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_unconfigure(config):

@@ -177,7 +177,7 @@ def test_patch_statistics_use_the_unbiased_deviation(model):
     from jaxprune.reduction.scores import PatchStd
 
     for score, reduce in ((PatchMean(), lambda x: x.mean(-1)), (PatchStd(), lambda x: x.std(-1, ddof=1))):
-        trace = model(MEL, jaxprune.topk(model, {}, score=score)).trace
+        trace = run(model, jaxprune.topk(model, {}, score=score)).trace
         np.testing.assert_allclose(
             trace[0].score, reduce(np.asarray(cut_patches(MEL, model.config), np.float64)), atol=1e-6
         )
@@ -186,7 +186,8 @@ def test_patch_statistics_use_the_unbiased_deviation(model):
 def test_bfloat16_products_come_near_float32_with_float32_parameters_tokens_scores_and_logits(model):
     half = jaxprune.build(model.config, dtype=jnp.bfloat16)
     nnx.update(half, nnx.state(model))
-    output, full = half(MEL), run(model, jaxprune.topk(model, {}))
+    whole = jaxprune.topk(model, {})
+    output, full = jaxprune.compiled(half)(MEL, whole), run(model, whole)
     assert half.encoder.blocks[0].mlp(output.tokens_in).dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
     first = output.trace[0]

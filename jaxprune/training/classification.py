@@ -92,7 +92,7 @@ class Classification:
         score = by_name(prune.method).score(self.config, step)
         return Plan(
             keep_rate_now=now,
-            policy=Policy(score, schedules.reductions_at(self.config, now, prune, patches=entering)),
+            policy=Policy(score, schedules.stages_at(now, prune, config=self.config, patches=entering)),
             amounts=augment.amounts(settings),
             drop_path=jnp.float32(settings.drop_path),
             hidden=settings.patch_mask,

@@ -105,7 +105,7 @@ class Sandwich(Classification):
         plan, prune = super().plan(step), self.recipe.prune
         entering = augment.visible_count(self.config, hidden=plan.hidden)
         highest, lowest = (
-            Policy(plan.policy.score, schedules.reductions_at(self.config, rate, prune, patches=entering))
+            Policy(plan.policy.score, schedules.stages_at(rate, prune, config=self.config, patches=entering))
             for rate in (prune.highest, prune.lowest)
         )
         # So all steps that draw one of the ends share a program.

@@ -16,8 +16,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxprune.config import ModelConfig
-from jaxprune.reduction.policy import between_stages, top_k_stages
-from jaxprune.reduction.selection import Stage
 from jaxprune.registry import Stages, by_name
 from jaxprune.training.learning import AdamL2, AdamW, Cosine, StepDecay
 from jaxprune.training.pruning import Draw, Prune
@@ -106,51 +104,30 @@ def keep_rate_schedule(prune: Prune, *, steps_per_epoch: int, seed: int = 0) -> 
     )
 
 
-def stages_at(rate: float, prune: Prune, *, patches: int) -> dict[int, Stage]:
-    """The stages that keep exactly what `TopK` at `rate` keeps, in one of few compiled sizes.
+def stages_at(rate: float, prune: Prune, *, config: ModelConfig, patches: int) -> Stages:
+    """The stages of the recipe's method that reduce exactly as it does at `rate`, in one of few compiled sizes.
 
     The rates of `prune.exact` gather exactly: the highest and the lowest, and each of a list of at most ten. Between
-    the ends, [lowest, highest] is cut into `prune.buckets` equal slices; a rate computes on the counts of its slice's
+    the ends, [lowest, highest] is cut into `prune.buckets` equal slices. A rate computes on the counts of its slice's
     upper end and masks the surplus, so every rate of a slice shares one compilation. Thus a whole run compiles the step
     at most `buckets + 2` times, and once more if patches are masked out before the shrinking: ten with the default 7,
-    whatever the rates and the schedule's length. Over the shrinking it computes at most 3.2 % more than exact gathering
-    on the way to 0.7 and 5.2 % to 0.5 (`test_slices_cost_little`).
+    whatever the rates and the schedule's length. Over the shrinking, top-k computes at most 3.2 % more than exact
+    gathering on the way to 0.7 and 5.2 % to 0.5 (`test_slices_cost_little`).
 
     A rate just under 1 keeps every patch but sorts them, which changes nothing but float rounding. `patches` are those
     that enter block 0: fewer than the model's where some are masked out. Raises `ValueError` for a rate outside
     [lowest, highest].
     """
-    return _sized(rate, prune, top_k_stages, lambda rates, ends: between_stages(rates, ends[1], patches=patches))
-
-
-def reductions_at(config: ModelConfig, rate: float, prune: Prune, *, patches: int) -> Stages:
-    """The stages of the recipe's method at a rate, in one of few compiled sizes as `stages_at` has them.
-
-    Raises `ValueError` as that does.
-    """
-    method = by_name(prune.method)
-    return _sized(
-        rate,
-        prune,
-        lambda rates: method.exact(config, rates, patches),
-        lambda rates, ends: method.between(config, rates, ends, patches),
-    )
-
-
-def _sized(
-    rate: float,
-    prune: Prune,
-    exact: Callable[[dict[int, float]], Stages],
-    between: Callable[[dict[int, float], tuple[dict[int, float], dict[int, float]]], Stages],
-) -> Stages:
-    """Stages that are exact at the rates with a size of their own, and else between the ends of the rate's slice."""
     if not prune.lowest <= rate <= prune.highest:
         raise ValueError(f"keep rate {rate} does not occur between {prune.highest:g} and {prune.lowest:g}")
+    method = by_name(prune.method)
     own, low, high = (
         dict.fromkeys(sorted(prune.blocks), one)
         for one in (rate, min(rate, slice_start(rate, prune)), slice_end(rate, prune))
     )
-    return exact(own) if rate in prune.exact else between(own, (low, high))
+    if rate in prune.exact:
+        return method.exact(config, own, patches)
+    return method.between(config, own, (low, high), patches)
 
 
 def slice_end(rate: float, prune: Prune) -> float:
@@ -170,9 +147,9 @@ def _slices_above(rate: float, prune: Prune) -> int:
     return max(0, math.floor((prune.highest - rate) / width - 1e-9)) if width else 0
 
 
-def compilations(rates: Sequence[float], prune: Prune, *, patches: int) -> int:
+def compilations(rates: Sequence[float], prune: Prune, *, config: ModelConfig, patches: int) -> int:
     """The number of sizes that a sequence of keep rates compiles, with the same `patches` entering block 0."""
-    return len({jax.tree.structure(stages_at(rate, prune, patches=patches)) for rate in set(rates)})
+    return len({jax.tree.structure(stages_at(rate, prune, config=config, patches=patches)) for rate in set(rates)})
 
 
 def learning_rate(recipe: Course, *, steps_per_epoch: int) -> LearningRate:

@@ -13,9 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxprune.config import ModelConfig
-from jaxprune.cost import macs
+from jaxprune.cost import macs_of_stages
 from jaxprune.features import SAMPLE_RATE
-from jaxprune.models import abstract, topk
+from jaxprune.reduction.policy import stage_rates, top_k_stages
 from jaxprune.training.settings import Cosine, Recipe
 
 AUDIOSET_CLIPS = 2_000_000  # AS-2M; what copies hold differs by some percent
@@ -127,8 +127,8 @@ def step_time(
     """Of `clips` on each device with whole weights, where a step all-reduces `reduced_bytes`. The backward pass costs
     twice the forward's arithmetic; the optimiser, the features, the latency of messages and the one clip that a device
     sends its neighbour for mixup are left out."""
-    model = abstract(config)
-    operations = 3 * 2 * macs(model, topk(model, keep_rate)) * clips
+    stages = top_k_stages(stage_rates(keep_rate, depth=config.depth))
+    operations = 3 * 2 * macs_of_stages(config, stages) * clips
     wire = 2 * (devices - 1) / devices * reduced_bytes
     return StepTime(
         devices=devices,

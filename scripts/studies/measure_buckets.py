@@ -8,6 +8,7 @@ each choice costs a run.
 """
 
 import dataclasses
+from functools import partial
 
 from jaxprune.cli import console as cli
 from jaxprune.config import ModelConfig
@@ -55,8 +56,9 @@ def main(
     cells = []
     for count in buckets:
         sliced = dataclasses.replace(prune, buckets=count)
-        programs = compilations(rates, sliced, patches=config.patches)
-        extra = work(lambda rate: stages_at(rate, sliced, patches=config.patches)) - exact  # noqa: B023
+        programs = compilations(rates, sliced, config=config, patches=config.patches)
+        sizes = partial(stages_at, prune=sliced, config=config, patches=config.patches)
+        extra = work(sizes) - exact
         costs = (programs * compile_seconds, extra * step_seconds)
         cells.append((count, programs, f"{extra / exact:.2%}", *(f"{cost:,.0f}" for cost in (*costs, sum(costs)))))
     exactly = len(set(rates))

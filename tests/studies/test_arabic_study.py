@@ -40,6 +40,7 @@ def little(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(arabic, "recipe", short)
     monkeypatch.setattr(arabic, "DRAWN", ("1", "0.5"))
+    monkeypatch.setattr(arabic, "RATES", (1.0, 0.7, 0.5))
     monkeypatch.setitem(arabic.STARTS, ("ast", "words"), {"unpruned": str(start)})
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import small
 from quick import quick_compiling  # noqa: F401
 from training_runs import Rewound, batches, corpus, random_batch, recipe, training
 
@@ -23,6 +24,7 @@ from jaxprune.training.settings import Recipe
 from jaxprune.training.task import Sound
 from jaxprune.training.tensorboard import curves
 
+CONFIG = small("ast")  # top-k does not depend on it
 SIX = ("1", "0.9", "0.8", "0.7", "0.6", "0.5")
 
 
@@ -65,9 +67,9 @@ def test_the_seed_and_the_step_alone_decide_a_rate():
 @pytest.mark.parametrize("patches", [25, 220, 512])
 def test_a_run_compiles_at_most_ten_sizes_and_keeps_what_exact_gathering_keeps(sample, patches):
     prune, rates = Prune(sample=sample), drawn(*sample, steps=500)
-    assert 1 < compilations(rates, prune, patches=patches) <= 10
+    assert 1 < compilations(rates, prune, config=CONFIG, patches=patches) <= 10
     for rate in rates[:200]:
-        stages = stages_at(rate, prune, patches=patches)
+        stages = stages_at(rate, prune, config=CONFIG, patches=patches)
         counts = stage_counts(dict.fromkeys((3, 6, 9), rate), patches=patches)
         left = patches
         for block, stage in stages.items():
@@ -82,9 +84,11 @@ def test_a_run_compiles_at_most_ten_sizes_and_keeps_what_exact_gathering_keeps(s
 
 def test_a_list_of_at_most_ten_rates_masks_nothing():
     prune = Prune(sample=SIX, buckets=2)
-    stages = [stage for rate in set(drawn(*SIX)) for stage in stages_at(rate, prune, patches=64).values()]
+    stages = [
+        stage for rate in set(drawn(*SIX)) for stage in stages_at(rate, prune, config=CONFIG, patches=64).values()
+    ]
     assert {type(stage) for stage in stages} == {TopK}
-    assert compilations(drawn(*SIX), prune, patches=64) == 6
+    assert compilations(drawn(*SIX), prune, config=CONFIG, patches=64) == 6
 
 
 def test_losses_equal_those_of_exact_gathering_and_all_augmentation_stays_on():

@@ -21,6 +21,7 @@ from jaxprune.training.recipes import RECIPES
 from jaxprune.training.schedules import compilations, keep_rate_schedule, learning_rate, slice_end, stages_at
 from jaxprune.training.settings import AdamW, Cosine, Loop, Prune, StepDecay
 
+CONFIG = small("ast")  # top-k does not depend on it
 ESC50 = dataclasses.replace(RECIPES["audiomae-esc50"].prune, keep_rate=0.5)
 
 
@@ -85,9 +86,9 @@ def test_an_epoch_without_steps_is_refused():
 
 
 def test_both_ends_gather_exactly_and_the_way_between_is_masked():
-    assert stages_at(1.0, ESC50, patches=256) == top_k_stages(dict.fromkeys((3, 6, 9), 1.0))
-    assert stages_at(0.5, ESC50, patches=256) == top_k_stages(dict.fromkeys((3, 6, 9), 0.5))
-    stages = stages_at(0.75, ESC50, patches=256)
+    assert stages_at(1.0, ESC50, config=CONFIG, patches=256) == top_k_stages(dict.fromkeys((3, 6, 9), 1.0))
+    assert stages_at(0.5, ESC50, config=CONFIG, patches=256) == top_k_stages(dict.fromkeys((3, 6, 9), 0.5))
+    stages = stages_at(0.75, ESC50, config=CONFIG, patches=256)
     assert [int(stages[block].count) for block in (3, 6, 9)] == [192, 144, 108]
     end = 0.5 + 0.5 * 4 / 7  # 0.75 is half of the way; slices end at sevenths
     sizes = [keep_count(end, 256)]
@@ -99,7 +100,7 @@ def test_both_ends_gather_exactly_and_the_way_between_is_masked():
 @pytest.mark.parametrize("rate", [0.49, 1.01, float("nan")])
 def test_a_rate_off_the_way_is_refused(rate):
     with pytest.raises(ValueError, match="does not occur"):
-        stages_at(rate, ESC50, patches=256)
+        stages_at(rate, ESC50, config=CONFIG, patches=256)
 
 
 @pytest.mark.parametrize("base", [0.3, 0.5, 0.7, 0.9, 1 / 3])
@@ -112,7 +113,7 @@ def test_no_count_exceeds_its_capacity_and_slices_are_as_few_as_asked(base):
     assert all(slice_end(rate, prune) >= rate for rate in rates)
     for patches in (25, 110, 512):
         for rate in rates[::100] + rates[-8:]:
-            stages, left = stages_at(rate, prune, patches=patches), patches
+            stages, left = stages_at(rate, prune, config=CONFIG, patches=patches), patches
             for block in (3, 6, 9):
                 left = keep_count(rate, left)
                 assert int(stages[block].count) == left <= stages[block].capacity
@@ -138,13 +139,14 @@ def test_slices_cost_little(patches, base, allowed, length, update):
     """At most nine compilations (a tenth is left for patches masked out before the shrinking), and the shrinking alone
     computes at most `allowed` times what exact gathering would. A whole run is nearer to 1."""
     prune = Prune(keep_rate=base, shrink_start=2, shrink_epochs=length, update=update)
-    schedule = keep_rate_schedule(prune, steps_per_epoch=3)
-    rates = [schedule(step) for step in range(3 * (length + 4))]
+    steps = {"epoch": 1, "step": 3}[update]  # an epoch
+    schedule = keep_rate_schedule(prune, steps_per_epoch=steps)
+    rates = [schedule(step) for step in range(steps * (length + 4))]
     assert rates[0] == 1
     assert rates[-1] == base
-    assert compilations(rates, prune, patches=patches) <= 9
+    assert compilations(rates, prune, config=CONFIG, patches=patches) <= 9
     falling = [rate for rate in rates if base < rate < 1]
-    spent = sum(gmacs(stages_at(rate, prune, patches=patches), patches=patches) for rate in falling)
+    spent = sum(gmacs(stages_at(rate, prune, config=CONFIG, patches=patches), patches=patches) for rate in falling)
     exact = sum(gmacs(top_k_stages(dict.fromkeys((3, 6, 9), rate)), patches=patches) for rate in falling)
     assert 1 < spent / exact <= allowed
 
@@ -163,14 +165,15 @@ def test_a_run_down_the_schedule_equals_exact_gathering_and_compiles_as_counted(
         return output.logits, output.trace[-1].patch_ids
 
     forward = jaxprune.compiled(model, read)
-    logits = [forward(mel, Policy(model.score, stages_at(rate, prune, patches=patches)))[0] for rate in rates]
-    assert traces == compilations(rates, prune, patches=patches) == 4
+    policies = [Policy(model.score, stages_at(rate, prune, config=CONFIG, patches=patches)) for rate in rates]
+    logits = [forward(mel, policy)[0] for policy in policies]
+    assert traces == compilations(rates, prune, config=CONFIG, patches=patches) == 4
     for rate, found in list(zip(rates, logits, strict=True))[3::6]:
         exact, _ = forward(mel, jaxprune.topk(model, dict.fromkeys(prune.blocks, rate)))
         np.testing.assert_allclose(found, exact, atol=1e-6)
 
     # A rate just under 1 keeps every patch, in another order, which changes nothing.
-    almost, order = forward(mel, Policy(model.score, stages_at(1 - 1e-9, prune, patches=patches)))
+    almost, order = forward(mel, Policy(model.score, stages_at(1 - 1e-9, prune, config=CONFIG, patches=patches)))
     np.testing.assert_allclose(almost, logits[0], atol=1e-6)
     assert (np.sort(order, axis=1) == np.arange(patches)).all()
     assert (np.asarray(order) != np.arange(patches)).any()
@@ -241,5 +244,7 @@ def test_a_rate_can_be_raised_on_the_command_line_without_moving_its_course():
 
 def test_top_k_at_both_ends_is_the_published_stage():
     assert all(
-        isinstance(stage, TopK) for rate in (0.7, 1.0) for stage in stages_at(rate, Prune(), patches=64).values()
+        isinstance(stage, TopK)
+        for rate in (0.7, 1.0)
+        for stage in stages_at(rate, Prune(), config=CONFIG, patches=64).values()
     )
