@@ -25,7 +25,7 @@ _FORMATS = {"s16le": (np.dtype("<i2"), 2.0**-15), "f32le": (np.dtype("<f4"), 1.0
 
 
 def microphone(device: str = "") -> Iterator[Float32[np.ndarray, "_"]]:
-    """Blocks of 0.1 s from a microphone, by the name or number that `sounddevice` has for it; by default the system's.
+    """Blocks of 0.1 s from a microphone, by the name or number that `sounddevice` has for it (default: the system's).
 
     Needs the package sounddevice (extra "listen"). Raises `ValueError` where there is no such device, and where it goes
     away while it is listened to.
@@ -53,7 +53,7 @@ def microphone(device: str = "") -> Iterator[Float32[np.ndarray, "_"]]:
 
 
 def _sounddevice() -> ModuleType:
-    """The package; where its library is missing, a sentence that says how it comes."""
+    """Imports the package. Where its library is missing, raises a sentence that says how it comes."""
     try:
         return importlib.import_module("sounddevice")
     except OSError as error:

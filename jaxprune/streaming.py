@@ -115,14 +115,14 @@ def stream(
 
 
 def names(card: Card) -> tuple[str, ...]:
-    """The labels of the classes; their numbers where the card has none."""
+    """The labels of the classes, or their numbers where the card has none."""
     return card.labels or tuple(map(str, range(card.model.classes)))
 
 
 def events(heard: Iterable[Segment], *, labels: tuple[str, ...], listening: Listening = DEFAULT) -> Iterator[Event]:
     """Joins segments to events: a label's begins at the threshold and ends below half of it, or with the sound.
 
-    Events are told in the order of their ends; of those that end together, in the order of the labels.
+    Events are told in the order of their ends, then in the order of the labels.
     """
     open_events: dict[int, Event] = {}
     for segment in heard:
@@ -194,7 +194,7 @@ class _Sound:
         return self.samples / SAMPLE_RATE
 
     def __iter__(self) -> Iterator[Float[np.ndarray, "t f"]]:
-        """Chunks of unnormalised frames; the last may be shorter."""
+        """Yields chunks of unnormalised frames. The last may be shorter."""
         need, held = sample_count(self._chunk), np.zeros(0, np.float32)
         for block in self._blocks:
             if not np.isfinite(block).all():

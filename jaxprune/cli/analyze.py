@@ -108,7 +108,7 @@ def draw(found: Analysis, extraction: Extraction, *, out: Path, clips: int) -> i
 
 
 def print_analysis(found: Analysis) -> None:
-    """Prints the tables that fit a terminal; intervals in brackets."""
+    """Prints the tables that fit a terminal, with intervals in brackets."""
     right = "" if found.top1 is None else f", top-1 {100 * found.top1:.2f} %"
     sure = f"In brackets: {100 * found.bootstrap.confidence:g} % intervals over {found.clips} clips"
     notes = [f"{sure}, {found.bootstrap.resamples} resamples, seed {found.bootstrap.seed}."]

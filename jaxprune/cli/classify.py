@@ -132,7 +132,7 @@ def keep_rates(keep_rate: float, *, blocks: tuple[int, ...], rates: tuple[float,
 
 
 def print_report(report: Report, *, named: bool, notes: list[str]) -> None:
-    """Prints the labels and their cost; without names, labels are class indices."""
+    """Prints the labels and their cost. Without names, labels are class indices."""
     kind = "" if named else "class "
     rows = [
         (

@@ -54,7 +54,7 @@ def kept(*, tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def configure(changes: Mapping[str, Any]) -> None:
-    """Sets JAX's options; the cache opens again with them."""
+    """Sets JAX's options, and opens the cache again with them."""
     for name, value in changes.items():
         jax.config.update(name, value)
     if changes:

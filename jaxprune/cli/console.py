@@ -79,7 +79,7 @@ def refuse(sentence: str) -> NoReturn:
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, notes: Sequence[str] = ()
 ) -> None:
-    """A table on stdout. Columns after the first align right where the first row holds a number; nothing is cut off."""
+    """Prints a table on stdout, whole. Columns after the first align right if their first row is a number."""
     rows = [[shown(str(cell)) for cell in row] for row in rows]
     table = Table(title=Text(shown(title)), title_justify="left")
     for i, column in enumerate(columns):
@@ -103,7 +103,7 @@ def is_number(cell: str) -> bool:
 
 
 def console() -> Console:
-    """The terminal; a file or pipe is given room enough that tables do not wrap."""
+    """The terminal. A file or pipe is given room enough that tables do not wrap."""
     out = Console(highlight=False)
     return out if out.is_terminal else Console(highlight=False, width=160)
 

@@ -176,7 +176,7 @@ def recordings(path: Path, *, samples: int, clips: int = CALIBRATING) -> list[np
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most so many of the items, evenly spread over them."""
+    """Picks at most so many of the items, evenly spread over them."""
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]
 
 

@@ -76,7 +76,7 @@ def samples_of(seconds: float) -> int:
 
 
 def beginning(file: Path, *, samples: int) -> Float[np.ndarray, "begun"]:
-    """The first samples of a file, or all where it has fewer; what was changed or left out is said on stderr."""
+    """Reads the first samples of a file, or all where it has fewer. Says on stderr what was changed or left out."""
     windows = windows_of(file, samples=samples, hop=samples)
     first = next(windows)
     for notice in first.notices:

@@ -103,7 +103,7 @@ Subject = Annotated[OnDataset, tyro.conf.arg(name="")]
 
 
 def read(data: Any) -> Dataset:
-    """A data source's clips; what was skipped or assumed on the way is said on stderr. Raises as the source does."""
+    """Reads a data source's clips. Says on stderr what was skipped or assumed on the way. Raises as the source does."""
     dataset = data.read()
     for told in dataset.notices:
         cli.notice(told)
@@ -136,13 +136,13 @@ def held(out: Path | None) -> AbstractContextManager[None]:
 
 
 def left_out(reasons: Collection[str]) -> list[str]:
-    """A sentence on the clips that were left out, and why; no sentence if there are none."""
+    """A sentence on the clips that were left out, and why. It is empty if there are none."""
     clips = "1 clip" if len(reasons) == 1 else f"{len(reasons)} clips"
     return [f"{clips} could not be used: {first_few(list(reasons))}"] if reasons else []
 
 
 def card_for(checkpoint: str | os.PathLike, dataset: Dataset) -> Card:
-    """The card of a checkpoint whose classes are the data set's; what the user should doubt is said on stderr.
+    """Reads the card of a checkpoint whose classes are the data set's. Says on stderr what the user should doubt.
 
     Raises `ValueError` as `load_card` and `check_labels` do.
     """

@@ -99,7 +99,7 @@ def _sounds(dataset: Dataset, path: Path | None, *, needed: bool, samples: int) 
 
 
 def print_pairs(pairs: list[Pair], *, title: str, notes: list[str]) -> None:
-    """A row for each pair; those that no other beats in quality and time are marked."""
+    """Prints a row for each pair, and marks those that no other beats in quality and time."""
     best = front(pairs)
     rows = [
         (

@@ -60,7 +60,7 @@ def show(events: Iterator[Any], out: Path, *, title: str = "training", wording: 
 
 
 def median(speeds: deque[float]) -> float | None:
-    """The middle one of the latest speeds; None before there is one."""
+    """The middle one of the latest speeds, or None before there is one."""
     return sorted(speeds)[len(speeds) // 2] if speeds else None
 
 
@@ -139,7 +139,7 @@ def rows_of(found: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any
 
 
 def percent(share: float | None) -> str:
-    """A share as text; a dash for none."""
+    """A share as text, or a dash for none."""
     return "-" if share is None else f"{100 * share:.2f} %"
 
 

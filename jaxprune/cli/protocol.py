@@ -26,7 +26,7 @@ from jaxprune.training.start import Sources
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Elsewhere(Sources):
-    """Places of the clips that `data.root` does not name; the fold is set run by run."""
+    """Places of the clips that `data.root` does not name. The fold is set run by run."""
 
     fold: tyro.conf.Suppress[int] = 1
 
@@ -64,7 +64,7 @@ def main(
 
 
 def show_runs(events: Iterator[Next | Event | Summary], out: Path) -> Summary | None:
-    """Shows each run as `jaxprune finetune` does; the summary, or None where it was asked to stop before."""
+    """Shows each run as `jaxprune finetune` does. Returns the summary, or None where it was asked to stop before."""
     total = finished = 0
     for event in events:
         match event:

@@ -4,8 +4,8 @@
     jaxprune finetune ast-speechcommands --data.root shards/speech
     jaxprune evaluate CHECKPOINT shards --root shards/speech
 
-The same command goes on where it was cut off. Batches are those of the original files; what is in a shard is said in
-jaxprune/data/shard_files.py.
+The same command goes on where it was cut off. Batches are those of the original files. jaxprune/data/shard_files.py
+says what is in a shard.
 """
 
 import time

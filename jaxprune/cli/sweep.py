@@ -230,8 +230,8 @@ def scores_of(published: str, model: Classifier) -> tuple[Published, ...]:
 def candidates_at(paths: Sequence[Path], *, on: OnDataset, dataset: Dataset) -> list[Candidate]:
     """The models of checkpoints, all of one geometry.
 
-    Each is named by its folder, or by the one above where that is just "model", as in a run; by the whole path where
-    two would be called the same. Raises `ValueError` for another geometry, and for the same weights twice.
+    Each is named by its folder, or by the one above where that is just "model", as in a run. Where two would be called
+    the same, the whole path is the name. Raises `ValueError` for another geometry, and for the same weights twice.
     """
     names = [path.resolve().parent.name if path.name == "model" else path.name for path in paths]
     found = []
@@ -307,7 +307,7 @@ def print_points(found: list[Point], chosen: dict[int, Point], *, title: str, ma
 
 
 def interval(point: Point, factor: float) -> str:
-    """In brackets, where there is one."""
+    """The interval in brackets, or nothing where there is none."""
     if point.drop_low != point.drop_low:
         return ""
     return f" [{factor * point.drop_low:.2f}, {factor * point.drop_high:.2f}]"

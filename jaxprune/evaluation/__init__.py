@@ -1,6 +1,6 @@
 """Runs models over data sets: metrics, answers clip by clip, and time.
 
-`evaluate` adds up metrics and `per_clip` keeps clips apart; `reconstruction` measures masked pretraining. All use the
+`evaluate` adds up metrics, `per_clip` keeps clips apart, and `reconstruction` measures masked pretraining. All use the
 loop in `forward_pass`. `metrics` holds losses and scores; `timing` measures speed. Trace arrays on disk belong to
 `jaxprune.analysis`, single recordings to `jaxprune.inference`.
 """

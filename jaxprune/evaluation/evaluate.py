@@ -51,8 +51,8 @@ class RateResult:
 class EvaluationResult:
     """Results of one pass over a split, by keep rate in the order asked for.
 
-    All metrics are from the same `clips`. `classes_present` of the `classes` have a clip; mAP is the mean over those.
-    `unusable` maps each left-out file to the reason.
+    All metrics are from the same `clips`. `classes_present` of the `classes` have a clip, and mAP is the mean over
+    those. `unusable` maps each left-out file to the reason.
 
     `seconds` is the whole time. `compiling` is the part before the first file was read. `clips_per_second` counts the
     rest, from files to answers of all rates together. `waited` is the seconds of it spent waiting for data.
@@ -72,7 +72,7 @@ class EvaluationResult:
     device_idle: float
 
     def to_json(self) -> dict[str, Any]:
-        """Everything in JSON's types; a number that is not finite becomes None."""
+        """Everything in JSON's types. A number that is not finite becomes None."""
         rows = [
             {
                 "keep_rate": rate,
@@ -147,7 +147,7 @@ def evaluate(
 def keep_policies(
     model: Classifier, keep_rates: Iterable[float], *, blocks: Iterable[int] = (), method: MethodName = "topk"
 ) -> dict[float, Policy]:
-    """A method at each keep rate, for `evaluate`; the published pruning by default. All `blocks` use the same rate.
+    """The policies of a method at each keep rate, by default of the published one. All `blocks` use the same rate.
 
     The default blocks are those of 3, 6 and 9 that the model has. Raises `ValueError` for no rate, a rate or block
     given twice, a rate outside (0, 1], a block the model lacks and an unknown method.
@@ -224,7 +224,7 @@ def _program(
 ) -> Callable[..., tuple[_Answers, Bool[Array, "b"]]]:
     """`(state, mel, targets, weights, numbers, policy) -> _Answers, finite` for every model of this structure.
 
-    Weights are arguments, and so are a policy's numbers; its structure is fixed.
+    Weights are arguments, and so are a policy's numbers. Its structure is fixed.
     """
 
     @functools.partial(jax.jit, static_argnames="policy", out_shardings=((rows, whole), whole))

@@ -26,7 +26,7 @@ Found = TypeVar("Found")
 
 @dataclasses.dataclass(frozen=True)
 class Started(Generic[Found]):
-    """Results of one batch, not yet computed. `found` is for the caller; `finite` is checked before `found` is read.
+    """Results of one batch, not yet computed. `found` is for the caller. `finite` is checked before `found` is read.
 
     `finite` marks the clips with finite scores, for each policy. Its keys end a sentence: "at keep rate 0.7", or "" for
     a single policy.

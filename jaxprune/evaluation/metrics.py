@@ -76,7 +76,7 @@ class Accuracy:
 
 
 def rank_of_class(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> Int[Array, "b"]:
-    """The number of classes that rank above the clip's own; 0 is best."""
+    """The number of classes that rank above the clip's own. 0 is best."""
     own = labels.argmax(axis=1, keepdims=True)
     score = jnp.take_along_axis(logits, own, axis=1)
     behind = (logits < score) | ((logits == score) & (jnp.arange(logits.shape[1])[None] > own))

@@ -1,6 +1,6 @@
 """Collects a model's answers to every clip under several policies. Each clip is read and turned to log-mel once.
 
-`jaxprune.evaluation.evaluate` adds up as it goes; here clips stay apart. So policies can be compared clip by clip, and
+`jaxprune.evaluation.evaluate` adds up as it goes. Here clips stay apart. So policies can be compared clip by clip, and
 patches counted in each. Ablations and sweeps use these answers.
 """
 

@@ -1,7 +1,7 @@
 """Runs an exported file beside the model it was made of, and compares logits and kept patches.
 
 Pruning is discontinuous: two scores that differ by rounding alone may change places. A clip that keeps other patches
-there is a tie and is set aside; anything else that differs is an error.
+there is a tie and is set aside. Any other difference is an error.
 """
 
 import dataclasses
@@ -106,7 +106,7 @@ def compare(run: Run, made: Program, inputs: Mapping[str, np.ndarray], *, expect
 
 
 def batches(run: Run, inputs: Mapping[str, np.ndarray], *, batch: int) -> dict[str, np.ndarray]:
-    """The outputs for all clips, in batches of one size; the last is filled up with clips from the beginning."""
+    """The outputs for all clips, in batches of one size. The last is filled up with clips from the beginning."""
     clips = len(next(iter(inputs.values())))
     rows = np.arange(-(-clips // batch) * batch) % clips
     found = [

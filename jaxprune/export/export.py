@@ -56,7 +56,7 @@ KINDS: Mapping[Format, Kind] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that decides an exported file but the model and its policy.
+    """Settings that decide an exported file, beside the model and its policy.
 
     `batch` is None where it is free. `platforms` are those of StableHLO. Raises `ValueError` for a precision that the
     format does not have.
@@ -103,8 +103,8 @@ def export(
 ) -> dict[str, Agreement]:
     """Writes a model whose policy is fixed, runs what was written, and returns how closely each runtime agrees.
 
-    `sounds` are 16 kHz waveforms to run on, besides four that are made; `calibrate` those to find the ranges of int8
-    on. The float32 file must agree with the model to `check.TOLERANCE` in logits and keep the same patches; the
+    `sounds` are 16 kHz waveforms to run on, besides four that are made. `calibrate` are those to find the ranges of
+    int8 on. The float32 file must agree with the model to `check.TOLERANCE` in logits and keep the same patches. The
     difference that bfloat16 and int8 make is returned, not judged. Raises `ValueError` where it does not agree, for a
     policy or an operation that cannot be exported, for int8 without sounds to calibrate on, and where `out` exists and
     is not to be overwritten.

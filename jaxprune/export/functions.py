@@ -57,7 +57,7 @@ def softmax(to: Lowering, inner: Any, logits: Value) -> Value:
 
 
 def layer_norm(to: Lowering, inner: Any, x: Value, scale: Value, bias: Value) -> Value | None:
-    """LayerNormalization; None where its epsilon cannot be found in the trace."""
+    """LayerNormalization, or None where its epsilon cannot be found in the trace."""
     epsilon = _epsilon(inner.jaxpr)
     if epsilon is None:
         return None

@@ -63,7 +63,7 @@ class Graph:
         return names
 
     def names(self, kind: str, count: int) -> list[str]:
-        """So many fresh names of tensors."""
+        """Makes so many fresh names of tensors."""
         return [self._fresh(kind) for _ in range(count)]
 
     def source(self, tensor: str) -> Any:

@@ -113,7 +113,7 @@ def _run_all(
     policies: Mapping[float, Policy],
     tallies: Mapping[tuple[float, str], _Tally],
 ) -> tuple[dict[float, np.ndarray], np.ndarray]:
-    """Runs every batch through every pair; the float32 model's logits by rate, and the clips' targets."""
+    """Runs every batch through every pair. Returns the float32 model's logits by rate, and the clips' targets."""
     reference: dict[float, list[np.ndarray]] = {rate: [] for rate in policies}
     answers = {rate: answering(model, policy) for rate, policy in policies.items()}
     targets = []

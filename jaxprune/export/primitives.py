@@ -86,7 +86,7 @@ def cast(to: Lowering, eqn: Any, x: Value) -> Value:
 
 
 def power_of_two(to: Lowering, eqn: Any, x: Value) -> Value:
-    """`reduce_precision` to no mantissa: the nearest power of two, with x's sign; 1.5 times one rounds up.
+    """`reduce_precision` to no mantissa: the nearest power of two, with x's sign. 1.5 times one rounds up.
 
     It is looked up and not computed, because runtimes' powers are not exact.
     """
@@ -261,7 +261,7 @@ def gather(to: Lowering, eqn: Any, x: Value, places: Value) -> Value:
 def _along_one_axis(
     to: Lowering, x: Value, places: Value, *, shape: Shape, picked: tuple[int, ...], out: Shape
 ) -> Value:
-    """Parts at places of one axis; or of several with constant places, which are joined to one."""
+    """Parts at places of one axis, or of several with constant places, which are joined to one."""
     first, last = picked[0], picked[-1]
     if places.array is not None:
         flat = np.ravel_multi_index(tuple(np.moveaxis(places.array, -1, 0)), shape[first : last + 1])

@@ -1,7 +1,7 @@
 """The program in an exported file: its inputs, its outputs, and the function between them.
 
 From log-mel a program is the model with a policy fixed. From the waveform the features and the card's padding rule come
-first; they are products with constant matrices, so the file needs nothing beside it. Both give out the logits and the
+first. They are products with constant matrices, so the file needs nothing beside it. Both give out the logits and the
 patches kept at every block that prunes.
 """
 
@@ -130,7 +130,7 @@ def to_onnx(made: Program, metadata: dict[str, str]) -> Any:
 
 
 def for_runtimes(model: Classifier) -> Classifier:
-    """A copy whose attention is written in the form that runtimes recognise; it shares the weights."""
+    """A copy whose attention is written in the form that runtimes recognise. It shares the weights."""
     copy = nnx.merge(*nnx.split(model))
     for block in copy.encoder.blocks:
         block.attention.attend = attend

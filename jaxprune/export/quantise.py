@@ -54,7 +54,7 @@ def quantised(model: Any, inputs: Mapping[str, np.ndarray], *, batch: int | None
 
 
 def feeds(inputs: Mapping[str, np.ndarray], *, batch: int) -> Iterator[dict[str, np.ndarray]]:
-    """The inputs in batches of one size; clips that do not fill the last are left out, unless there is no other."""
+    """The inputs in batches of one size. Clips that do not fill the last are left out, unless there is no other."""
     clips = len(next(iter(inputs.values())))
     if clips < batch:
         yield {name: np.resize(array, (batch, *array.shape[1:])) for name, array in inputs.items()}

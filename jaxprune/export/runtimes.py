@@ -24,7 +24,7 @@ HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # OpenVINO's, for
 class Runtime:
     """A runtime.
 
-    `name` is for people. `opens` makes a file's function; `precisions` are those it computes in on a CPU.
+    `name` is for people. `opens` makes a file's function. `precisions` are those it computes in on a CPU.
     """
 
     name: str

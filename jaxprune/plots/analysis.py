@@ -1,8 +1,8 @@
 """An `Analysis` as pictures: rank correlation, intensity clusters, places, histograms, attention, agreement of blocks.
 
 Each `..._figure` returns a matplotlib figure and writes nothing. `pictures` makes all that an analysis allows.
-Intervals are those of the analysis. Blocks and clusters count from 0. Time goes to the right; low frequencies are at
-the bottom. Series differ by marker, dash and colour. Colour-blind readers can tell the colours apart (Okabe & Ito
+Intervals are those of the analysis. Blocks and clusters count from 0. Time goes to the right, and low frequencies are
+at the bottom. Series differ by marker, dash and colour. Colour-blind readers can tell the colours apart (Okabe & Ito
 2008). Dotted lines are chance levels.
 """
 

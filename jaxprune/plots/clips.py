@@ -35,9 +35,9 @@ def retained_patches(results: Sequence[Result], config: ModelConfig, *, path: st
 
     A row is one window: the model's input, then what is left of it after each pruning block. It has one colour scale.
     Time goes to the right in seconds of the file, frequency upwards on the mel scale. A row ends with the clip's sound.
-    Patches in the padding beyond it are not drawn; the panel's title counts them. Pages after the first get `-2` and so
-    on before the suffix. Raises `ValueError` for another suffix than .png, .svg and .pdf, and when no result carries a
-    spectrogram.
+    Patches in the padding beyond it are not drawn, but the panel's title counts them. Pages after the first get `-2`
+    and so on before the suffix. Raises `ValueError` for another suffix than .png, .svg and .pdf, and when no result
+    carries a spectrogram.
     """
     path = picture_path(path)
     shown = [result for result in results if result.mel is not None]
@@ -154,7 +154,7 @@ def _heading(result: Result) -> str:
 
 
 def _draw_mel(panel: Axes, mel: Float[np.ndarray, "t f"], *, result: Result, config: ModelConfig) -> AxesImage:
-    """Draws a spectrogram up to the last patch that holds sound. Masked values are blank; the clip's end is marked.
+    """Draws a spectrogram up to the last patch that holds sound. Masked values are blank, and the clip's end is marked.
 
     The axes are those of `librosa.display.specshow`: seconds to the right, a mel scale upwards. specshow itself draws a
     rectangle for each pixel, and knows neither blank patches nor a clip's own start.

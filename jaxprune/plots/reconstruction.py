@@ -62,7 +62,7 @@ def predicted_mel(
     config: ModelConfig,
     normalised: bool,
 ) -> Float[np.ndarray, "t f"]:
-    """The predicted patches at their places; `normalised` ones with the true patches' mean and deviation put back."""
+    """The predicted patches at their places. `normalised` ones get the true patches' mean and deviation back."""
     picture = mel.copy()
     for (frame, first_bin), pixels in zip(patch_corners(config), prediction, strict=True):
         place = np.s_[frame : frame + config.patch, first_bin : first_bin + config.patch]

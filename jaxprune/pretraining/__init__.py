@@ -1,7 +1,7 @@
 """Masked-autoencoder pretraining of AudioMAE's encoder: masks, decoders, the model with its loss, and its checkpoint.
 
 The encoder's blocks, patches and position table are the classifier's and lie in `jaxprune` itself. Training loops are
-`jaxprune.training`'s; PyTorch checkpoints are `jaxprune.convert`'s.
+`jaxprune.training`'s, and PyTorch checkpoints are `jaxprune.convert`'s.
 """
 
 from jaxprune.pretraining.decoders import BiasDropout, PlainDecoder, WindowDecoder

@@ -1,7 +1,7 @@
 """Saving and loading a pretraining model: a checkpoint as `jaxprune.checkpoint` writes it, with the decoder.
 
 The card's `decoder` tells such a checkpoint from a classifier's. It has no classes, so only pretraining goes on from
-it; fine-tuning takes its encoder (`encoder_weights`).
+it. Fine-tuning takes its encoder (`encoder_weights`).
 """
 
 import dataclasses

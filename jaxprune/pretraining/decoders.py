@@ -27,7 +27,7 @@ META_WIDTH = 384  # of the small network behind the position bias
 
 @struct.dataclass
 class BiasDropout:
-    """Dropout inside the network that makes window attention's position bias; 0.1 in the released code."""
+    """Dropout inside the network that makes window attention's position bias. The released code has 0.1."""
 
     key: Key[Array, ""]
     rate: float = struct.field(pytree_node=False, default=0.1)
@@ -85,7 +85,7 @@ class PlainDecoder(DecoderSizes):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WindowDecoder(DecoderSizes):
-    """Swin-v2 blocks in windows of 4 x 4 patches, every other one shifted by two time steps (mode 1; the recipe).
+    """Swin-v2 blocks in windows of 4 x 4 patches, every other one shifted by two time steps (mode 1, the recipe's).
 
     CLS is left out before the blocks. The released code always builds 16 of them. Raises `ValueError` for a shift that
     is not less than the window.

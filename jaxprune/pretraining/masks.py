@@ -37,7 +37,7 @@ class RandomMask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimeFrequencyMask:
-    """Whole time steps and whole bands removed; a patch stays if both of its own stay."""
+    """Removes whole time steps and whole bands. A patch stays if both of its own stay."""
 
     # Share of the time steps that the encoder does not see.
     time_ratio: float = 0.7
@@ -72,7 +72,7 @@ def check_ratio(ratio: float) -> None:
 
 
 def visible_count(ratio: float, count: int) -> int:
-    """Of `count` patches, steps or bands, those that a mask ratio leaves: `int(count * (1 - ratio))`, as published.
+    """The number of patches, steps or bands that a mask ratio leaves: `int(count * (1 - ratio))`, as published.
 
     Raises `ValueError` for a ratio outside [0, 1) and for one that leaves nothing.
     """
@@ -99,7 +99,7 @@ def time_frequency_visible(
     """The patches whose time step and frequency band both stay, in rising order of position.
 
     The steps and bands of least noise stay. The original pushes removed patches back by 999, which is too little on
-    grids of more patches; this has no such limit.
+    grids of more patches. This has no such limit.
     """
     steps = patch_corners(config) // np.array([config.time_stride, config.freq_stride])  # n 2
     stays = _least(time_noise, time_ratio)[:, steps[:, 0]] & _least(freq_noise, freq_ratio)[:, steps[:, 1]]  # b n

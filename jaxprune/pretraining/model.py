@@ -1,7 +1,7 @@
 """AudioMAE's first half: an encoder that sees a few patches, a decoder that predicts the others (Huang et al. 2022).
 
-The encoder is the classifier's own (`jaxprune.vit.Encoder`), and so are patches and position table. Masks are drawn by
-`jaxprune.pretraining.masks`; decoders are `jaxprune.pretraining.decoders`'.
+The encoder is the classifier's own (`jaxprune.vit.Encoder`), and so are patches and position table.
+`jaxprune.pretraining.masks` draws the masks, and `jaxprune.pretraining.decoders` has the decoders.
 """
 
 import dataclasses

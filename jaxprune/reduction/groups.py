@@ -15,7 +15,7 @@ def of_positions(patch_ids: Int[Array, "b n"], alive: Bool[Array, "b n"] | None,
 
 
 def moved(groups: Int[Array, "b n0"], places: Int[Array, "b n"]) -> Int[Array, "b n0"]:
-    """The groups after each token went to a new place; -1 in `places` is a token that was dropped."""
+    """The groups after each token went to a new place. -1 in `places` is a token that was dropped."""
     return jnp.where(groups < 0, -1, jnp.take_along_axis(places, jnp.maximum(groups, 0), axis=1))
 
 
@@ -32,7 +32,7 @@ def sizes(groups: Int[Array, "b n0"], *, tokens: int) -> Int[Array, "b n"]:
 
 
 def first_patches(groups: Int[Array, "b n0"], *, tokens: int) -> Int[Array, "b n"]:
-    """The lowest patch that each token holds; 0 for a token that holds none."""
+    """The lowest patch that each token holds, or 0 for a token that holds none."""
     patches = groups.shape[1]
     numbers = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), groups.shape)
     held = jnp.where(groups < 0, tokens, groups)

@@ -1,6 +1,6 @@
 """ToMe (Bolya et al. 2023): the tokens of a block that are most alike become one.
 
-`match` and `merge` are the two steps on plain arrays. `Merge` fixes its counts when the model is traced; `MaskedMerge`
+`match` and `merge` are the two steps on plain arrays. `Merge` fixes its counts when the model is traced. `MaskedMerge`
 has a fixed capacity, and its count may be traced.
 """
 
@@ -22,7 +22,7 @@ class Merge(Reduction):
     """Merges `r` tokens into others, or as many as half of the patch tokens.
 
     Tokens are compared by the keys of the block's attention. A merged token is the mean of its members after attention,
-    each at its weight; weights add up. If `proportional`, the log of a token's weight is added to its logits as a key
+    each at its weight. Weights add up. If `proportional`, the log of a token's weight is added to its logits as a key
     in all later blocks.
     """
 
@@ -89,7 +89,7 @@ def _macs(patches: int, most: int, *, width: int, heads: int, extra_tokens: int)
 
 @struct.dataclass
 class Matching:
-    """A decision which tokens of `(b, s)` become one; `k` are left.
+    """A decision which tokens of `(b, s)` become one, so that `k` are left.
 
     `places` is where each goes: of tokens that become one, all to the same place. `kept` `(b, k)` are the tokens that
     were not merged into another, in their new order, and `sources` `(b, r)` those that were, of which only `merges`
@@ -142,9 +142,9 @@ def match(
 
 
 def _rank(values: Float[Array, "b n"]) -> Int[Array, "b n"]:
-    """Each value's place in falling order; of equals the first comes first.
+    """Each value's place in falling order. Of equals the first comes first.
 
-    Every two are compared: for some hundreds that is nothing, and XLA takes long to compile a sort.
+    Every two are compared. For some hundreds that is quick, and XLA takes long to compile a sort.
     """
     n = values.shape[1]
     before = jnp.arange(n)[None, :] < jnp.arange(n)[:, None]
@@ -153,14 +153,14 @@ def _rank(values: Float[Array, "b n"]) -> Int[Array, "b n"]:
 
 
 def _inverse(places: Int[Array, "b s"], *, length: int) -> Int[Array, "b {length}"]:
-    """The index that has each place from 0 on; 0 for a place that none has. Places beyond the length are left out."""
+    """The index that has each place from 0 on, or 0 if none has. Places beyond the length are left out."""
     index = jnp.broadcast_to(jnp.arange(places.shape[1]), places.shape)
     nothing = jnp.zeros((len(places), length), index.dtype)
     return jax.vmap(lambda row, at, index: row.at[at].set(index, mode="drop"))(nothing, places, index)
 
 
 def _similarity(keys: Float[Array, "b s c"], *, extra_tokens: int, real: Int[Array, "b"]) -> Float[Array, "b even odd"]:
-    """Cosines of even and odd tokens; minus infinity for the extra tokens and those that do not count."""
+    """Cosines of even and odd tokens, minus infinity for the extra tokens and those that do not count."""
     unit = keys / jnp.sqrt(jnp.maximum(jnp.square(keys).sum(axis=2, keepdims=True), jnp.finfo(keys.dtype).tiny))
     even, odd = unit[:, ::2], unit[:, 1::2]
     places = jnp.arange(keys.shape[1])[None]

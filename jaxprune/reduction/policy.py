@@ -19,7 +19,7 @@ DEFAULT_BLOCKS = (3, 6, 9)  # 0-based, as published
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A score and the blocks that reduce tokens, `{0-based block: reduction}`; a stage prunes by the score.
+    """A score and the blocks that reduce tokens, `{0-based block: reduction}`. A stage prunes by the score.
 
     A pytree, so it goes through `jax.jit` as it is: one compilation for each combination of types, static rates and
     capacities, none for new counts, keys or values.

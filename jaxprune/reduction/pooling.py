@@ -14,7 +14,7 @@ class PoolTime(Reduction):
     """Makes one token of every two that follow each other in time, in each band: half the tokens.
 
     `grid` are the tokens in (time, frequency) that enter, in the order in which `fastest` changes from one to the next.
-    Of an odd number in time the last stays alone. Members count at their weights; `proportional` is as in `Merge`.
+    Of an odd number in time the last stays alone. Members count at their weights. `proportional` is as in `Merge`.
     Raises `ValueError` for tokens that do not fill the grid.
     """
 

@@ -69,7 +69,7 @@ def straight_through(logits: Float[Array, "b n 2"]) -> Float[Array, "b n"]:
 
 
 def stage_ratios(ratios: float | Sequence[float], *, stages: int) -> tuple[float, ...]:
-    """The share of the initial patches that each stage keeps; one number r stands for r, r ** 2, r ** 3 and so on.
+    """The share of the initial patches that each stage keeps. One number r stands for r, r ** 2, r ** 3 and so on.
 
     Raises `ValueError` for another number of ratios than `stages`, ratios outside (0, 1], and ratios that rise.
     """

@@ -1,6 +1,6 @@
 """Scores: the worth of a patch in a block.
 
-A score is a small pytree that a caller passes in; a new one is one small class. `Policy` joins it with stages.
+A score is a small pytree that a caller passes in. A new one is one small class. `Policy` joins it with stages.
 """
 
 import abc
@@ -35,7 +35,7 @@ class BlockSignals:
     keys: Callable[[], Float[Array, "b s c"]] | None = struct.field(pytree_node=False, default=None)
 
     def of_patches(self, values: Float[Array, "b n0"]) -> Float[Array, "b n"]:
-        """Values given by original position, for the tokens in this block; the mean for one that holds several."""
+        """Values given by original position, for the tokens in this block. One that holds several has their mean."""
         if self.held is None:
             return jnp.take_along_axis(values, self.patch_ids, axis=1)
         tokens = self.patch_ids.shape[1]
@@ -49,7 +49,7 @@ class BlockSignals:
         return jnp.take_along_axis(values, groups.first_patches(self.held, tokens=self.patch_ids.shape[1]), axis=1)
 
     def select(self, index: Int[Array, "b k"], *, held: Int[Array, "b n0"] | None, extra_tokens: int) -> "BlockSignals":
-        """The signals of the patches at `index`. `held` is theirs; the keys keep the extra tokens in front."""
+        """The signals of the patches at `index`. `held` is theirs, and the keys keep the extra tokens in front."""
 
         def keys() -> Float[Array, "b s c"]:
             extra, patches = jnp.split(self.keys(), [extra_tokens], axis=1)

@@ -49,7 +49,7 @@ class Stage(Reduction, abc.ABC):
 
 @struct.dataclass
 class TopK(Stage):
-    """Keeps the `keep_count(rate, n)` best of n patches, ordered by falling score; equal scores by lower index.
+    """Keeps the `keep_count(rate, n)` best of n patches, ordered by falling score, then by lower index.
 
     A rate of 1 selects nothing and leaves the order alone, as the original does.
     """
@@ -95,7 +95,7 @@ class Within(Stage):
     """Keeps patches whose score lies strictly inside (low, high), in place: the intensity-range ablation with
     `PatchMean`.
 
-    How many are left differs from clip to clip and may be none; `BlockTrace.alive` tells.
+    How many are left differs from clip to clip and may be none. `BlockTrace.alive` tells.
     """
 
     low: Float[Array, ""] | float

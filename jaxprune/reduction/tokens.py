@@ -46,7 +46,7 @@ class Tokens:
         return jnp.concatenate([self.values[:, : self.extra_tokens], patches], axis=1)
 
     def of_all(self, values: Any, *, extra: Any) -> Any:
-        """Something known of the patch tokens, `(b, n)`, with `extra` in front for the extra tokens; None stays."""
+        """A value of each patch token, `(b, n)`, with `extra` in front for the extra tokens. None stays None."""
         if values is None:
             return None
         return jnp.pad(values, ((0, 0), (self.extra_tokens, 0)), constant_values=extra)

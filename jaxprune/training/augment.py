@@ -229,7 +229,7 @@ def visible_grid(config: ModelConfig, *, hidden: float) -> tuple[int, int]:
 
 
 def subset(key: Key[Array, ""], *, clips: int, size: int, keep: int) -> Int[Array, "{clips} {keep}"]:
-    """For each clip, `keep` different numbers below `size`, rising, every set as likely."""
+    """Draws `keep` different numbers below `size` for each clip, rising. Every set is as likely."""
     return jnp.sort(jnp.argsort(-jax.random.uniform(key, (clips, size)), axis=1)[:, :keep], axis=1)
 
 
@@ -248,6 +248,6 @@ def roll(x: Float[Array, "b *rest"], shift: Int[Array, "b"]) -> Float[Array, "b 
 
 
 def without_mean(waveforms: Float[Array, "b samples"], real: Array) -> Float[Array, "b samples"]:
-    """Each clip minus its mean over its real samples; zero beyond them."""
+    """Each clip minus its mean over its real samples, and zero beyond them."""
     mean = jnp.sum(waveforms, axis=1, where=real, keepdims=True) / real.sum(axis=1, keepdims=True)
     return jnp.where(real, waveforms - mean, 0)

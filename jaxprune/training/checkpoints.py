@@ -89,7 +89,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The last step on disk; None before the first."""
+        """The last step on disk, or None before the first."""
         return max(self.steps, default=None)
 
     @property
@@ -100,7 +100,7 @@ class Checkpoints:
         return max(sorted(known), key=known.__getitem__, default=None)
 
     def score(self, step: int) -> float | None:
-        """The validation score saved with a step; None without one."""
+        """The validation score saved with a step, or None without one."""
         metrics = self._manager.metrics(step)
         return metrics["score"] if metrics else None
 

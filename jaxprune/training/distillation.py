@@ -81,7 +81,7 @@ class Distillation(Classification):
     def evaluate(
         self, model: Classifier, batches: Batches, *, step: int, layout: Layout, **asked: object
     ) -> Evaluation:
-        """As `Classification.evaluate`; the teacher takes no part."""
+        """Evaluates as `Classification.evaluate` does. The teacher takes no part."""
         return super().evaluate(without_teacher(model), batches, step=step, layout=layout, **asked)
 
 
@@ -96,12 +96,12 @@ class Sandwich(Classification):
     """Training at several keep rates in each step, the highest of which teaches the others (Yu and Huang 2019).
 
     A step makes a pass at the highest keep rate, one at the lowest, and one at the rate that is drawn, if that is
-    neither. The first learns from the labels; its answers, without gradient, teach the others. A clip's loss is the
+    neither. The first learns from the labels. Its answers, without gradient, teach the others. A clip's loss is the
     mean over the passes. Each of them draws its own drop-path.
     """
 
     def plan(self, step: int) -> SandwichPlan:
-        """An update's plan; its keep rate is the one that is drawn."""
+        """An update's plan. Its keep rate is the one that is drawn."""
         plan, prune = super().plan(step), self.recipe.prune
         entering = augment.visible_count(self.config, hidden=plan.hidden)
         highest, lowest = (

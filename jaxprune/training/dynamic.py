@@ -134,7 +134,7 @@ class LearnedPruning(Classification):
     def evaluate(
         self, model: Classifier, batches: Batches, *, step: int, layout: Layout, **asked: object
     ) -> Evaluation:
-        """As `Classification.evaluate`, with patches removed for good."""
+        """Evaluates as `Classification.evaluate` does, with patches removed for good."""
         return super().evaluate(without_teacher(model), batches, step=step, layout=layout, **asked)
 
 

@@ -33,7 +33,7 @@ def token_square_error(
 ) -> Float[Array, "b"]:
     """The squared difference of tokens, averaged over channels and over the kept patches of the batch.
 
-    `kept` is the last stage's decision; patches above 0.5 count. A clip's number is its part of the batch's mean, times
+    `kept` is the last stage's decision. Patches above 0.5 count. A clip's number is its part of the batch's mean, times
     b. No gradient goes to the teacher or to the decision. A batch without a kept patch has loss 0.
     """
     return _over_kept(jnp.square(student - jax.lax.stop_gradient(teacher)).mean(axis=-1), kept)

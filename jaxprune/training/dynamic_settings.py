@@ -11,7 +11,7 @@ from jaxprune.training.checks import not_negative, share, whole_number
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dynamic:
-    """Training with --prune.method dynamic; unread otherwise. A teacher is the run's starting model, unpruned."""
+    """Settings of --prune.method dynamic, unread otherwise. A teacher is the run's starting model, unpruned."""
 
     # Weight of the loss that draws the kept share to its ratio, averaged over stages; published too: 5 for DeiT-B.
     ratio_weight: float = 2.0

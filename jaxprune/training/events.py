@@ -17,7 +17,7 @@ class Step:
     """One update: its number, the epoch it is in (from 0), and what it measured.
 
     `seconds` counts from the step before, or from the start. `waiting` is the share of them spent waiting for data.
-    `compiled` is true if a new size was compiled meanwhile, for it or for the next; its `clips_per_second` then says
+    `compiled` is true if a new size was compiled meanwhile, for it or for the next. Its `clips_per_second` then says
     nothing.
     """
 
@@ -99,7 +99,7 @@ class NotFinite(ValueError):
 
 
 def offenders(losses: Float[np.ndarray, "b"], indices: Int[np.ndarray, "b"]) -> Int[np.ndarray, "_"]:
-    """The indices of clips whose loss is not finite; all of them, where every loss is."""
+    """The indices of clips whose loss is not finite, or of all clips where every loss is finite."""
     bad = ~np.isfinite(losses)
     return indices[bad] if bad.any() else indices
 

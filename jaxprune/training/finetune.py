@@ -40,15 +40,16 @@ def finetune(
 ) -> Iterator[Event]:
     """Trains a recipe in the directory `out`, or goes on with the run that is there, yielding what happens.
 
-    Evaluated after each epoch at the target keep rate, on the validation clips, or where there are none on the test
-    clips. Where keep rates are drawn, that is at the highest, the middle and the lowest, and the mean of the three
-    scores counts. The model saved is the best on validation; without validation clips it is the last, because choosing
-    on the test clips would flatter it: the best epoch's score is reported beside it. The end is evaluated at every rate
-    that the model is for. A finished run's result comes again, and checkpoints that it need not keep are removed.
-    Raises `ValueError` and `OSError` in words for the user, also where another process is at work in `out`.
+    Each epoch ends with an evaluation at the target keep rate: on the validation clips, or on the test clips where
+    there are no others. Drawn keep rates are evaluated at the highest, the middle and the lowest, and the mean of the
+    three scores counts. The model saved is the best on validation. Without validation clips it is the last, because
+    choosing on the test clips would flatter it, and the best epoch's score is reported beside it. The run ends with an
+    evaluation at every rate that the model is for. A finished run yields its result again, and loses the checkpoints
+    that it need not keep. Raises `ValueError` and `OSError` in words for the user, also where another process is at
+    work in `out`.
 
     All processes of a run (`jaxprune.parallel.processes.joined`) call this alike, with `out` on a disk that all of them
-    see. The first writes there; all yield the same.
+    see. The first writes there, and all yield the same.
     """
     dataset = sources.of(recipe).read()
     recipe, notes = fitted(recipe, dataset)
@@ -101,7 +102,7 @@ class FineTuning(Run):
         return "accuracy" if self.dataset.single_label else "mAP"
 
     def costs(self, model: Classifier, task: Classification) -> dict[str, int]:
-        """At the lowest keep rate, and without pruning."""
+        """Multiply-accumulates at the lowest keep rate, and without pruning."""
         lowest = task.policy(model, self.recipe.prune.lowest)
         return {"macs": macs(model, lowest), "unpruned_macs": macs(model, topk(model, {}))}
 

@@ -55,7 +55,7 @@ class AdamL2:
         check_optimizer(self)
 
     def peak_lr(self, batch: int) -> float:
-        """Learning rate after warm-up; the same for every batch."""
+        """Learning rate after warm-up, the same for every batch."""
         return self.base_lr
 
 

@@ -3,7 +3,7 @@
 A `Training` holds the present state and moves it on. Before each update the task makes a plan on the host
 (`jaxprune.training.task`). The rest is the device's (`jaxprune.training.step`), from a key that is a function of the
 seed and the step. So a run is decided by its recipe, data and seed, and goes on from a saved state as if it had not
-been interrupted. Steps are updates, counted from 0; a state of step n has seen n updates. Reports are
+been interrupted. Steps are updates, counted from 0. A state of step n has seen n updates. Reports are
 `jaxprune.training.events`, saving is `jaxprune.training.checkpoints`.
 """
 
@@ -28,11 +28,11 @@ from jaxprune.training.task import Plan, Sound, Task
 class Training:
     """A run of a task: its compiled programs, and the `state` that `fit` moves on.
 
-    The devices of `layout` (default: all, each with all weights) share each batch; a batch, and each of its
+    The devices of `layout` (default: all, each with all weights) share each batch. A batch, and each of its
     `accumulate` parts, must divide by their number. `pace` gives single parameters a learning rate of their own
     (`jaxprune.training.optim.optimizer`).
 
-    Of several processes each has such a training and its rows of every batch, and all call the same methods.
+    Several processes each have such a training and their rows of every batch. All call the same methods.
     """
 
     def __init__(
@@ -78,10 +78,11 @@ class Training:
     ) -> Iterator[Step | Evaluation]:
         """Trains from the present state to the end of the recipe, yielding each update and each epoch's evaluation.
 
-        `batches` stand where the state does. `save(step, evaluation)` is called after each epoch, every `save_every`
-        steps, and before leaving because `stop()` is true, which is asked after each update; all updates until then
-        have been yielded and were finite. An update is yielded while the next one runs. Raises `NotFinite` with the
-        clips whose loss is not finite (all of the batch, if only the gradient is not), before anything of it is saved.
+        `batches` stand where the state does. `stop()` is asked after each update; if it is true, training leaves.
+        `save(step, evaluation)` is called after each epoch, every `save_every` steps, and before leaving. All updates
+        until then have been yielded and were finite. An update is yielded while the next one runs. Raises `NotFinite`
+        with the clips whose loss is not finite, before anything of it is saved. It names all clips of the batch if only
+        the gradient is not finite.
         """
         clock, waited = _Clock(), batches.waited
         running = None
@@ -111,7 +112,7 @@ class Training:
     def evaluate(self, batches: Batches, *, params: Weights | None = None, **asked: Any) -> Evaluation:
         """The present outcome (`State.outcome`, or `params`) on every clip of the batches, without augmentation.
 
-        They stay where they are; the task does the work (`asked` is handed to it) and raises what it raises.
+        The weights stay where they are. The task does the work: `asked` is handed to it, and it raises what it raises.
         """
         model = self._program.model((self.state.outcome if params is None else params) | self.state.tables)
         return self.task.evaluate(model, batches, step=int(self.state.step), layout=self.layout, **asked)

@@ -124,6 +124,6 @@ def map_named(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
 
 
 def tree_name(path: tuple) -> str:
-    """A leaf's dotted name, from the keys jax gives; the `value` inside an `nnx.Variable` is no part of it."""
+    """A leaf's dotted name, from JAX's keys, without the `value` inside an `nnx.Variable`."""
     keys = [getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))) for entry in path]
     return dotted(tuple(key for key in keys if key != "value"))

@@ -169,8 +169,8 @@ def _predict(model: Pretraining, mel: jax.Array, visible: jax.Array) -> jax.Arra
 def starting_pretraining(recipe: PretrainingRecipe, *, seed: int) -> tuple[Pretraining, tuple[str, ...]]:
     """The recipe's model, and the changes to the checkpoint, in words.
 
-    From `start.checkpoint`, decoder included, with its position tables fitted to the recipe's frames; else from random
-    weights. Raises `ValueError` for a checkpoint that is none of pretraining.
+    It comes from `start.checkpoint`, decoder included, with its position tables fitted to the recipe's frames, or from
+    random weights. Raises `ValueError` for a checkpoint that is none of pretraining.
     """
     start, facts, dtype = recipe.start, recipe.data, recipe.precision.compute
     if not start.checkpoint:

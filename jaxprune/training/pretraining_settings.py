@@ -92,7 +92,7 @@ class PretrainingRecipe:
         return self.optimizer.peak_lr(self.loop.batch)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, marked as pretraining's; mask and decoder carry their class's name."""
+        """Plain values, marked as pretraining's. Mask and decoder carry their class's name."""
         return {"task": PRETRAINING} | plain(self, UNIONS)
 
     @classmethod

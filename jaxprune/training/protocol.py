@@ -45,7 +45,7 @@ class Shared(TypedDict):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One fine-tuning run. `fold` is held out; it is None where the data set's split is fixed."""
+    """One fine-tuning run. `fold` is held out, or None where the data set's split is fixed."""
 
     fold: int | None
     seed: int
@@ -93,7 +93,7 @@ class RunResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Each seed's mean over its folds; over seeds, the mean and the standard deviation (ddof 1; None for one seed)."""
+    """Each seed's mean over its folds, and over seeds the mean and the deviation (ddof 1, or None for one seed)."""
 
     by_seed: Mapping[int, float]
     mean: float
@@ -268,7 +268,7 @@ def _read_shared(path: Path) -> Any:
 
 
 def summarize(results: Mapping[Run, Mapping[str, Any]]) -> Summary:
-    """The summary of all runs' result.json. They are of one recipe; each fold has the same seeds."""
+    """The summary of all runs' result.json. They are of one recipe, and each fold has the same seeds."""
     first = next(iter(results.values()))
     prune = Recipe.from_json(first["recipe"]).prune
     split: Split = "test" if "test" in first["scores"] else "validation"

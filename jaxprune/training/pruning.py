@@ -91,7 +91,7 @@ class Prune:
 
     @functools.cached_property
     def draws(self) -> tuple[Draw, ...]:
-        """The rates that a step's is drawn from; none where the rate falls to its target."""
+        """The rates that a step's is drawn from. There are none where the rate falls to its target."""
         return () if self.sample is None else draws_from(self.sample)
 
     @property
@@ -140,7 +140,7 @@ class Prune:
 
     @property
     def in_words(self) -> str:
-        """The target, or what is drawn: `0.7`, or `1 0.9 0.5-0.8`; and the method, if it is not top-k."""
+        """The target, or the rates drawn, and the method if it is not top-k: `0.7`, or `1 0.9 0.5-0.8`."""
         rate = f"{self.keep_rate:g}" if self.sample is None else " ".join(self.sample)
         return {"topk": rate, "dynamic": f"{rate}, learned"}.get(self.method, f"{rate}, {self.method}")
 

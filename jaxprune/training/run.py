@@ -1,6 +1,6 @@
 """A training run in one directory, whatever is trained: its settings, its steps, its checkpoints and its result.
 
-`Run` goes through a run and yields what happens; showing it is the command's part. `jaxprune.training.finetune` and
+`Run` goes through a run and yields what happens. Showing it is the command's part. `jaxprune.training.finetune` and
 `jaxprune.training.pretrain` are its two kinds. A step is `jaxprune.training.loop`'s matter, and a run's files are
 `jaxprune.training.run_directory`'s.
 """
@@ -239,7 +239,7 @@ class Run(abc.ABC):
         """The arguments of the last evaluation."""
 
     def also(self, training: Training, evaluation: Evaluation) -> Iterator[Any]:
-        """Further events after an evaluation. All processes ask for them."""
+        """Yields further events after an evaluation. All processes ask for them."""
         yield from ()
 
     @abc.abstractmethod

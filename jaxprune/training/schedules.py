@@ -1,6 +1,6 @@
 """The course of a run: its keep rate, the sizes that the model is compiled for on the way, and its learning rate.
 
-The keep rate is a host-side number, because it decides token counts before the call; the learning rate is an optax
+The keep rate is a host-side number, because it decides token counts before the call. The learning rate is an optax
 schedule, a function of the update's number inside the jitted step. Settings are `jaxprune.training.pruning` and
 `jaxprune.training.learning`. Steps are updates, counted from 0.
 """
@@ -61,7 +61,7 @@ class KeepRateSchedule:
         return self.target + (1 - self.target) * (math.cos(math.pi * (gone / self.length)) + 1) / 2
 
     def shrinking(self, step: int) -> bool:
-        """True from the beginning of the fall, when SpecAugment and patch masking stop; never where the target is 1."""
+        """True from the beginning of the fall, when SpecAugment and patch masking stop. False where the target is 1."""
         return self.target < 1 and step >= self.start
 
 
@@ -131,7 +131,7 @@ def stages_at(rate: float, prune: Prune, *, config: ModelConfig, patches: int) -
 
 
 def slice_end(rate: float, prune: Prune) -> float:
-    """The upper end of the slice of [lowest, highest] that a rate lies in; of the higher, for a rate between two."""
+    """The upper end of the slice of [lowest, highest] that a rate lies in. A rate between two is in the higher."""
     return prune.highest - _slices_above(rate, prune) * ((prune.highest - prune.lowest) / prune.buckets)
 
 
@@ -171,10 +171,10 @@ def learning_rate(recipe: Course, *, steps_per_epoch: int) -> LearningRate:
 
 
 def warmup_cosine(peak: float, *, floor: float, warmup: float, steps: int) -> LearningRate:
-    """From 0 to `peak` in `warmup` steps, then by half a cosine to `floor` at `steps` (AudioMAE).
+    """Rises from 0 to `peak` in `warmup` steps, then falls by half a cosine to `floor` at `steps` (AudioMAE).
 
-    The first update has rate 0, as in the original; the last one is not quite at the floor, which would be reached by
-    an update after it.
+    The first update has rate 0, as in the original. The last one is not quite at the floor, which an update after it
+    would reach.
     """
 
     def rate(step):
@@ -190,8 +190,8 @@ def warmup_step_decay(peak: float, decay: StepDecay, *, steps_per_epoch: int) ->
     """`peak`, times the factor after `first` completed epochs and after every `every` more (AST).
 
     During `warmup_steps` the rate is peak * step / warmup_steps at each multiple of `warmup_every` steps and stays in
-    between, as the original's does. A warm-up that lasts beyond the first use of the factor is multiplied by it too
-    (the original would overwrite it; its recipes end the warm-up long before).
+    between, as the original's does. A warm-up that lasts beyond the first use of the factor is multiplied by it, too.
+    The original would overwrite it, but its recipes end the warm-up long before.
     """
 
     def rate(step):

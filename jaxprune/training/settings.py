@@ -82,7 +82,7 @@ class Data:
 
     @property
     def fill(self) -> Padding:
-        """The padding; the minimum where none was chosen (`jaxprune.training.start.padded` asks the checkpoint)."""
+        """The padding, or the minimum where none was chosen (`jaxprune.training.start.padded` asks the checkpoint)."""
         return self.padding or "minimum"
 
     @classmethod
@@ -149,7 +149,7 @@ class Loop(Passes):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Number formats; parameters, gradients, optimiser state, norms and losses are float32 always."""
+    """Number formats. Parameters, gradients, optimiser state, norms and losses are always float32."""
 
     # Format of the blocks' matrix products; bfloat16 stands in for the published float16 with loss scaling.
     compute: Literal["float32", "bfloat16"] = "bfloat16"
@@ -277,7 +277,7 @@ class Recipe:
         return self.optimizer.peak_lr(self.loop.batch)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dictionaries; the optimiser and the schedule carry their class's name."""
+        """Plain numbers, strings, lists and dictionaries. The optimiser and the schedule carry their class's name."""
         return plain(self, UNIONS)
 
     @classmethod
@@ -320,7 +320,7 @@ UNIONS = {
 
 
 def plain(recipe: Any, unions: Collection[str]) -> dict[str, Any]:
-    """A recipe in JSON's types; parts among `unions` carry their class's name."""
+    """A recipe in JSON's types. Parts among `unions` carry their class's name."""
     values = dataclasses.asdict(recipe)
     for part in unions:
         values[part] = {"kind": type(getattr(recipe, part)).__name__} | values[part]

@@ -114,7 +114,7 @@ def folds_named(recipe: AnyRecipe, dataset: Dataset) -> AnyRecipe:
 def padded(recipe: AnyRecipe, *, begun: Padding | None = None) -> tuple[AnyRecipe, tuple[str, ...]]:
     """The recipe with its padding chosen, and a note where the checkpoint or the published recipe has another.
 
-    As the recipe asks; else as in the run that was `begun`; else as the card of the checkpoint says; else the minimum.
+    The recipe's wish comes first, then the run that was `begun`, then the card of the checkpoint, then the minimum.
     """
     asked, start = recipe.data.padding or begun, recipe.start.checkpoint
     card = checkpoint.load_card(start) if start and (asked is None or begun is None) else None
@@ -134,10 +134,10 @@ def padded(recipe: AnyRecipe, *, begun: Padding | None = None) -> tuple[AnyRecip
 def starting_model(recipe: Recipe, labels: tuple[str, ...], *, seed: int) -> tuple[Classifier, tuple[str, ...]]:
     """The recipe's model for these classes, and the changes to the checkpoint, in words.
 
-    From `start.checkpoint` with its position table fitted to the recipe's frames, and a new head, norm included, where
-    its classes are not these in this order or it is a pretraining model; else of `start.size` from random weights. Its
-    predictors are the recipe's, new ones unless the checkpoint's are of the same blocks. Raises `ValueError` for a
-    checkpoint of another family.
+    It comes from `start.checkpoint`, with the position table fitted to the recipe's frames. The head, norm included, is
+    new where the checkpoint's classes are not these in this order, and where it is a pretraining model. Without a
+    checkpoint the model is of `start.size` with random weights. Its predictors are the recipe's: the checkpoint's if
+    they are of the same blocks, else new ones. Raises `ValueError` for a checkpoint of another family.
     """
     start, facts, dtype = recipe.start, recipe.data, recipe.precision.compute
     if not start.checkpoint:

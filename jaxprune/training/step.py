@@ -27,8 +27,8 @@ Weights = dict[str, Array]  # by dotted name
 class State:
     """Everything that changes in training, and `step`, the number of updates made.
 
-    `params` are trained, `tables` are fixed; both by dotted name. `optimizer` is the optimiser's own state. `average`
-    is the running average of `params`, or empty where the recipe has none.
+    `params` are trained and `tables` are fixed, by dotted name. `optimizer` is the optimiser's own state. `average` is
+    the running average of `params`, or empty where the recipe has none.
     """
 
     params: Weights

@@ -56,7 +56,7 @@ class EventLog:
 
 
 def curves(event: Step | Evaluation) -> dict[str, float]:
-    """The event's numbers by the names of their curves; at several keep rates each rate's loss and score, too."""
+    """The event's numbers by the names of their curves, with each rate's loss and score if there are several rates."""
     numbers = {name: value for name, value in dataclasses.asdict(event).items() if name != "step"}
     rates = event.rates if isinstance(event, Evaluation) else ()
     if len(rates) > 1:

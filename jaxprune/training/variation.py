@@ -16,7 +16,7 @@ MOST_DECIBELS = 100.0  # beyond, one of the two is not heard
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Variation of training clips; 0 switches a part off."""
+    """Settings of the variation of training clips. 0 switches a part off."""
 
     # Probability that a clip is mixed with another.
     mixup: float = 0.0
