@@ -13,7 +13,7 @@ processes used the cores are dropped and counted. Full-size models at batch 8 ta
 
 import dataclasses
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,42 @@ from jaxprune.registry import MethodName
 from . import machine, report
 from .job import DEVICES
 from .referee import Plan, run, smallest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The plan's values where an option is not given. `size` is of all the families."""
+
+    size: Callable[[Sequence[str]], str]
+    frames: int
+    batch: int
+    keep_rates: tuple[float, ...]
+    repeats: int
+    min_seconds: float
+    retries: int
+    side: int | None
+
+
+FULL = Scale(
+    size=lambda families: "base",
+    frames=1024,
+    batch=8,
+    keep_rates=(1.0, 0.7, 0.5),
+    repeats=7,
+    min_seconds=0.25,
+    retries=10,
+    side=None,
+)
+QUICK = Scale(
+    size=smallest,
+    frames=128,
+    batch=1,
+    keep_rates=(1.0, 0.5),
+    repeats=2,
+    min_seconds=0.0,
+    retries=0,
+    side=512,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,24 +101,24 @@ class Asked:
 
     def plan(self) -> Plan:
         """The options with the defaults filled in. Raises `ValueError` as `Plan`."""
-        quick = self.quick
+        scale = QUICK if self.quick else FULL
         return Plan(
             families=self.family,
-            sizes=self.size or ((smallest(self.family),) if quick else ("base",)),
-            frames=self.frames or ((128,) if quick else (1024,)),
-            batches=self.batch or ((1,) if quick else (8,)),
-            keep_rates=self.keep_rates or ((1.0, 0.5) if quick else (1.0, 0.7, 0.5)),
+            sizes=self.size or (scale.size(self.family),),
+            frames=self.frames or (scale.frames,),
+            batches=self.batch or (scale.batch,),
+            keep_rates=self.keep_rates or scale.keep_rates,
             dtypes=self.dtype,
             torch=self.torch,
             runtimes=self.runtimes,
             works=self.work,
             device=self.device,
             method=self.method,
-            repeats=self.repeats if self.repeats is not None else (2 if quick else 7),
+            repeats=scale.repeats if self.repeats is None else self.repeats,
             threads=self.threads,
-            min_seconds=0.0 if quick else 0.25,
-            retries=0 if quick else 10,
-            side=512 if quick else None,
+            min_seconds=scale.min_seconds,
+            retries=scale.retries,
+            side=scale.side,
         )
 
 

@@ -7,14 +7,13 @@ The same command goes on with a run that was cut off. Own sounds: --data.dataset
 seeds of a recipe: jaxprune protocol.
 """
 
-from collections import deque
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from jaxprune.cli.progress import show
-from jaxprune.parallel.processes import Launch, StopOnSignal, is_first, joined
+from jaxprune.cli.progress import follow
+from jaxprune.parallel.processes import Launch, StopOnSignal, joined
 from jaxprune.training.finetune import finetune
 from jaxprune.training.recipes import RECIPES
 from jaxprune.training.run import Options
@@ -47,6 +46,5 @@ def main(
     seed = recipe.loop.seeds[0] if seed is None else seed
     out = out or Path("runs") / f"{recipe.name}-{recipe.prune.in_names}-{seed}"
     with StopOnSignal() as stop, joined(launch):
-        events = finetune(recipe, out, seed=seed, sources=sources, options=options, stop=stop)
-        outcome = show(events, out) if is_first() else deque(events, maxlen=1).pop()
+        outcome = follow(finetune(recipe, out, seed=seed, sources=sources, options=options, stop=stop), out)
     return 143 if outcome.result is None else 0

@@ -7,15 +7,14 @@ The same command goes on with a run that was cut off. Own sounds: --data.dataset
 which need not have labels.
 """
 
-from collections import deque
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from jaxprune.cli import console as cli
-from jaxprune.cli.progress import Wording, show
-from jaxprune.parallel.processes import Launch, StopOnSignal, is_first, joined
+from jaxprune.cli.progress import Wording, follow
+from jaxprune.parallel.processes import Launch, StopOnSignal, joined
 from jaxprune.plots.reconstruction import draw_reconstructions
 from jaxprune.training.events import Evaluation
 from jaxprune.training.pretrain import Pictures, PretrainingOptions, pretrain
@@ -51,10 +50,7 @@ def main(
     out = out or Path("runs") / f"{recipe.name}-{seed}"
     with StopOnSignal() as stop, joined(launch):
         events = pretrain(recipe, out, seed=seed, sources=sources, options=options, stop=stop)
-        if is_first():
-            outcome = show(events, out, title="pretraining", wording=PRETRAINING)
-        else:
-            outcome = deque(events, maxlen=1).pop()
+        outcome = follow(events, out, title="pretraining", wording=PRETRAINING)
     return 143 if outcome.result is None else 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.progress import TextColumn
 
 from jaxprune.cli import console as cli
+from jaxprune.parallel.processes import is_first
 from jaxprune.training.events import Evaluation, Step
 from jaxprune.training.run import Beginning, Outcome
 
@@ -22,6 +23,11 @@ class Wording:
     evaluation: Callable[[Evaluation], str]
     table: Callable[..., None]
     further: Callable[[Any, Path], str]
+
+
+def follow(events: Iterator[Any], out: Path, *, title: str = "training", wording: Wording | None = None) -> Outcome:
+    """Goes through a run to its outcome. The first of several processes shows it as `show` does, the others nothing."""
+    return show(events, out, title=title, wording=wording) if is_first() else deque(events, maxlen=1).pop()
 
 
 def show(events: Iterator[Any], out: Path, *, title: str = "training", wording: Wording | None = None) -> Outcome:

@@ -25,7 +25,7 @@ from jaxprune.training.settings import (
     Precision,
     Recipe,
     Start,
-    filled,
+    filled_parts,
     plain,
 )
 
@@ -103,11 +103,7 @@ class PretrainingRecipe:
             fields = dict(data)
             if fields.pop("task", None) != PRETRAINING:
                 raise ValueError("it is a recipe of fine-tuning, not of pretraining")
-            for part, make in PARTS.items():
-                fields[part] = filled(make, fields[part])
-            for part, makes in UNIONS.items():
-                values = dict(fields[part])
-                fields[part] = filled(makes[values.pop("kind")], values)
+            fields |= filled_parts(fields, PARTS, unions=UNIONS)
             for name, kind in {"name": str, "source": str, "normalise": bool, "bias_dropout": float}.items():
                 fit(fields[name], kind)
             return cls(**fields)

@@ -289,11 +289,7 @@ class Recipe:
             if fields.get("task") == PRETRAINING:
                 raise ValueError("it is a recipe of pretraining, not of fine-tuning")
             fields["data"] = {"padding": "minimum"} | fields["data"]  # recipes older than the field
-            for part, make in PARTS.items():
-                fields[part] = filled(make, fields[part])
-            for part, makes in UNIONS.items():
-                values = dict(fields[part])
-                fields[part] = filled(makes[values.pop("kind")], values)
+            fields |= filled_parts(fields, PARTS, unions=UNIONS)
             for remark in ("name", "source"):
                 fit(fields[remark], str)
             fields["expected"] = tuple(filled(Published, score) for score in fields["expected"])
@@ -325,6 +321,17 @@ def plain(recipe: Any, unions: Collection[str]) -> dict[str, Any]:
     for part in unions:
         values[part] = {"kind": type(getattr(recipe, part)).__name__} | values[part]
     return values
+
+
+def filled_parts(
+    fields: Mapping[str, Any], parts: Mapping[str, type], *, unions: Mapping[str, Mapping[str, type]]
+) -> dict[str, Any]:
+    """A recipe's parts from JSON's values. Those among `unions` tell their class by its name. Raises as `filled`."""
+    made = {part: filled(make, fields[part]) for part, make in parts.items()}
+    for part, makes in unions.items():
+        values = dict(fields[part])
+        made[part] = filled(makes[values.pop("kind")], values)
+    return made
 
 
 def filled(make: type, values: Any) -> Any:
