@@ -12,12 +12,13 @@ from tests.robustness import campaign
 from tests.robustness.mutate import mutations
 from tests.robustness.targets import TARGETS, Target
 
+COUNT = 15 * len(TARGETS)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited through Linux' /proc and rlimits")
 
 
 @pytest.fixture(scope="module")
 def outcomes():
-    return campaign.run(300, seed=0)
+    return campaign.run(COUNT, seed=0)
 
 
 def test_damaged_inputs_are_equal_refused_or_said(outcomes):
@@ -26,10 +27,10 @@ def test_damaged_inputs_are_equal_refused_or_said(outcomes):
 
 
 def test_every_kind_of_input_is_damaged_and_refused_at_times(outcomes):
-    assert len(outcomes) == 300
+    assert len(outcomes) == COUNT
     assert {one.target for one in outcomes if one.became != "equal"} == set(TARGETS)
     refusals = [one.words for one in outcomes if one.became == "refused"]
-    assert len(refusals) > 100
+    assert len(refusals) > COUNT / 3
     assert not [words for words in refusals if not words.strip() or "Traceback" in words]
 
 
