@@ -63,8 +63,7 @@ def test_latent_and_prediction_are_pytorchs(decoder):
     np.testing.assert_allclose(output.prediction, theirs.prediction, atol=5e-6)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(("decoder", "normalise"), [("plain", False), ("windows", True)])
 def test_loss_and_gradients_are_pytorchs(decoder, normalise):
     model, mel, ids = make(decoder), jnp.asarray(random_mel(ENCODER)), visible()
     ours, gradients = nnx.jit(nnx.value_and_grad(lambda model: model.loss(mel, ids, normalise=normalise)))(model)
