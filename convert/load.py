@@ -1,4 +1,4 @@
-"""From a PyTorch checkpoint to a JAX model in memory."""
+"""Loads a PyTorch checkpoint as a JAX model in memory."""
 
 import os
 from typing import Any

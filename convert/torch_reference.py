@@ -113,7 +113,9 @@ class Classifier(nn.Module):
         score: Score | None,
         scored: Collection[int],
     ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        """After each block its tokens, its score (None outside `scored`) and the original positions of its patches."""
+        """Yields after each block its tokens, its score (None outside `scored`) and the original positions of its
+        patches.
+        """
         for index in {*keep, *forced}:
             if index not in range(len(self.blocks)):
                 raise ValueError(f"block {index} cannot prune; this model has blocks 0 to {len(self.blocks) - 1}")
@@ -308,7 +310,7 @@ def given(values: Tensor) -> Score:
 
 
 def unscored(attention: Tensor, patch_ids: Tensor) -> None:
-    """No score, for a block that nobody asked about."""
+    """The absence of a score, for a block that nobody asked about."""
 
 
 def keep_count(rate: float, patches: int) -> int:

@@ -101,7 +101,7 @@ def streams(content: Content, start: int) -> Iterator[Stream]:
 
 
 def _find(content: Content, mark: bytes, at: int) -> int:
-    """As `content.find`, by copies of a MiB: many times as fast in a memory map."""
+    """Finds as `content.find` does, by copies of a MiB. In a memory map that is many times as fast."""
     for begin in range(at, len(content), 2**20):
         found = content[begin : begin + 2**20 + len(mark) - 1].find(mark)
         if found >= 0:
@@ -227,7 +227,7 @@ def _powers() -> UInt16[np.ndarray, "32767"]:
 
 
 def _remainders(frame: bytes) -> UInt16[np.ndarray, "bytes"]:
-    """For each byte of a frame 0 where what lies up to it ends with its own CRC-16, else another number."""
+    """The CRC-16 remainder at each byte of a frame. It is 0 where the bytes up to there end with their own CRC-16."""
     bits = np.unpackbits(np.frombuffer(frame, np.uint8))
     terms = _powers()[np.arange(len(bits) - 1, -1, -1) % 32767]
     return np.bitwise_xor.accumulate(np.bitwise_xor.reduce((bits * terms).reshape(-1, 8), axis=1))

@@ -178,7 +178,7 @@ def _nearest(
     saving: float,
     visible: int | None = None,
 ) -> int:
-    """Of 0 to `steps`, each cheaper than the one before, the one whose saving is nearest."""
+    """Finds the number from 0 to `steps` whose saving is nearest. Each is cheaper than the one before."""
     _check_saving(saving)
     whole = macs_of_stages(config, {}, visible=visible)
 

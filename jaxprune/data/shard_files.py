@@ -156,7 +156,7 @@ def waveform(samples: Shaped[np.ndarray, "samples"]) -> Float[np.ndarray, "sampl
 
 
 def rounded(sound: Float[np.ndarray, "samples"]) -> Shaped[np.ndarray, "samples"]:
-    """To int16, cut off at full scale. Raises `ValueError` where nothing is left of the sound."""
+    """Rounds to int16, cut off at full scale. Raises `ValueError` where nothing is left of the sound."""
     samples = np.clip(np.rint(sound * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     if samples.min() == samples.max():
         raise ValueError("is so quiet that 16 bits leave nothing of it; store float32 (--samples float32)")

@@ -39,7 +39,7 @@ class Linear(nnx.Linear):
     def product(
         self, x: Float[Array, "rows d"], kernel: Float[Array, "d e"], bias: Float[Array, "e"]
     ) -> Float[Array, "rows e"]:
-        """In the compute dtype."""
+        """The product in the compute dtype."""
         return x @ kernel + bias[None]
 
 

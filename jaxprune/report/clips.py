@@ -30,8 +30,9 @@ MARGINS = (34, 8, 4, 30)  # left, right, top, bottom
 
 
 def examples(extraction: Extraction, *, count: int) -> list[Result]:
-    """At most `count` clips evenly spread over the split, whatever the model made of them. Raises `ValueError` where no
-    spectrograms were extracted."""
+    """Picks at most `count` clips evenly spread over the split, whatever the model made of them. Raises `ValueError`
+    where no spectrograms were extracted.
+    """
     manifest, config = extraction.manifest, extraction.config
     chosen = np.unique(np.linspace(0, extraction.clips - 1, min(count, extraction.clips)).round().astype(int)).tolist()
     mels = extraction.rows("mel", chosen).astype(np.float32)

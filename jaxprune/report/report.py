@@ -266,7 +266,7 @@ def _counts(saved: SavedAnalysis) -> str:
 
 
 def _gmacs(saved: SavedAnalysis) -> str:
-    """For one clip, where every clip keeps the same number of patches."""
+    """The GMACs of one clip, where every clip keeps the same number of patches."""
     found, counts = saved.analysis, {}
     if found.kept is not None:
         kinds = {stage["kind"] for stage in saved.manifest["policy"]["stages"].values()}

@@ -149,7 +149,7 @@ class Total:
 
 
 def totals(found: Iterable[Collective]) -> dict[str, Total]:
-    """By kind, in the order of `KINDS`, without those that do not occur."""
+    """The totals by kind, in the order of `KINDS`, without those that do not occur."""
     by_kind = defaultdict(list)
     for one in found:
         by_kind[one.kind].append(one)

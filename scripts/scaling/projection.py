@@ -24,8 +24,9 @@ CLIP_BYTES = 10 * SAMPLE_RATE * 2  # 10 s of int16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """From public specifications: dense bfloat16 `flops` a second, and the bytes a second that a device of a ring sends
-    when all devices are in one `node`, and when the ring goes through several nodes."""
+    """An accelerator by its public specifications: dense bfloat16 `flops` a second, and the bytes a second that a
+    device of a ring sends. `inside` is when all devices are in one `node`, `across` when the ring goes through several.
+    """
 
     name: str
     flops: float
@@ -105,12 +106,12 @@ class StepTime:
 
     @property
     def efficiency(self) -> tuple[float, float]:
-        """Of one device's speed, what each of many has: overlapped and not."""
+        """The share of one device's speed that each of many has: overlapped and not."""
         return self.compute / self.overlapped, self.compute / self.sequential
 
     @property
     def clips_per_second(self) -> float:
-        """Of all devices, overlapped: what the input must deliver."""
+        """Clips a second of all devices, overlapped, which the input must deliver."""
         return self.devices * self.clips / self.overlapped
 
 
@@ -124,9 +125,10 @@ def step_time(
     accelerator: Accelerator,
     assumptions: Assumptions = Assumptions(),
 ) -> StepTime:
-    """Of `clips` on each device with whole weights, where a step all-reduces `reduced_bytes`. The backward pass costs
-    twice the forward's arithmetic; the optimiser, the features, the latency of messages and the one clip that a device
-    sends its neighbour for mixup are left out."""
+    """The time of a step with `clips` on each device and whole weights, which all-reduces `reduced_bytes`. The backward
+    pass costs twice the forward's arithmetic. Left out are the optimiser, the features, the latency of messages and the
+    one clip that a device sends its neighbour for mixup.
+    """
     stages = top_k_stages(stage_rates(keep_rate, depth=config.depth))
     operations = 3 * 2 * macs_of_stages(config, stages) * clips
     wire = 2 * (devices - 1) / devices * reduced_bytes

@@ -77,7 +77,7 @@ def main(
 
 
 def some(records: tuple[Record, ...], *, classes: int, count: int, seed: int) -> list[Record]:
-    """So many records of each class, drawn at random."""
+    """Draws so many records of each class at random."""
     rng = np.random.default_rng(seed)
     found = []
     for label in range(classes):

@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence_with_the_path(commands, ru
 
 
 PROGRAM = """
-import resource, sys
+import quick, resource, sys  # quick: the programs are those that this process compiled
 from jaxprune.cli.main import main
 size, *arguments = sys.argv[1:]
 if int(size):

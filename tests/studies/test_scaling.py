@@ -102,6 +102,7 @@ def micro(depth: int) -> tuple[Recipe, ModelConfig]:
 def test_four_processes_take_turns(monkeypatch):
     for name, value in QUICK.items():
         monkeypatch.setenv(name.upper(), str(value))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
     cores, turns = tuple(sorted(os.sched_getaffinity(0))[:2]), []
     found = measure(*micro(depth=2), clips=2, cores=cores, rounds=2, steps=2, watch=turns.append)
     assert turns == [1, 2]
