@@ -79,7 +79,7 @@ def attend(
     queries: slice,
     mask: Bool[Array, "b s"] | None,
 ) -> tuple[Float[Array, "b rows h c"], Float[Array, "b s"]]:
-    """Attends as `jaxprune.ops.attention.attend` does. Where s is odd, a last row of mixed values is padding: ignore it."""
+    """Attends as `jaxprune.ops.attention.attend` does. Ignore the last row of mixed values where s is odd."""
     s = tokens.shape[1]
     # cuDNN's gradient wants an even number of tokens, and all of it queries, keys and values as arrays of their own:
     # before the projection that costs nothing, after it a copy of everything.
