@@ -150,7 +150,7 @@ def _positions(config: ModelConfig) -> Tensor:
 
 
 def training_state(model: dict[str, Tensor], *, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a checkpoint of MAE's training loop: model, optimiser, epoch, loss scaler and parsed command line."""
+    """The content of a checkpoint of MAE's training loop: model, optimiser, epoch, loss scaler, command line."""
     parameter = torch.nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.AdamW([parameter], lr=1e-3, betas=(0.9, 0.95))
     parameter.sum().backward()
