@@ -213,4 +213,4 @@ def test_more_than_ten_sizes_are_told(prune, hidden, most):
     assert bool(notes) is (most > 10)
     assert all(f"may compile {most} sizes" in note for note in notes)
     rates = [keep_rate_schedule(prune, steps_per_epoch=200, seed=0)(step) for step in range(1000)]
-    assert compilations(rates, prune, patches=512) <= most
+    assert compilations(rates, prune, config=CONFIG, patches=512) <= most
