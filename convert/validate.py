@@ -20,6 +20,7 @@ import torch
 import tyro
 
 from jaxprune.cli.console import notice, print_table, run
+from jaxprune.cli.options import check_file, held
 from jaxprune.features import SAMPLE_RATE
 from jaxprune.files import write_text
 from jaxprune.models import jit_forward, topk
@@ -67,35 +68,47 @@ def main(
         facts: facts about the source, as for jaxprune convert.
         out: write the comparison as JSON here.
     """
-    container = open_source(source, key=facts.key)
-    if has_decoder(container):
-        if keep_rates != KEEP_RATES or blocks:
-            notice("a pretrained AudioMAE prunes nothing: --keep-rates and --blocks are left aside")
-        subject = pretraining(
-            container, facts=facts, mask_ratio=mask_ratio, decoder_heads=decoder_heads, tolerance=tolerance
+    check_file(out)
+    with held(out):
+        subject = _subject(
+            source,
+            facts=facts,
+            mask_ratio=mask_ratio,
+            decoder_heads=decoder_heads,
+            tolerance=tolerance,
+            keep_rates=keep_rates,
+            blocks=blocks,
         )
-    else:
-        subject = classifier(
-            container, source=source, facts=facts, keep_rates=keep_rates, blocks=blocks, tolerance=tolerance
-        )
-    sounds = recordings(audio) if audio else synthetic(subject.card.model.frames)
-    with jax.default_matmul_precision("highest"):
-        rungs = subject.climb(sounds)
-    passed = all(rung.passed for rung in rungs)
-    show(rungs, layout=subject.layout, sounds=sounds)
-    print(f"{'agrees' if passed else 'DOES NOT AGREE'}: {source} on {len(sounds.names)} clips")
-    if out is not None:
-        result = {
-            "source": str(source),
-            "layout": subject.layout,
-            "model": asdict(subject.card.model),
-            "clips": sounds.names,
-            "blocks": subject.blocks,
-            "passed": passed,
-            "rungs": [asdict(rung) for rung in rungs],
-        }
-        write_text(out, json.dumps(result, indent=1) + "\n")
+        sounds = recordings(audio) if audio else synthetic(subject.card.model.frames)
+        with jax.default_matmul_precision("highest"):
+            rungs = subject.climb(sounds)
+        passed = all(rung.passed for rung in rungs)
+        show(rungs, layout=subject.layout, sounds=sounds)
+        print(f"{'agrees' if passed else 'DOES NOT AGREE'}: {source} on {len(sounds.names)} clips")
+        if out is not None:
+            result = {
+                "source": str(source),
+                "layout": subject.layout,
+                "model": asdict(subject.card.model),
+                "clips": sounds.names,
+                "blocks": subject.blocks,
+                "passed": passed,
+                "rungs": [asdict(rung) for rung in rungs],
+            }
+            write_text(out, json.dumps(result, indent=1) + "\n")
     return 0 if passed else 1
+
+
+def _subject(
+    source: Path, *, facts: Facts, mask_ratio: float, decoder_heads: int | None, tolerance: float, **pruning: Sequence
+) -> Subject:
+    """The model to compare. `pruning` has the keep rates and the blocks, which are a classifier's alone."""
+    container = open_source(source, key=facts.key)
+    if not has_decoder(container):
+        return classifier(container, source=source, facts=facts, tolerance=tolerance, **pruning)
+    if pruning["keep_rates"] != KEEP_RATES or pruning["blocks"]:
+        notice("a pretrained AudioMAE prunes nothing: --keep-rates and --blocks are left aside")
+    return pretraining(container, facts=facts, mask_ratio=mask_ratio, decoder_heads=decoder_heads, tolerance=tolerance)
 
 
 def classifier(

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxprune.cli import console as cli
+from jaxprune.cli.options import held
 from jaxprune.config import Family
 from jaxprune.registry import MethodName
 
@@ -132,17 +133,18 @@ def main(*, asked: Annotated[Asked, tyro.conf.arg(name="")] = Asked(), out: Path
     plan = asked.plan()
     if out is not None and not out.absolute().parent.is_dir():
         raise ValueError(f"{out} cannot be written: {out.absolute().parent} is not a directory")
-    about = machine.describe(machine.usable_cores(plan.threads))
-    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    raw, rows = [], []
-    for result in run(plan, tell=cli.notice):
-        raw.append(result)
-        rows = report.digest(raw)
-        if out is not None:  # after each result, so that what a long run has measured survives it
-            report.save(out, {"began": began, "machine": about, "repeats": plan.repeats, "rows": rows})
-    show(rows, plan, about=about, began=began)
-    if out is not None:
-        cli.notice(f"saved {out}")
+    with held(out):
+        about = machine.describe(machine.usable_cores(plan.threads))
+        began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        raw, rows = [], []
+        for result in run(plan, tell=cli.notice):
+            raw.append(result)
+            rows = report.digest(raw)
+            if out is not None:  # after each result, so that what a long run has measured survives it
+                report.save(out, {"began": began, "machine": about, "repeats": plan.repeats, "rows": rows})
+        show(rows, plan, about=about, began=began)
+        if out is not None:
+            cli.notice(f"saved {out}")
 
 
 def show(rows: Sequence[Mapping[str, Any]], plan: Plan, *, about: Mapping[str, Any], began: str) -> None:

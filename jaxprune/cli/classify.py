@@ -19,7 +19,7 @@ import tyro
 
 from jaxprune import checkpoint as checkpoints
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import trained_for
+from jaxprune.cli.options import held, trained_for
 from jaxprune.config import Card
 from jaxprune.inference import BATCH, Report, classify
 from jaxprune.reduction.policy import DEFAULT_BLOCKS, at_blocks, stage_rates
@@ -71,24 +71,31 @@ def main(
         plots.picture_path(picture)
         _check_pictured(most_pictured)
     mels = 0 if picture is None else most_pictured
-    report = classify(audio, checkpoint, keep_rate=keep, method=method, top=top, batch=batch, mels=mels, dtype=dtype)
-    for notice in (*report.notices, *remarks(checkpoint, card, keep, method=method)):
-        cli.notice(notice)
-    random = not card.trained
-    if as_json:
-        facts = {"checkpoint": str(checkpoint), "source": card.source, "random_weights": random}
-        print(json.dumps(facts | report.to_json(), allow_nan=False, indent=1))
-        if random:
-            cli.notice(RANDOM)
-    else:
-        print_report(report, named=bool(card.labels), notes=[f"{checkpoint}: {RANDOM}"] if random else [])
-    if picture is not None:
-        cli.notice(f"wrote {', '.join(map(str, plots.retained_patches(report.results, card.model, path=picture)))}")
-        if len(report.results) > most_pictured:
-            cli.notice(f"the picture shows the first {most_pictured} of {len(report.results)} windows")
+    with held(picture):
+        report = classify(
+            audio, checkpoint, keep_rate=keep, method=method, top=top, batch=batch, mels=mels, dtype=dtype
+        )
+        for notice in (*report.notices, *remarks(checkpoint, card, keep, method=method)):
+            cli.notice(notice)
+        tell(report, card, checkpoint=checkpoint, as_json=as_json)
+        if picture is not None:
+            cli.notice(f"wrote {', '.join(map(str, plots.retained_patches(report.results, card.model, path=picture)))}")
+            if len(report.results) > most_pictured:
+                cli.notice(f"the picture shows the first {most_pictured} of {len(report.results)} windows")
     for reason in report.refused.values():
         cli.notice(f"not classified: {reason}")
     return 1 if report.refused else 0
+
+
+def tell(report: Report, card: Card, *, checkpoint: Path, as_json: bool) -> None:
+    """Prints the answers as tables or as JSON, and says where they are of random weights."""
+    if as_json:
+        facts = {"checkpoint": str(checkpoint), "source": card.source, "random_weights": not card.trained}
+        print(json.dumps(facts | report.to_json(), allow_nan=False, indent=1))
+        if not card.trained:
+            cli.notice(RANDOM)
+    else:
+        print_report(report, named=bool(card.labels), notes=[] if card.trained else [f"{checkpoint}: {RANDOM}"])
 
 
 def remarks(checkpoint: Path, card: Card, keep: Mapping[int, float], *, method: MethodName) -> Iterator[str]:

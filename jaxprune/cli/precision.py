@@ -53,7 +53,7 @@ def main(
     check_file(out)
     if picture is not None:
         picture_path(picture)
-    with held(out):
+    with held(out), held(picture):
         dataset = on.read()
         card, model = on.card(dataset), on.model()
         batches = on.batches(dataset, model, batch=batch)

@@ -14,10 +14,17 @@ from training.test_finetune import EPOCHS, STEPS, arguments, card, clips, start 
 from training_runs import child_environment, model
 
 import jaxprune
-from jaxprune.cli.main import command
+from jaxprune.cli.main import COMMANDS, command
 from jaxprune.training.run_directory import RESULT, read_metrics
 
 HOLD = "with locked(out):\n    WAIT"
+HOLD_ALL = """
+import contextlib
+with contextlib.ExitStack() as held:
+    for place in sys.argv[1:]:
+        held.enter_context(locked(place))
+    WAIT
+"""
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +73,22 @@ WRITERS = ("finetune", "protocol", "extract", "ablate", "sweep", "shard", "conve
 def others(clips, trained, tmp_path_factory):  # noqa: F811
     """The other commands with an output, by name and the output's suffix."""
     data = ("folder", "--root", clips)
+    sound = next(Path(clips).rglob("*.wav"))
+    table = tmp_path_factory.mktemp("table") / "clips.csv"
+    table.write_text(f"path,split\n{sound},train\n")
+    unlabelled = ("--data.dataset", "tones", "--data.root", table)
     extracted = write_random(tmp_path_factory.mktemp("extracted") / "x", small("ast"), clips=4, keep={3: 0.5})
 
     def of(out: Path) -> dict[str, tuple]:
         return {
-            "features": ("features", next(Path(clips).rglob("*.wav")), "--out", out.with_suffix(".npz")),
+            "features": ("features", sound, "--out", out.with_suffix(".npz")),
+            "classify": ("classify", trained, sound, "--picture", out.with_suffix(".png")),
+            "listen": ("listen", trained, sound, "--events", out.with_suffix(".csv")),
+            "validate": ("validate", "none.pth", "--out", out.with_suffix(".json")),
+            "benchmark": ("benchmark", "--quick", "--out", out.with_suffix(".json")),
+            "precision": ("precision", trained, *data, "--out", out.with_suffix(".json")),
+            "export": ("export", "--format", "stablehlo", trained, out),
+            "pretrain": ("pretrain", "audiomae-arabic-words-pretrain", *unlabelled, "--out", out),
             "report": ("report", extracted, "--out", out.with_suffix(".html")),
             "analyze": ("analyze", extracted, "--out", out),
             "evaluate": ("evaluate", trained, *data, "--out", out.with_suffix(".json")),
@@ -81,14 +99,14 @@ def others(clips, trained, tmp_path_factory):  # noqa: F811
 
 
 def test_every_other_output_in_use_is_told_before_the_work(others, run, tmp_path):
-    for name in others(tmp_path):
-        folder = tmp_path / name
-        options = others(folder / "out")[name]
-        with process(HOLD, options[-1]) as child:
+    made = {name: others(tmp_path / name / "out")[name] for name in others(tmp_path)}
+    with process(HOLD_ALL, *(options[-1] for options in made.values())) as child:
+        for name, options in made.items():
             code, said = run(*options)
             assert code == 2, name
             assert f"error: {options[-1]} is in use by process {child.pid} on " in said, name
-            assert names(folder) == [f".{options[-1].name}.lock"], name
+            assert names(tmp_path / name) == [f".{options[-1].name}.lock"], name
+    assert {*made, *WRITERS} == set(COMMANDS) - {"app"}  # which writes nothing
 
 
 def test_an_output_in_use_is_told_with_its_process_and_nothing_is_written(commands, run, tmp_path):
