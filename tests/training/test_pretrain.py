@@ -2,20 +2,28 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from pretraining.pretraining_cases import ENCODER, manifest, model, options, recipe, saved
 from quick import quick_compiling  # noqa: F401
-from training_runs import CLASSES, Rewound
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import CLASSES, Rewound, child_environment
 from training_runs import recipe as finetuning_recipe
 
 import jaxprune
 from jaxprune.checkpoint import leaves
+from jaxprune.cli import pretrain as pretrain_command
 from jaxprune.cli.main import command
 from jaxprune.data.batches import eval_batches, train_batches
-from jaxprune.data.own import UnlabelledManifest
+from jaxprune.data.own import Manifest, UnlabelledManifest
+from jaxprune.data.shard_writer import write
 from jaxprune.evaluation.reconstruction import held_out_loss, mask_keys
 from jaxprune.features import model_input
 from jaxprune.pretraining import RandomMask, TimeFrequencyMask, WindowDecoder
@@ -28,7 +36,7 @@ from jaxprune.training.pretrain import Pictures, pretrain
 from jaxprune.training.pretraining_settings import PRETRAINING_RECIPES, PretrainingRecipe, recipe_from_json
 from jaxprune.training.run import Beginning, Outcome
 from jaxprune.training.run_directory import read_metrics
-from jaxprune.training.settings import Augment, Recipe, Start
+from jaxprune.training.settings import Augment, Precision, Recipe, Start
 from jaxprune.training.start import Sources, starting_model
 
 STEPS, EPOCHS = 2, 3
@@ -70,25 +78,76 @@ def test_a_run_is_that_of_fine_tuning_with_pictures(finished_run, start):
     assert (card.trained, card.decoder["kind"], card.padding) == (True, "window", "minimum")
 
 
-def test_an_interrupted_run_goes_on_by_its_command_as_if_it_had_not_been(finished_run, root, start, tmp_path, capsys):
-    whole, _ = finished_run
-    out, seen = tmp_path / "run", []
-    for event in pretrain(recipe(root=root, start=start), out, seed=7, stop=lambda: len(seen) >= 3):
-        seen.append(event)
-    assert seen[-1].result is None
-    assert 0 < seen[-1].step < EPOCHS * STEPS
+def called(*arguments) -> int:
     with pytest.raises(SystemExit) as left:
-        command("pretrain", options(root=root, start=start, out=out))
-    assert left.value.code == 0
+        command("pretrain", [str(argument) for argument in arguments])
+    return left.value.code
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run / "metrics.jsonl")]
+
+
+def test_a_run_that_sigterm_ends_goes_on_as_if_nothing_was(finished_run, root, start, tmp_path, capsys, monkeypatch):
+    """By the same command. The signal comes with the picture of the first epoch."""
+    (whole, _), out, draw = finished_run, tmp_path / "run", pretrain_command.draw_reconstructions
+    asked = [*options(root=root, start=start, out=out), "--pictures-every", "1", "--tensorboard"]
+    with monkeypatch.context() as patched:
+        end = lambda *given, **facts: (draw(*given, **facts), os.kill(os.getpid(), signal.SIGTERM))  # noqa: E731
+        patched.setattr(pretrain_command, "draw_reconstructions", end)
+        assert called(*asked) == 143
+    assert 0 < len(losses(out)) < len(losses(whole))
+    assert called(*asked) == 0
     said = capsys.readouterr()
     assert "held out" in said.out
     assert f"jaxprune finetune RECIPE --start.checkpoint {out}" in said.err
-    losses = [[line["loss"] for line in read_metrics(run / "metrics.jsonl")] for run in (whole, out)]
-    assert losses[0] == losses[1]
+    assert losses(out) == losses(whole)
+    of_steps = [line for line in read_metrics(out / "metrics.jsonl") if line["kind"] == "step"]
+    curves = {kind: EventAccumulator(str(out / "tensorboard" / kind)).Reload() for kind in ("train", "evaluation")}
+    shown = {point.step: point.value for point in curves["train"].Scalars("loss")}
+    assert shown == {line["step"]: pytest.approx(line["loss"], rel=1e-6) for line in of_steps}
+    assert [point.step for point in curves["evaluation"].Scalars("loss")] == [STEPS, 2 * STEPS, 3 * STEPS]
     ours, theirs = (leaves(pretraining_checkpoint.load(run)) for run in (whole, out))
     for name in ours:
         np.testing.assert_array_equal(ours[name][...], theirs[name][...], err_msg=name)
-    assert (out / "pictures" / f"step-{EPOCHS * STEPS:06d}.png").stat().st_size > 10_000
+    pictures = [out / "pictures" / f"step-{epoch * STEPS:06d}.png" for epoch in (1, 2, 3)]
+    assert all(picture.stat().st_size > 10_000 for picture in pictures)
+    assert sorted((out / "pictures").iterdir()) == pictures
+
+
+def test_two_devices_give_the_losses_of_one(finished_run, root, start, tmp_path):
+    """Of every update and every epoch's held-out clips, which they share."""
+    code = "import sys; from jaxprune.cli.main import command; command('pretrain', sys.argv[1:])"
+    env = child_environment(XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    asked = [sys.executable, "-c", code, *options(root=root, start=start, out=tmp_path / "run")]
+    done = subprocess.run(asked, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["device"].startswith("2 x")
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(finished_run[0]), rtol=2e-5)
+
+
+def test_shards_give_the_batches_of_the_files(root, start, tmp_path):
+    """Shards come from labelled data; pretraining leaves the labels aside."""
+    write(Manifest(path=labelled(root, tmp_path)).read(), tmp_path / "shards", samples="float32")
+    made = recipe(root=root, start=start)
+    stored = recipe(root=tmp_path / "shards", start=start)
+    sources = [Sources().of(one, labelled=False).read() for one in (made, stored)]
+    for split in ("train", "validation"):
+        loaders = [eval_batches(one, split, frames=ENCODER.frames, batch_size=4) for one in sources]
+        with loaders[0] as files, loaders[1] as shards:
+            for ours, theirs in zip(files, shards, strict=True):
+                for name in ("waveforms", "lengths", "weights"):
+                    np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_bfloat16_computes_so_and_its_loss_differs_little(root, start, training):
+    made = recipe(root=root, start=start, decoder=model().settings.decoder, precision=Precision(compute="bfloat16"))
+    half = pretraining_checkpoint.of_length(model(), frames=ENCODER.frames, dtype="bfloat16")
+    trained = Training(MaskedPrediction(made, half, steps_per_epoch=STEPS), half, seed=7)
+    clips = batch(root)
+    found, exact = (float(one.step(clips).loss) for one in (trained, training.training()))
+    assert 0 < abs(found - exact) < 0.01 * exact
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trained.state.params)} == {"float32"}
 
 
 def test_a_classifier_starts_from_a_run_with_a_fresh_head(finished_run):
