@@ -19,25 +19,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxprune.amounts import Amount, Merges, Saving, in_words
 from jaxprune.audio import Clip, Window, windows, windows_of
 from jaxprune.checkpoint import load, load_card
 from jaxprune.config import Card
 from jaxprune.cost import macs
 from jaxprune.features import SAMPLE_RATE, frame_count, sample_count
 from jaxprune.models import Classifier, topk
-from jaxprune.reduction.policy import stage_rates
+from jaxprune.reduction.policy import default_blocks, stage_rates
 from jaxprune.registry import LEARNED, MethodName, by_name, reduced
 from jaxprune.window_program import WindowOutput, compile_windows, on_device
 
 BATCH = 8
-KeepRate = float | Mapping[int, float]
 
 
 def classify(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     checkpoint: str | os.PathLike[str],
     *,
-    keep_rate: KeepRate = 0.7,
+    keep_rate: Amount = 0.7,
     method: MethodName = "topk",
     top: int = 5,
     batch: int = BATCH,
@@ -47,9 +47,9 @@ def classify(
     """Labels one sound file or many: `classify("dog.wav", "ast-words").results[0].top`.
 
     `checkpoint` is the directory of a model, a training run, or the name of a shipped model. `keep_rate` is read as
-    `topk` reads it; 1 prunes nothing. `method` is the way to reduce tokens, by its name in `jaxprune.registry`. All
-    else is as in `classify_clips`. A file that cannot be used is left out and named in the report's `refused`. Raises
-    `ValueError` where no file can be used.
+    `topk` reads it, 1 prunes nothing; or it is a `Saving` or `Merges` of `jaxprune.amounts`. `method` is the way to
+    reduce tokens, by its name in `jaxprune.registry`. All else is as in `classify_clips`. A file that cannot be used is
+    left out and named in the report's `refused`. Raises `ValueError` where no file can be used.
     """
     paths = [Path(paths)] if isinstance(paths, str | os.PathLike) else list(map(Path, paths))
     if not paths:
@@ -72,7 +72,7 @@ def classify_clips(
     model: Classifier,
     *,
     card: Card,
-    keep_rate: KeepRate,
+    keep_rate: Amount,
     method: MethodName = "topk",
     top: int = 5,
     batch: int = BATCH,
@@ -133,7 +133,7 @@ class Report:
 
     results: tuple[Result, ...]
     patches: int
-    keep_rates: Mapping[int, float]
+    amount: Amount
     method: str
     macs: int
     unpruned_macs: int
@@ -146,6 +146,11 @@ class Report:
     dtype: str
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notices: tuple[str, ...] = ()
+
+    @property
+    def keep_rates(self) -> Mapping[int, float]:
+        """The keep rate of each block; empty where a saving or ToMe's r was asked for."""
+        return self.amount if isinstance(self.amount, Mapping) else {}
 
     @property
     def saving(self) -> float:
@@ -169,6 +174,7 @@ class Report:
             "patches": self.patches,
             "keep_rates": {str(block): rate for block, rate in self.keep_rates.items()},
             "method": self.method,
+            "asked": in_words(self.amount),
             "gmacs": self.macs / 1e9,
             "unpruned_gmacs": self.unpruned_macs / 1e9,
             "saving": self.saving,
@@ -194,7 +200,7 @@ class Prepared:
         model: Classifier,
         *,
         card: Card,
-        keep_rate: KeepRate,
+        keep_rate: Amount,
         method: MethodName = "topk",
         top: int = 5,
         mels: int = 0,
@@ -231,13 +237,17 @@ class _Files:
 class _Program:
     """The classification by one model: its settings, checked, and the runs over windows, compiled once a batch size."""
 
-    def __init__(self, card: Card, keep_rate: KeepRate, *, method: MethodName, top: int, batch: int, mels: int):
+    def __init__(self, card: Card, keep_rate: Amount, *, method: MethodName, top: int, batch: int, mels: int):
         for name, value, lowest in (("top", top, 1), ("batch", batch, 1), ("mels", mels, 0)):
             if value < lowest:
                 raise ValueError(f"{name} is {value}; it must be at least {lowest}")
         self.samples = sample_count(card.model.frames)
         self._card, self._top, self._batch, self._mels = card, top, batch, mels
-        self._rates, self._method = stage_rates(keep_rate, depth=card.model.depth), method
+        depth, self._method = card.model.depth, method
+        told = isinstance(keep_rate, Saving | Merges)
+        self._amount = keep_rate if told else stage_rates(keep_rate, depth=depth)
+        # After these blocks it is told what is left.
+        self._blocks = (default_blocks(depth) or (depth - 1,)) if told else tuple(self._amount)
         self._compiled: dict[int, Callable[..., WindowOutput]] = {}
         if method != LEARNED:
             by_name(method)
@@ -245,12 +255,10 @@ class _Program:
     def run(self, model: Classifier, windows: Iterator[tuple[Path, Window]]) -> Report:
         """Classifies the windows, of which there is at least one, and holds one batch of them at a time."""
         rows = list(itertools.islice(windows, self._batch))
-        batch, policy = len(rows), reduced(model, self._method, self._rates)
+        batch, policy = len(rows), reduced(model, self._method, self._amount)
         began = time.perf_counter()
         if batch not in self._compiled:
-            self._compiled[batch] = compile_windows(
-                model, policy, blocks=tuple(self._rates), card=self._card, batch=batch
-            )
+            self._compiled[batch] = compile_windows(model, policy, blocks=self._blocks, card=self._card, batch=batch)
         program = self._compiled[batch]
         compile_seconds = time.perf_counter() - began
         results, seconds = [], []
@@ -264,7 +272,7 @@ class _Program:
         return Report(
             results=tuple(results),
             patches=model.config.patches,
-            keep_rates=self._rates,
+            amount=self._amount,
             method=self._method,
             macs=macs(model, policy),
             unpruned_macs=macs(model, topk(model, {})),

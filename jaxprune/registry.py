@@ -1,7 +1,7 @@
 """The ways to reduce tokens by name: what `--method` on the command line and `prune.method` in a recipe choose from.
 
-Every method is asked for by the keep rates of blocks, or by a saving. ToMe and pooling have no keep rate: at one they
-cost as much as top-k does. So all methods compare at equal cost.
+Every method is asked for by the keep rates of blocks, or by a saving (`jaxprune.amounts`). ToMe and pooling have no
+keep rate: at one they cost as much as top-k does. So all methods compare at equal cost.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import methods
+from jaxprune.amounts import Amount, Merges, Saving
 from jaxprune.config import ModelConfig
 from jaxprune.cost import macs_of_stages
 from jaxprune.learned import dynamic, rate_for_saving
@@ -23,7 +24,7 @@ from jaxprune.models import CLASSES, Classifier
 from jaxprune.reduction.fusing import Fuse, MaskedFuse
 from jaxprune.reduction.joining import in_turn
 from jaxprune.reduction.merging import MaskedMerge, Merge
-from jaxprune.reduction.policy import Policy, between_stages, stage_rates, top_k_stages
+from jaxprune.reduction.policy import Policy, at_blocks, between_stages, stage_rates, top_k_stages
 from jaxprune.reduction.scores import ClsAttention, PatchMean, PatchStd, Random, Score
 from jaxprune.reduction.selection import keep_count
 from jaxprune.reduction.tokens import Reduction
@@ -41,33 +42,44 @@ class Method:
     `score(config, draw)` is the score of its policy, where `draw` is the number of a random choice.
     `exact(config, rates, patches)` are the stages at keep rates by block, where so many patches enter block 0.
     `between(config, rates, ends, patches)` are the same with counts that may be traced: all rates between the two
-    `ends`, low and high, share one compilation. It is None where sizes do not move by degrees. `for_saving(config,
-    saving)` are the stages that save a share of the multiply-accumulates.
+    `ends`, low and high, share one compilation. It is None where there are no such sizes. `for_saving(config, saving)`
+    are the stages that save a share of the multiply-accumulates.
     """
 
     score: Callable[[ModelConfig, int], Score]
     exact: Callable[[ModelConfig, Rates, int], Stages]
     between: Callable[[ModelConfig, Rates, tuple[Rates, Rates], int], Stages] | None
-    for_saving: Callable[[ModelConfig, float], Stages]
+    for_saving: Callable[[ModelConfig, Saving], Stages]
 
 
 def reduced(
-    model: Classifier, method: MethodName, keep_rate: float | Rates | None = None, *, saving: float | None = None
+    model: Classifier, method: MethodName, amount: Amount | None = None, *, saving: float | None = None
 ) -> Policy:
-    """The policy of a method, at keep rates as `topk` reads them, or for a share of multiply-accumulates to save.
+    """The policy of a method: at keep rates as `topk` reads them, for a saving of arithmetic, or at ToMe's r.
 
-    For a saving all published blocks have one rate. Raises `ValueError` for an unknown method, both or neither of the
-    two, a saving that cannot be had, and as `topk`.
+    `saving=0.3` is short for `Saving(0.3)`. Raises `ValueError` for an unknown method, both or neither of the two, a
+    saving that cannot be had, an r for another method than ToMe, blocks for a saving that the method does not prune at,
+    and as `topk`.
     """
-    if (keep_rate is None) == (saving is None):
+    if (amount is None) == (saving is None):
         raise ValueError("a method needs either keep rates or a saving; give one of them")
+    amount = Saving(saving) if amount is None else amount
+    if isinstance(amount, Merges):
+        if method != "tome":
+            raise ValueError(f"r counts tokens that merge, and {method} has no r; give a keep rate or a saving")
+        return methods.tome(model, amount.r)
     if method == LEARNED:
-        return _learned(model, keep_rate, saving)
+        return _learned(model, amount)
     chosen, config = by_name(method), model.config
-    if saving is not None:
-        return Policy(chosen.score(config, 0), chosen.for_saving(config, saving))
-    rates = stage_rates(keep_rate, depth=config.depth)
+    if isinstance(amount, Saving):
+        return Policy(chosen.score(config, 0), chosen.for_saving(config, amount))
+    rates = stage_rates(amount, depth=config.depth)
     return Policy(chosen.score(config, 0), chosen.exact(config, rates, config.patches))
+
+
+def rates_for(config: ModelConfig, saving: Saving) -> dict[int, float]:
+    """The keep rates of blocks at which top-k has a saving, one rate for all."""
+    return _rates_for(config, saving, _exact_topk)
 
 
 def by_name(method: str) -> Method:
@@ -77,37 +89,60 @@ def by_name(method: str) -> Method:
     return METHODS[method]
 
 
-def _learned(model: Classifier, keep_rate: float | Rates | None, saving: float | None) -> Policy:
+def _learned(model: Classifier, amount: float | Rates | Saving) -> Policy:
     """DynamicViT's policy at one rate, for a saving, or at the products of the rates of the model's predictors."""
     blocks = model.config.predictors
-    if keep_rate is None:
-        keep_rate = rate_for_saving(model.config, blocks, saving) if blocks else 1.0  # which is refused below
-    if not isinstance(keep_rate, Mapping):
-        return dynamic(model, keep_rate)
-    if blocks and tuple(sorted(keep_rate)) != blocks:
-        raise ValueError(f"keep rates are for blocks {sorted(keep_rate)}, but the predictors for {list(blocks)}")
-    return dynamic(model, tuple(itertools.accumulate((keep_rate[block] for block in blocks), operator.mul)))
+    asked = amount.blocks if isinstance(amount, Saving) else tuple(amount) if isinstance(amount, Mapping) else ()
+    if blocks and asked and tuple(sorted(asked)) != blocks:
+        raise ValueError(f"keep rates are for blocks {sorted(asked)}, but the predictors for {list(blocks)}")
+    if isinstance(amount, Saving):
+        return dynamic(model, rate_for_saving(model.config, blocks, amount.share) if blocks else 1.0)
+    if not isinstance(amount, Mapping):
+        return dynamic(model, amount)
+    return dynamic(model, tuple(itertools.accumulate((amount[block] for block in blocks), operator.mul)))
 
 
-def _for_saving(exact: Callable[[ModelConfig, Rates, int], Stages]) -> Callable[[ModelConfig, float], Stages]:
-    """Stages of one rate at the published blocks, found by its cost."""
+def _rates_for(
+    config: ModelConfig, saving: Saving, exact: Callable[[ModelConfig, Rates, int], Stages]
+) -> dict[int, float]:
+    """One rate at the saving's blocks, or the published ones, found by the cost of its stages."""
 
-    def stages(config: ModelConfig, rate: float) -> Stages:
-        return exact(config, stage_rates(rate, depth=config.depth), config.patches)
+    def rates(rate: float) -> dict[int, float]:
+        return stage_rates(at_blocks(saving.blocks, rate), depth=config.depth)
 
-    return lambda config, saving: stages(config, methods.rate_for(config, functools.partial(stages, config), saving))
+    return rates(methods.rate_for(config, lambda rate: exact(config, rates(rate), config.patches), saving.share))
+
+
+def _for_saving(exact: Callable[[ModelConfig, Rates, int], Stages]) -> Callable[[ModelConfig, Saving], Stages]:
+    """Stages of one rate, found by its cost."""
+    return lambda config, saving: exact(config, _rates_for(config, saving, exact), config.patches)
+
+
+def _everywhere(stages: Callable[[ModelConfig, float], Stages]) -> Callable[[ModelConfig, Saving], Stages]:
+    """The same of a method that chooses its blocks itself."""
+
+    def checked(config: ModelConfig, saving: Saving) -> Stages:
+        if saving.blocks:
+            raise ValueError(
+                f"blocks {list(saving.blocks)} were named, but merging and pooling choose their blocks for a saving; "
+                "leave the blocks out"
+            )
+        return stages(config, saving.share)
+
+    return checked
+
+
+def _exact_topk(config: ModelConfig, rates: Rates, patches: int) -> Stages:
+    return top_k_stages(rates)
 
 
 def _ranked(score: Callable[[ModelConfig, int], Score]) -> Method:
     """Top-k by a score."""
 
-    def exact(config: ModelConfig, rates: Rates, patches: int) -> Stages:
-        return top_k_stages(rates)
-
     def between(config: ModelConfig, rates: Rates, ends: tuple[Rates, Rates], patches: int) -> Stages:
         return between_stages(rates, ends[1], patches=patches)
 
-    return Method(score=score, exact=exact, between=between, for_saving=_for_saving(exact))
+    return Method(score=score, exact=_exact_topk, between=between, for_saving=_for_saving(_exact_topk))
 
 
 def _own(config: ModelConfig, draw: int) -> Score:
@@ -178,14 +213,9 @@ def _both(config: ModelConfig, rates: Rates, patches: int) -> Stages:
     return in_turn(_halfway(rates), {block: Merge(r) for block, r in enumerate(merges)})
 
 
-def _both_for_saving(config: ModelConfig, saving: float) -> Stages:
+def _both_for_saving(config: ModelConfig, saving: Saving) -> Stages:
     """The hybrid at the rates at which top-k has this saving."""
-
-    def rates(rate: float) -> dict[int, float]:
-        return stage_rates(rate, depth=config.depth)
-
-    rate = methods.rate_for(config, lambda rate: top_k_stages(rates(rate)), saving)
-    return _both(config, rates(rate), config.patches)
+    return _both(config, rates_for(config, saving), config.patches)
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -201,15 +231,15 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             score=_own,
             exact=_merged,
             between=_merged_between,
-            for_saving=lambda config, saving: {
-                block: Merge(r) for block, r in enumerate(methods.merges_for(config, saving))
-            },
+            for_saving=_everywhere(
+                lambda config, saving: {block: Merge(r) for block, r in enumerate(methods.merges_for(config, saving))}
+            ),
         ),
         "random": _ranked(lambda config, draw: Random(jax.random.key(draw))),
         "grid": _ranked(lambda config, draw: methods.lattice(config)),
         "loudest": _ranked(lambda config, draw: PatchMean()),
         "varied": _ranked(lambda config, draw: PatchStd()),
-        "pool": Method(score=_own, exact=_pooled, between=None, for_saving=methods.pools_for),
+        "pool": Method(score=_own, exact=_pooled, between=None, for_saving=_everywhere(methods.pools_for)),
         "hybrid": Method(score=_own, exact=_both, between=None, for_saving=_both_for_saving),
     }
 )

@@ -19,14 +19,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxprune.amounts import Saving
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import held
-from jaxprune.config import Family
-from jaxprune.registry import MethodName
+from jaxprune.config import Family, ModelConfig
+from jaxprune.registry import MethodName, rates_for
 
 from . import machine, report
 from .job import DEVICES
-from .referee import Plan, run, smallest
+from .referee import CLASSES, Plan, run, smallest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,9 @@ class Asked:
     """clips in a call; 8 unless --quick."""
     keep_rates: tuple[float, ...] | None = None
     """shares of patches kept at blocks 3, 6 and 9; 1.0 0.7 0.5 unless --quick. 1.0 is always measured."""
+    savings: tuple[float, ...] = ()
+    """shares of the arithmetic to save, beside or in place of keep rates: each is the keep rate at which topk saves it,
+    so that all methods and PyTorch cost the same. For one family, size and length."""
     method: MethodName = "topk"
     """the way to reduce tokens; tome and pool cost as much as topk does at a keep rate. PyTorch has topk alone."""
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
@@ -103,12 +107,14 @@ class Asked:
     def plan(self) -> Plan:
         """The options with the defaults filled in. Raises `ValueError` as `Plan`."""
         scale = QUICK if self.quick else FULL
+        sizes, frames = self.size or (scale.size(self.family),), self.frames or (scale.frames,)
+        rates = self.keep_rates or (() if self.savings else scale.keep_rates)
         return Plan(
             families=self.family,
-            sizes=self.size or (scale.size(self.family),),
-            frames=self.frames or (scale.frames,),
+            sizes=sizes,
+            frames=frames,
             batches=self.batch or (scale.batch,),
-            keep_rates=self.keep_rates or scale.keep_rates,
+            keep_rates=(*rates, *self.rates_for_savings(sizes, frames)),
             dtypes=self.dtype,
             torch=self.torch,
             runtimes=self.runtimes,
@@ -121,6 +127,15 @@ class Asked:
             retries=scale.retries,
             side=scale.side,
         )
+
+    def rates_for_savings(self, sizes: Sequence[str], frames: Sequence[int]) -> tuple[float, ...]:
+        """The keep rates of top-k for the savings. Raises `ValueError` for several geometries, whose rates differ."""
+        if not self.savings:
+            return ()
+        if len(self.family) * len(sizes) * len(frames) > 1:
+            raise ValueError("--savings are for one family, size and length; measure others apart, or give keep rates")
+        config = ModelConfig.of_size(self.family[0], sizes[0], frames=frames[0], classes=CLASSES)
+        return tuple(next(iter(rates_for(config, Saving(saving)).values())) for saving in self.savings)
 
 
 def main(*, asked: Annotated[Asked, tyro.conf.arg(name="")] = Asked(), out: Path | None = None) -> None:

@@ -40,6 +40,7 @@ from jaxprune.experiments.ablation import (
     ablate,
     method_settings,
     range_settings,
+    saving_settings,
     score_settings,
     summarize,
 )
@@ -59,6 +60,8 @@ class Asked:
     """the blocks that prune by a score, counted from 0; those of 3, 6 and 9 that the model has unless given."""
     methods: tuple[OtherMethod, ...] = ()
     """other ways to reduce tokens to measure beside, at the cost of topk at the same rates."""
+    savings: tuple[float, ...] = ()
+    """shares of the unpruned model's arithmetic to save, beside the keep rates; all at equal cost."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """of the random scores; the first also draws the ranges' controls."""
     bounds: tuple[float, ...] = ()
@@ -87,6 +90,8 @@ class Asked:
         rates = [dict.fromkeys(blocks, rate) for rate in self.keep_rates]
         settings = score_settings(model, scores=self.scores, rates=rates, seeds=self.seeds)
         settings += method_settings(model, methods=self.methods, rates=rates)
+        chosen = {"scores": self.scores, "methods": self.methods, "seeds": self.seeds}
+        settings += saving_settings(model, savings=self.savings, blocks=self.blocks, **chosen)
         if bounds:
             settings += range_settings(model, bounds, blocks=self.range_blocks or blocks, seed=self.seeds[0])
         if not settings:

@@ -12,10 +12,11 @@ from pathlib import Path
 import jax
 
 from jaxprune import files
+from jaxprune.amounts import in_words
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import Subject, check_file, held, left_out, rates_to_measure, trained_for, with_data
-from jaxprune.evaluation.evaluate import EvaluationResult, evaluate, keep_policies
-from jaxprune.registry import MethodName
+from jaxprune.cli.reducing import NONE_TOLD, SeveralReductions
+from jaxprune.evaluation.evaluate import EvaluationResult, evaluate
 
 COLUMNS = {  # heading and factor of each metric
     "top1": ("top-1 %", 100),
@@ -30,20 +31,15 @@ COLUMNS = {  # heading and factor of each metric
 def main(
     on: Subject,
     *,
-    keep_rates: tuple[float, ...] = (),
-    blocks: tuple[int, ...] = (),
-    method: MethodName = "topk",
+    how: SeveralReductions = NONE_TOLD,
     batch: int = 32,
     out: Path | None = None,
 ) -> None:
-    """Measure a checkpoint on one split of a data set, at several keep rates in one pass.
+    """Measure a checkpoint on one split of a data set, at several keep rates or savings in one pass.
 
     Args:
         on: the checkpoint and the clips.
-        keep_rates: shares of the patches kept at each pruning block, 1 prunes nothing; by default those that the
-            checkpoint was trained for, or 1 0.9 0.8 0.7 0.6 0.5 where it was not trained for several.
-        blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
-        method: the way to reduce tokens; tome and pool cost as much as topk does at a keep rate.
+        how: the reductions; the command's own keep rates are 1 0.9 0.8 0.7 0.6 0.5.
         batch: clips computed together.
         out: where to save everything as JSON.
     """
@@ -51,8 +47,7 @@ def main(
     with held(out):
         dataset = on.read()
         card, model = on.card(dataset), on.model()
-        asked = keep_rates or rates_to_measure([card])
-        policies = keep_policies(model, asked, blocks=blocks, method=method)
+        policies = how.policies(model, default=rates_to_measure([card]))
         batches = on.batches(dataset, model, batch=batch)
         with batches, cli.progress("evaluating", cli.Rate()) as progress:
             bar = progress.add_task("", total=len(dataset.clips(on.split)))
@@ -66,7 +61,7 @@ def main(
             )
         if card.keep_rates:
             cli.notice(f"{on.checkpoint} was trained for {trained_for(card)}")
-        device, title = jax.devices()[0].device_kind, f"{dataset.name}, {on.split}, {method}: {on.checkpoint}"
+        device, title = jax.devices()[0].device_kind, f"{dataset.name}, {on.split}, {how.method}: {on.checkpoint}"
         print_evaluation(found, title=title, device=device, dtype=on.dtype)
         if out is not None:
             facts = {
@@ -76,7 +71,7 @@ def main(
                 "data": on.source,
                 "split": on.split,
                 "trained_keep_rates": list(card.keep_rates),
-                "method": method,
+                "method": how.method,
                 "blocks": sorted({block for policy in policies.values() for block in policy.stages}),
                 "batch": batch,
                 "dtype": on.dtype,
@@ -91,13 +86,13 @@ def print_evaluation(found: EvaluationResult, *, title: str, device: str, dtype:
     names = list(next(iter(found.rates.values())).metrics)
     rows = [
         (
-            f"{rate:g}",
+            in_words(amount),
             f"{measured.macs / 1e9:.3f}",
             f"{100 * measured.saving:.1f} %",
             *(f"{COLUMNS[name][1] * value:.3f}" for name, value in measured.metrics.items()),
             found.clips,
         )
-        for rate, measured in found.rates.items()
+        for amount, measured in found.rates.items()
     ]
     headings = [COLUMNS[name][0] for name in names]
     notes = [
@@ -110,4 +105,5 @@ def print_evaluation(found: EvaluationResult, *, title: str, device: str, dtype:
     if found.classes_present < found.classes:
         notes.append(f"{found.classes_present} of {found.classes} classes have a clip.")
     notes += left_out(found.unusable.values())
-    cli.print_table(title, ["keep rate", "GMACs", "saved", *headings, "clips"], rows, notes=notes)
+    first = "keep rate" if all(isinstance(amount, float) for amount in found.rates) else "reduction"
+    cli.print_table(title, [first, "GMACs", "saved", *headings, "clips"], rows, notes=notes)

@@ -19,9 +19,11 @@ import numpy as np
 import tyro
 
 from jaxprune import checkpoint as checkpoints
+from jaxprune.amounts import Amount, in_words
 from jaxprune.audio import load_audio
 from jaxprune.cli import console as cli
-from jaxprune.cli.classify import RANDOM, in_words, keep_rates
+from jaxprune.cli.classify import RANDOM
+from jaxprune.cli.reducing import UNTOLD, One, OneReduction
 from jaxprune.data import folders
 from jaxprune.data.own import Manifest
 from jaxprune.export.check import Agreement
@@ -29,8 +31,7 @@ from jaxprune.export.export import FACTS, Format, Platform, Settings, export
 from jaxprune.export.runtimes import RUNTIMES, Precision
 from jaxprune.features import sample_count
 from jaxprune.files import check_free, locked
-from jaxprune.models import topk
-from jaxprune.reduction.policy import stage_rates
+from jaxprune.registry import reduced
 
 CALIBRATING = 64  # clips
 T = TypeVar("T")
@@ -57,9 +58,7 @@ def main(
     /,
     *,
     format: Format | Literal["huggingface"],
-    keep_rate: float = 1.0,
-    blocks: tuple[int, ...] = (),
-    rates: tuple[float, ...] = (),
+    how: OneReduction = UNTOLD,
     batch: int | Literal["free"] = "free",
     input: Literal["mel", "waveform"] = "mel",
     precision: Precision = "float32",
@@ -78,9 +77,7 @@ def main(
         out: the folder to write: the model, export.json with the facts about it, and run.py, which runs it.
         format: onnx for ONNX Runtime and others, openvino for Intel's and AMD's CPUs, stablehlo for JAX and XLA;
             huggingface for transformers, which does not prune.
-        keep_rate: share of the patches kept at each pruning block, above 0 and at most 1; 1 prunes nothing.
-        blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
-        rates: one keep rate for each of the blocks, in place of --keep-rate.
+        how: the reduction that is fixed in the file; none unless told.
         batch: clips in a call; any number if free.
         input: mel, the normalised log-mel as jaxprune features --checkpoint saves it; or waveform, 16 kHz samples, the
             features and the padding of short clips then being part of the file.
@@ -97,38 +94,39 @@ def main(
         return convert.publish(checkpoint, out, **vars(publication), overwrite=overwrite)
     if publication != UNPUBLISHED:
         raise ValueError("--results, --upload and --private are for --format huggingface; leave them out")
-    size = None if batch == "free" else batch
-    settings = Settings(format=format, precision=precision, sound=input, batch=size, platforms=platforms)
-    check_options(out, precision=precision, calibrate=calibrate)
+    clips = None if batch == "free" else batch
+    settings = Settings(format=format, precision=precision, sound=input, batch=clips, platforms=platforms)
+    check_options(out, settings, calibrate=calibrate)
     card = checkpoints.load_card(checkpoint)
-    keep = stage_rates(keep_rates(keep_rate, blocks=blocks, rates=rates), depth=card.model.depth)
+    amount = how.amount(default=1.0, depth=card.model.depth)
     with locked(out):
         check_free(out, marker=FACTS, overwrite=overwrite)  # before the work, not after it
-        if precision == "bfloat16" and format == "stablehlo" and jax.default_backend() == "cpu":
-            cli.notice(SLOWER)
         recorded = {"sounds": sounds, "calibrate": calibrate, "overwrite": overwrite}
-        found = write(checkpoint, out, keep=keep, settings=settings, **recorded)
+        found = write(checkpoint, out, how=how, amount=amount, settings=settings, **recorded)
     if not card.trained:
         cli.notice(f"{checkpoint}: {RANDOM}")
-    print_agreement(found, title=f"{out}: {format}, {precision}, keep rate {in_words(keep)}")
+    for remark in how.remarks(checkpoint, card, amount):
+        cli.notice(remark)
+    print_agreement(found, title=f"{out}: {format}, {precision}, {how.method}, {in_words(amount)}")
 
 
 def write(
     checkpoint: Path,
     out: Path,
     *,
-    keep: Mapping[int, float],
+    how: One,
+    amount: Amount,
     settings: Settings,
     sounds: Sequence[Path],
     calibrate: Path | None,
     overwrite: bool,
 ) -> dict[str, Agreement]:
-    """Exports a checkpoint at keep rates by block, checked and calibrated on recordings."""
+    """Exports a checkpoint under one reduction, checked and calibrated on recordings."""
     card, model = checkpoints.load_card(checkpoint), checkpoints.load(checkpoint)
     return export(
         out,
         model,
-        policy=topk(model, keep),
+        policy=reduced(model, how.method, amount),
         card=card,
         settings=settings,
         sounds=[load_audio(path).waveform for path in sounds],
@@ -140,20 +138,29 @@ def write(
 def check_unused(given: Mapping[str, Any]) -> None:
     """Raises `ValueError` for options of other formats that were given for Hugging Face's; `given` are `main`'s."""
     defaults = {name: option.default for name, option in inspect.signature(main).parameters.items()}
-    others = [name for name in defaults if name not in ("checkpoint", "out", "format", "publication", "overwrite")]
-    if unused := [f"--{name.replace('_', '-')}" for name in others if given[name] != defaults[name]]:
+    others = [
+        name for name in defaults if name not in ("checkpoint", "out", "format", "how", "publication", "overwrite")
+    ]
+    changed = [name for name, value in vars(given["how"]).items() if value != getattr(UNTOLD, name)]
+    changed += [name for name in others if given[name] != defaults[name]]
+    if unused := [f"--{name.replace('_', '-')}" for name in changed]:
         raise ValueError(
             f"{' and '.join(unused)} cannot be used with --format huggingface: transformers runs the whole model, "
             "unpruned, in float32"
         )
 
 
-def check_options(out: Path, *, precision: Precision, calibrate: Path | None) -> None:
-    """Raises `ValueError` for options that do not go together, and where OUT is named as a file is."""
+def check_options(out: Path, settings: Settings, *, calibrate: Path | None) -> None:
+    """Raises `ValueError` for options that do not go together, and where OUT is named as a file is.
+
+    A precision that is slower here than float32 is said on stderr.
+    """
     if out.suffix in (".onnx", ".xml", ".stablehlo"):
         raise ValueError(f"{out} looks like a file; OUT is the folder that export writes, model and program in it")
-    if (precision == "int8") != (calibrate is not None):
+    if (settings.precision == "int8") != (calibrate is not None):
         raise ValueError("--precision int8 and --calibrate go together: int8 needs recordings to find its ranges on")
+    if settings.precision == "bfloat16" and settings.format == "stablehlo" and jax.default_backend() == "cpu":
+        cli.notice(SLOWER)
 
 
 # Measured on a Zen 4 at batch 1; `jaxprune benchmark --dtype float32 bfloat16` measures it here.

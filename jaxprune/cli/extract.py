@@ -17,16 +17,18 @@ from pathlib import Path
 
 import jax
 
+from jaxprune.amounts import in_words
 from jaxprune.analysis.extract import extract
 from jaxprune.analysis.identity import SHARD_CLIPS, MelType, describe
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import OnDataset, Subject, left_out, with_data
+from jaxprune.cli.reducing import UNTOLD, OneReduction
 from jaxprune.config import Card
 from jaxprune.data.records import Dataset
 from jaxprune.evaluation.evaluate import evaluate
 from jaxprune.models import Classifier
-from jaxprune.reduction.policy import Policy, at_blocks
-from jaxprune.registry import MethodName, reduced
+from jaxprune.reduction.policy import Policy
+from jaxprune.registry import reduced
 
 
 @with_data
@@ -34,22 +36,18 @@ def main(
     on: Subject,
     *,
     out: Path,
-    keep_rate: float = 0.7,
-    blocks: tuple[int, ...] = (),
-    method: MethodName = "topk",
+    how: OneReduction = UNTOLD,
     batch: int = 32,
     shard: int = SHARD_CLIPS,
     mel: MelType | None = None,
     compare: int = 0,
 ) -> None:
-    """Extract what a model makes of one split of a data set, at one keep rate.
+    """Extract what a model makes of one split of a data set, under one reduction.
 
     Args:
         on: the checkpoint and the clips.
         out: the folder to write to, or to go on with.
-        keep_rate: share of the patches kept at each pruning block; 1 prunes nothing.
-        blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
-        method: the way to reduce tokens; tome and pool cost as much as topk does at the keep rate.
+        how: the reduction; keep rate 0.7 unless told.
         batch: clips computed together.
         shard: clips in a file, about: whole batches.
         mel: the type in which to keep the spectrograms too; they are most of the bytes.
@@ -60,7 +58,8 @@ def main(
             raise ValueError(f"{name} is {value}; it must be at least {lowest}")
     dataset = on.read()
     card, model = on.card(dataset), on.model()
-    policy = reduced(model, method, at_blocks(blocks, keep_rate))
+    amount = how.amount(default=0.7, depth=model.config.depth)
+    policy = reduced(model, how.method, amount)
     batch = min(batch, len(dataset.clips(on.split)))
     shard_batches = max(1, shard // batch)
     job = Job(
@@ -68,7 +67,7 @@ def main(
         dataset=dataset,
         card=card,
         model=model,
-        keep_rate=keep_rate,
+        amount=in_words(amount),
         policy=policy,
         batch=batch,
         shard_batches=shard_batches,
@@ -89,7 +88,7 @@ class Job:
     dataset: Dataset
     card: Card
     model: Classifier
-    keep_rate: float
+    amount: str
     policy: Policy
     batch: int
     shard_batches: int
@@ -122,7 +121,7 @@ class Job:
                 self.model,
                 reading,
                 card=self.card,
-                policies={self.keep_rate: self.policy},
+                policies={self.amount: self.policy},
                 single_label=self.dataset.single_label,
             )
 

@@ -14,8 +14,8 @@ from jaxprune import files
 from jaxprune.cli import console as cli
 from jaxprune.cli.export import CALIBRATING, recordings, spread
 from jaxprune.cli.options import Subject, check_file, held, left_out, with_data
+from jaxprune.cli.reducing import NONE_TOLD, SeveralReductions
 from jaxprune.data.records import Dataset
-from jaxprune.evaluation.evaluate import keep_policies
 from jaxprune.export.precisions import Pair, front, measure
 from jaxprune.export.runtimes import RUNTIMES, Precision
 from jaxprune.features import sample_count
@@ -25,8 +25,7 @@ from jaxprune.features import sample_count
 def main(
     on: Subject,
     *,
-    keep_rates: tuple[float, ...] = (1.0, 0.7, 0.5),
-    blocks: tuple[int, ...] = (),
+    how: SeveralReductions = NONE_TOLD,
     precisions: tuple[Precision, ...] = ("float32", "bfloat16", "int8"),
     runtime: Literal["openvino", "onnxruntime"] = "openvino",
     calibrate: Path | None = None,
@@ -38,8 +37,7 @@ def main(
 
     Args:
         on: the checkpoint and the clips.
-        keep_rates: shares of the patches kept at each pruning block; 1 prunes nothing.
-        blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
+        how: the reductions; keep rates 1 0.7 0.5 unless told.
         precisions: what the runtime computes in; onnxruntime has no bfloat16 on a CPU.
         runtime: what runs the files.
         calibrate: recordings to find the ranges of int8 on, a manifest or a folder; the data set's training clips
@@ -62,7 +60,7 @@ def main(
                 model,
                 batches,
                 card=card,
-                policies=keep_policies(model, keep_rates, blocks=blocks),
+                policies=how.policies(model, default=(1.0, 0.7, 0.5)),
                 precisions=precisions,
                 runtime=runtime,
                 calibrate=_sounds(
@@ -71,7 +69,7 @@ def main(
                 single_label=dataset.single_label,
                 tell=cli.notice,
             )
-        title = f"{dataset.name}, {on.split}: {on.checkpoint} in {RUNTIMES[runtime].name}"
+        title = f"{dataset.name}, {on.split}, {how.method}: {on.checkpoint} in {RUNTIMES[runtime].name}"
         print_pairs(pairs, title=title, notes=left_out(batches.unusable.values()))
         if picture is not None:
             from jaxprune.plots.precisions import precision_front
@@ -79,7 +77,7 @@ def main(
             cli.notice(f"wrote {precision_front(pairs, title=title, path=picture)}")
         if out is not None:
             facts = {"command": shlex.join(sys.argv), "checkpoint": str(on.checkpoint), "data": on.source}
-            facts |= {"split": on.split, "runtime": runtime, "batch": batch}
+            facts |= {"split": on.split, "method": how.method, "runtime": runtime, "batch": batch}
             files.write_json(out, facts | {"pairs": [dataclasses.asdict(pair) for pair in pairs]})
             cli.notice(f"saved {out}")
 
@@ -103,7 +101,7 @@ def print_pairs(pairs: list[Pair], *, title: str, notes: list[str]) -> None:
     best = front(pairs)
     rows = [
         (
-            f"{pair.rate:g}",
+            pair.asked,
             pair.precision,
             f"{pair.macs / 1e9:.3f}",
             f"{100 * pair.quality:.2f}",

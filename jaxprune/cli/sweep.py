@@ -2,7 +2,7 @@
 
 jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --blocks 3,6,9 0,4,8 --batch 1 32 --out sweep/esc50
 jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --keep-rates 0.7 0.83,0.61,0.47 --max-drop 1 --out sweep/s
-jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --methods evit tome grid pool --out sweep/methods
+jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --methods evit tome grid pool --savings 0.15 0.3 0.45 --out sweep/m
 jaxprune sweep CHECKPOINT esc50 --root data/ESC-50 --also TUNED-0.7 TUNED-0.5 --out sweep/tuned
 
 The same command goes on with a sweep that was cut off, and one with more settings measures only those. Prints a table,
@@ -27,7 +27,15 @@ from jaxprune.cli import console as cli
 from jaxprune.cli.options import OnDataset, Subject, check_folder, rates_to_measure, trained_for, with_data
 from jaxprune.cost import macs
 from jaxprune.data.records import Dataset
-from jaxprune.experiments.ablation import OtherMethod, ScoreName, Setting, method_settings, score_settings
+from jaxprune.experiments.ablation import (
+    UNPRUNED,
+    OtherMethod,
+    ScoreName,
+    Setting,
+    method_settings,
+    saving_settings,
+    score_settings,
+)
 from jaxprune.experiments.ablation_tables import METRICS
 from jaxprune.experiments.sweep import Candidate, Store, measure_quality, measure_time
 from jaxprune.experiments.sweep_points import Point, fastest, points
@@ -54,6 +62,9 @@ class Grid:
     """what chooses the patches."""
     methods: tuple[OtherMethod, ...] = ()
     """other ways to reduce tokens to measure beside, at the cost of topk at the same rates."""
+    savings: tuple[float, ...] = ()
+    """shares of the unpruned model's arithmetic to save, beside or in place of keep rates: all scores and methods at
+    equal cost."""
     seeds: tuple[int, ...] = (0,)
     """of the random score."""
 
@@ -63,10 +74,15 @@ class Grid:
         Raises `ValueError` for what are no numbers, and as `score_settings`.
         """
         sets = self.blocks or (",".join(map(str, default_blocks(model.config.depth))),)
-        asked = self.keep_rates or tuple(f"{rate!r}" for rate in rates if rate < 1)
+        asked = self.keep_rates or (() if self.savings else tuple(f"{rate!r}" for rate in rates if rate < 1))
         pruned = [by_block(places, keep) for places in sets for keep in asked]
         settings = score_settings(model, scores=self.scores, rates=pruned, seeds=self.seeds)
-        return settings + method_settings(model, methods=self.methods, rates=pruned)
+        settings += method_settings(model, methods=self.methods, rates=pruned)
+        if self.savings and len(self.blocks) > 1:
+            raise ValueError("--savings and several sets of --blocks were given; give one set, or keep rates")
+        blocks = tuple(by_block(self.blocks[0], "1")) if self.blocks else ()
+        chosen = {"scores": self.scores, "methods": self.methods, "seeds": self.seeds}
+        return settings + saving_settings(model, savings=self.savings, blocks=blocks, **chosen)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -271,7 +287,7 @@ def print_points(found: list[Point], chosen: dict[int, Point], *, title: str, ma
             *([point.candidate] if several else []),
             point.score,
             point.blocks or "-",
-            point.keep if point.blocks else "-",
+            "-" if point.score == UNPRUNED else point.keep,
             f"{factor * point.quality:.2f}",
             f"{factor * point.drop:.2f}" + interval(point, factor),
             f"{point.gmacs:.4f}",
@@ -297,7 +313,8 @@ def print_points(found: list[Point], chosen: dict[int, Point], *, title: str, ma
                 f"Batch {size}: calls of the unpruned model varied by {100 * point.unsteady:.0f} % (between "
                 "quartiles): the machine was busy, so these times say little."
             )
-        what = f"{point.score} {point.keep} at {point.blocks}" if point.blocks else "no pruning"
+        where = f" at {point.blocks}" if point.blocks else ""
+        what = "no pruning" if point.score == UNPRUNED else f"{point.score} {point.keep}{where}"
         what = f"{point.candidate}, {what}" if several else what
         notes.append(
             f"Batch {size}: fastest within {max_drop:g} points is {what}: {point.clips_per_second:.1f} clips/s, "

@@ -20,6 +20,7 @@ from flax import nnx, struct
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float
 
+from jaxprune.amounts import Amount, in_words
 from jaxprune.config import Activation, Card
 from jaxprune.cost import macs
 from jaxprune.data.batches import Batch, Batches
@@ -49,7 +50,7 @@ class RateResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """Results of one pass over a split, by keep rate in the order asked for.
+    """Results of one pass over a split, by keep rate or other amount (`jaxprune.amounts`) in the order asked for.
 
     All metrics are from the same `clips`. `classes_present` of the `classes` have a clip, and mAP is the mean over
     those. `unusable` maps each left-out file to the reason.
@@ -60,7 +61,7 @@ class EvaluationResult:
     (`jaxprune.data.prefetch.Feed` measures it). Each of several processes reports its own unusable files and speed.
     """
 
-    rates: Mapping[float, RateResult]
+    rates: Mapping[Amount | str, RateResult]
     clips: int
     classes: int
     classes_present: int
@@ -75,14 +76,15 @@ class EvaluationResult:
         """Everything in JSON's types. A number that is not finite becomes None."""
         rows = [
             {
-                "keep_rate": rate,
+                "keep_rate": amount if isinstance(amount, float | int) else None,
+                "asked": amount if isinstance(amount, str) else in_words(amount),
                 "gmacs": found.macs / 1e9,
                 "saving": found.saving,
                 **{name: value if math.isfinite(value) else None for name, value in found.metrics.items()},
                 "loss": found.loss if math.isfinite(found.loss) else None,
                 "clips": self.clips,
             }
-            for rate, found in self.rates.items()
+            for amount, found in self.rates.items()
         ]
         rest = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "rates"}
         return {"rates": rows} | rest | {"unusable": dict(self.unusable)}
@@ -93,16 +95,17 @@ def evaluate(
     batches: Batches,
     *,
     card: Card,
-    policies: Mapping[float, Policy],
+    policies: Mapping[Amount | str, Policy],
     single_label: bool,
     layout: Layout | None = None,
     watch: Callable[[int], None] = lambda clips: None,
 ) -> EvaluationResult:
     """Runs every remaining batch through the model under each policy. Counts rows of positive weight.
 
-    `policies` are named by their keep rates, as `keep_policies` gives them. `card` normalises the features and decides
-    the loss. `single_label` (a `Dataset` knows it) decides the metrics. The devices of `layout` (default: one) hold the
-    weights and share each batch. `watch` gets the number of clips on their way or done.
+    `policies` are named by their keep rates, as `keep_policies` gives them, by other amounts, or in words. `card`
+    normalises the features and decides the loss. `single_label` (a `Dataset` knows it) decides the metrics. The devices
+    of `layout` (default: one) hold the weights and share each batch. `watch` gets the number of clips on their way or
+    done.
 
     Features compile once, the model once for each structure of a policy. Later calls with a model of the same structure
     use the same programs, whatever its weights. Raises `ValueError` if there is no policy or no usable clip, if the

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from jaxprune.amounts import Saving
 from jaxprune.analysis.bootstrap import DEFAULT, Bootstrap, Estimate, mean
 from jaxprune.config import Card
 from jaxprune.cost import macs
@@ -28,10 +29,11 @@ from jaxprune.models import Classifier, topk
 from jaxprune.reduction.policy import Policy, stage_rates, top_k_stages
 from jaxprune.reduction.scores import Opposite, PatchMean, PatchStd, RandomByClip, Score
 from jaxprune.reduction.selection import MaskedTopK, TopK, Within
-from jaxprune.registry import reduced
+from jaxprune.registry import rates_for, reduced
 
 ScoreName = Literal["attention", "mean", "std", "lowest-attention", "lowest-mean", "lowest-std", "random"]
-OtherMethod = Literal["evit", "tome", "dynamic", "grid", "pool"]  # than the scores' top-k; random is a score here
+# Than the scores' top-k; random, loudest and varied are scores here.
+OtherMethod = Literal["evit", "tome", "dynamic", "grid", "pool", "hybrid"]
 SCORES: Mapping[str, Callable[[Classifier], Score]] = {
     "attention": lambda model: model.score,
     "mean": lambda model: PatchMean(),
@@ -40,6 +42,7 @@ SCORES: Mapping[str, Callable[[Classifier], Score]] = {
     "lowest-mean": lambda model: Opposite(PatchMean()),
     "lowest-std": lambda model: Opposite(PatchStd()),
 }
+CHOOSING = ("tome", "pool")  # their blocks for a saving
 RANDOM, RANGE, AS_MANY, UNPRUNED = "random", "range", "as many at random", "unpruned"
 
 
@@ -47,20 +50,24 @@ RANDOM, RANGE, AS_MANY, UNPRUNED = "random", "range", "as many at random", "unpr
 class Setting:
     """One way to prune: the score or the method, what stays at which blocks, and the seed (None: nothing is drawn).
 
-    What stays is given by `rates`, one per block, or by the `range` of patch means. `policy_for` makes the policy for a
-    batch.
+    What stays is given by `rates`, one per block, by the `saving` of multiply-accumulates, or by the `range` of patch
+    means. Methods that choose their blocks for a saving have none here. `policy_for` makes the policy for a batch.
     """
 
     score: str
     blocks: tuple[int, ...]
     rates: tuple[float, ...] = ()
+    saving: float | None = None
     range: tuple[float, float] | None = None
     seed: int | None = None
     policy_for: PolicyFor = dataclasses.field(compare=False)
 
     @property
     def keep(self) -> str:
-        """The share or range that is kept: 0.7, or 0.83/0.61/0.47 by block, or (-0.58, 0.11) for a range."""
+        """The share or range that is kept: 0.7, or 0.83/0.61/0.47 by block, or (-0.58, 0.11) for a range; or what is
+        saved: saving 0.3."""
+        if self.saving is not None:
+            return f"saving {self.saving:g}"
         if self.range is not None:
             return f"({self.range[0]:g}, {self.range[1]:g})"
         every = dict.fromkeys(self.rates) if len(set(self.rates)) == 1 else self.rates
@@ -155,6 +162,34 @@ def method_settings(
             if any(rate < 1 for rate in one.values())
         ]
     )
+
+
+def saving_settings(
+    model: Classifier,
+    *,
+    scores: Iterable[str],
+    methods: Iterable[OtherMethod],
+    savings: Iterable[float],
+    blocks: tuple[int, ...] = (),
+    seeds: Iterable[int] = (0,),
+) -> list[Setting]:
+    """Every score and every method at the same savings of multiply-accumulates, each as near as its counts allow.
+
+    `blocks` prune, those of 3, 6 and 9 that the model has unless given; merging and pooling choose their own. Raises
+    `ValueError` for a saving that cannot be had, and as `score_settings` and `method_settings`.
+    """
+    settings = []
+    for saving in savings:
+        if saving <= 0:
+            raise ValueError(f"saving is {saving}; it must be greater than 0 (no pruning is always measured)")
+        one = rates_for(model.config, Saving(saving, blocks))
+        of_scores = score_settings(model, scores=scores, rates=[one], seeds=seeds)
+        settings += [dataclasses.replace(setting, saving=saving) for setting in of_scores]
+        for method in methods:
+            own, where = ((), ()) if method in CHOOSING else (blocks, tuple(one))
+            policy_for = functools.partial(_constant, reduced(model, method, Saving(saving, own)))
+            settings.append(Setting(score=method, blocks=where, saving=saving, policy_for=policy_for))
+    return _different(settings)
 
 
 def range_settings(

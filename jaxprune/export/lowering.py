@@ -50,7 +50,7 @@ class Lowering:
         def read(var: Any) -> Value:
             return constant(np.asarray(var.val, var.aval.dtype)) if hasattr(var, "val") else known[var]
 
-        for eqn in jaxpr.eqns:
+        for eqn in _needed(jaxpr):
             found = self._equation(eqn, [read(var) for var in eqn.invars])
             known |= zip(eqn.outvars, [found] if isinstance(found, Value) else found, strict=True)
         return [read(var) for var in jaxpr.outvars]
@@ -164,6 +164,16 @@ def joint(*shapes: Shape) -> Shape:
 def trace(call: Callable[..., Any], *specs: jax.ShapeDtypeStruct) -> Any:
     """The jaxpr of a function, for arguments of these shapes."""
     return jax.make_jaxpr(call)(*specs)
+
+
+def _needed(jaxpr: Any) -> list[Any]:
+    """The operations that the outputs depend on, in order."""
+    wanted, kept = set(map(id, jaxpr.outvars)), []
+    for eqn in reversed(jaxpr.eqns):
+        if wanted & set(map(id, eqn.outvars)):
+            kept.append(eqn)
+            wanted |= set(map(id, eqn.invars))
+    return kept[::-1]
 
 
 def _is_one(size: Any) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from jaxprune.amounts import Amount, in_words
 from jaxprune.config import Card
 from jaxprune.cost import macs
 from jaxprune.data.batches import Batches
@@ -26,7 +27,7 @@ from jaxprune.reduction.policy import Policy
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One keep rate in one precision.
+    """One keep rate, or other amount that was `asked` for, in one precision. `rate` is None for another amount.
 
     `quality` is top-1 or mean average precision, `metric` says which, as a share. `overlap` is the mean share of the
     patches kept by the float32 model at the same rate, at the last pruning block. `same_label` is the share of clips
@@ -34,7 +35,8 @@ class Pair:
     batches: of this run, on whatever else the machine did.
     """
 
-    rate: float
+    asked: str
+    rate: float | None
     precision: str
     macs: int
     metric: str
@@ -72,7 +74,7 @@ def measure(
     batches: Batches,
     *,
     card: Card,
-    policies: Mapping[float, Policy],
+    policies: Mapping[Amount, Policy],
     precisions: Sequence[Precision],
     runtime: str,
     calibrate: Sequence[np.ndarray],
@@ -90,8 +92,8 @@ def measure(
         tallies = {}
         for rate, policy in policies.items():
             for precision in precisions:
-                tell(f"exporting keep rate {rate:g} in {precision}")
-                path = Path(folder, f"{rate:g}-{precision}.onnx")
+                tell(f"exporting {in_words(rate)} in {precision}")
+                path = Path(folder, f"{in_words(rate)}-{precision}.onnx")
                 written: Precision = "int8" if precision == "int8" else "float32"
                 asked = Settings(format="onnx", precision=written, batch=size)
                 graph = onnx_model(model, policy, card=card, settings=asked, facts={}, calibrate=calibrate)
@@ -110,11 +112,11 @@ def _run_all(
     batches: Batches,
     *,
     card: Card,
-    policies: Mapping[float, Policy],
-    tallies: Mapping[tuple[float, str], _Tally],
-) -> tuple[dict[float, np.ndarray], np.ndarray]:
+    policies: Mapping[Amount, Policy],
+    tallies: Mapping[tuple[Amount, str], _Tally],
+) -> tuple[dict[Amount, np.ndarray], np.ndarray]:
     """Runs every batch through every pair. Returns the float32 model's logits by rate, and the clips' targets."""
-    reference: dict[float, list[np.ndarray]] = {rate: [] for rate in policies}
+    reference: dict[Amount, list[np.ndarray]] = {rate: [] for rate in policies}
     answers = {rate: answering(model, policy) for rate, policy in policies.items()}
     targets = []
     for batch in batches:
@@ -134,7 +136,7 @@ def _run_all(
 
 
 def _pair(
-    key: tuple[float, str],
+    key: tuple[Amount, str],
     tally: _Tally,
     reference: np.ndarray,
     targets: np.ndarray,
@@ -145,14 +147,15 @@ def _pair(
     """The figures of one pair."""
     logits = np.concatenate(tally.logits)
     if not np.isfinite(logits).all():
-        raise ValueError(f"the scores at keep rate {key[0]:g} in {key[1]} are not finite numbers")
+        raise ValueError(f"the scores at {in_words(key[0])} in {key[1]} are not finite numbers")
     best = logits.argmax(axis=1)
     if single_label:
         metric, quality = "top1", float((best == targets.argmax(axis=1)).mean())
     else:
         metric, quality = "mean_average_precision", ranking(logits, targets > 0).mean_average_precision
     return Pair(
-        rate=key[0],
+        asked=in_words(key[0]),
+        rate=key[0] if isinstance(key[0], float | int) else None,
         precision=key[1],
         macs=cost,
         metric=metric,

@@ -274,6 +274,35 @@ def _along_one_axis(
     return to.op("Gather", joined, places, shape=out, axis=first)
 
 
+def scatter(to: Lowering, eqn: Any, x: Value, places: Value, values: Value) -> Value:
+    """Numbers put at places of the second axis, clip by clip. Places beyond the end are left out, as `mode="drop"` has
+    it: here they fall into a column that is cut off again."""
+    numbers, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
+    axes = numbers.operand_batching_dims, numbers.inserted_window_dims, numbers.scatter_dims_to_operand_dims
+    if len(shape) != 2 or axes != ((0,), (1,), (1,)) or numbers.update_window_dims:
+        raise NotExportable("the model writes parts of an array in a way that this exporter does not know")
+    size, dtype = shape[1], eqn.invars[1].aval.dtype
+    index = to.reshape(to.whole(places, eqn.invars[1].aval.shape), eqn.invars[1].aval.shape[:-1])
+    end = constant(np.asarray(size, dtype))
+    index = to.op("Where", to.op("Less", index, end, shape=index.shape), index, end, shape=index.shape)
+    column = constant(np.zeros((1, 1), eqn.invars[0].aval.dtype))
+    wider = to.op("Concat", to.whole(x, shape), to.whole(column, (shape[0], 1)), shape=(shape[0], size + 1), axis=1)
+    values = to.whole(values, eqn.invars[2].aval.shape)
+    written = to.op("ScatterElements", wider, index, values, shape=(shape[0], size + 1), axis=1)
+    return cut(to, written, shape=(shape[0], size + 1), starts=[0, 0], ends=shape, steps=[1, 1])
+
+
+def stack(to: Lowering, eqn: Any, *values: Value) -> Value:
+    axis, out, shape = eqn.params["axis"], eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
+    thick = (*shape[:axis], 1, *shape[axis:])
+    return to.op("Concat", *(to.reshape(to.whole(value, shape), thick) for value in values), shape=out, axis=axis)
+
+
+def running_sum(to: Lowering, eqn: Any, x: Value) -> Value:
+    shape, axis = eqn.invars[0].aval.shape, constant(np.asarray(eqn.params["axis"], np.int64))
+    return to.op("CumSum", to.whole(x, shape), axis, shape=shape, reverse=int(eqn.params["reverse"]))
+
+
 def sort(to: Lowering, eqn: Any, *values: Value) -> list[Value]:
     """A stable sort of numbers with their places, as `argsort` makes it: TopK gives of equals the lower place first."""
     axis, keys = eqn.params["dimension"], to.whole(values[0], eqn.invars[0].aval.shape)
@@ -318,5 +347,5 @@ RULES: dict[str, Callable[..., Any]] = {
     **{"select_n": select, "convert_element_type": cast, "reduce_precision": power_of_two, "reshape": reshape},
     **{"squeeze": reshape, "expand_dims": reshape, "broadcast_in_dim": broadcast, "transpose": transpose},
     **{"slice": slices, "concatenate": concatenate, "pad": pad, "split": split, "iota": iota, "dot_general": product},
-    **{"gather": gather, "sort": sort, "top_k": top_k},
+    **{"gather": gather, "sort": sort, "top_k": top_k, "scatter": scatter, "cumsum": running_sum, "stack": stack},
 }

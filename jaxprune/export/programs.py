@@ -24,7 +24,6 @@ from jaxprune.export.primitives import RULES
 from jaxprune.features import model_input, sample_count
 from jaxprune.models import Classifier, Output
 from jaxprune.reduction.policy import Policy
-from jaxprune.reduction.selection import TopK
 
 Sound = Literal["mel", "waveform"]
 
@@ -83,9 +82,7 @@ def program(model: Classifier, policy: Policy, *, card: Card, sound: Sound, batc
 
 def pruning_blocks(policy: Policy) -> tuple[int, ...]:
     """The blocks whose stage may drop a patch."""
-    return tuple(
-        block for block, stage in sorted(policy.stages.items()) if not (isinstance(stage, TopK) and stage.rate == 1)
-    )
+    return tuple(block for block, stage in sorted(policy.stages.items()) if not stage.idle)
 
 
 def kept(output: Output, blocks: tuple[int, ...]) -> dict[int, Array]:

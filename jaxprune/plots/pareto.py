@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from jaxprune.experiments.ablation import UNPRUNED
 from jaxprune.experiments.sweep_points import Point
 from jaxprune.plots.clips import picture_path, save
 from jaxprune.plots.style import MARKERS, SERIES
@@ -85,9 +86,9 @@ def pareto_front_figure(
 
 def looks(points: Sequence[Point]) -> tuple[dict[str, str], dict[tuple[str, str], str]]:
     """A colour for each score, black without pruning, and a marker for each (candidate, block set)."""
-    scores = dict.fromkeys(point.score for point in points if point.blocks)
+    scores = dict.fromkeys(point.score for point in points if point.score != UNPRUNED)
     colors = {score: SERIES[i % len(SERIES)] for i, score in enumerate(scores)}
-    colors |= {point.score: "black" for point in points if not point.blocks}
+    colors |= {point.score: "black" for point in points if point.score == UNPRUNED}
     places = dict.fromkeys((point.candidate, point.blocks) for point in points if point.blocks)
     markers = {place: MARKERS[i % len(MARKERS)] for i, place in enumerate(places)}
     plain = dict.fromkeys((point.candidate, point.blocks) for point in points if not point.blocks)
@@ -145,5 +146,5 @@ def _draw(
         panel.plot(*place, marker, color=color, markerfacecolor=face, markersize=6, zorder=3)
     for point in best:
         place = getattr(point, x), 100 * point.quality
-        label = point.keep if point.blocks else "unpruned"
+        label = UNPRUNED if point.score == UNPRUNED else point.keep
         panel.annotate(label, place, (0, 7), textcoords="offset points", fontsize=7, ha="center", color="0.25")

@@ -10,7 +10,7 @@ def of_positions(patch_ids: Int[Array, "b n"], alive: Bool[Array, "b n"] | None,
     places = jnp.broadcast_to(jnp.arange(patch_ids.shape[1], dtype=jnp.int32), patch_ids.shape)
     if alive is not None:
         places = jnp.where(alive, places, -1)
-    nowhere = jnp.full((len(patch_ids), patches), -1, jnp.int32)
+    nowhere = jnp.full((patch_ids.shape[0], patches), -1, jnp.int32)
     return jax.vmap(lambda row, ids, at: row.at[ids].set(at))(nowhere, patch_ids, places)
 
 
@@ -21,7 +21,7 @@ def moved(groups: Int[Array, "b n0"], places: Int[Array, "b n"]) -> Int[Array, "
 
 def sums(values: Float[Array, "b n0"], groups: Int[Array, "b n0"], *, tokens: int) -> Float[Array, "b n"]:
     """Each token's sum of the values of the patches that it holds."""
-    nothing = jnp.zeros((len(groups), tokens), values.dtype)
+    nothing = jnp.zeros((groups.shape[0], tokens), values.dtype)
     held = jnp.where(groups < 0, tokens, groups)  # beyond the end: nowhere
     return jax.vmap(lambda row, at, values: row.at[at].add(values, mode="drop"))(nothing, held, values)
 
@@ -36,6 +36,6 @@ def first_patches(groups: Int[Array, "b n0"], *, tokens: int) -> Int[Array, "b n
     patches = groups.shape[1]
     numbers = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), groups.shape)
     held = jnp.where(groups < 0, tokens, groups)
-    unknown = jnp.full((len(groups), tokens), patches, jnp.int32)
+    unknown = jnp.full((groups.shape[0], tokens), patches, jnp.int32)
     lowest = jax.vmap(lambda row, at, numbers: row.at[at].min(numbers, mode="drop"))(unknown, held, numbers)
     return jnp.where(lowest == patches, 0, lowest)

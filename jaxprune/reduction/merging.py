@@ -121,7 +121,7 @@ def match(
     r is at most `most`, and `capacity` tokens go on. The first `real` tokens count (None: all).
     """
     b, s, _ = keys.shape
-    real = jnp.full((b,), s) if real is None else real
+    real = jnp.full((1,), s) if real is None else real  # of every clip
     r = jnp.minimum(jnp.asarray(r), (real - extra_tokens) // 2)[:, None]  # b 1
     similarity = _similarity(jax.lax.stop_gradient(keys), extra_tokens=extra_tokens, real=real)
     _, even, odd = similarity.shape
@@ -131,14 +131,16 @@ def match(
     of_even = jnp.cumsum(left, axis=1) - 1 if extra_tokens else rank - r
     of_odd = left.sum(axis=1, keepdims=True) + jnp.arange(odd)[None]
     if extra_tokens == 2:  # the second is the first odd one; it moves up behind the first
-        of_even = of_even.at[:, 1:].add(1)
-        of_odd = of_odd.at[:, 0].set(1)
+        of_even = of_even + (jnp.arange(even)[None] > 0)
+        of_odd = jnp.where(jnp.arange(odd)[None] == 0, 1, of_odd)
     of_even = jnp.where(rank < r, jnp.take_along_axis(of_odd, similarity.argmax(axis=2), axis=1), of_even)
 
     places = jnp.where(r > 0, _alternating(of_even, of_odd), jnp.arange(s)[None])
     stays = _alternating(left, 2 * jnp.arange(odd)[None] + 1 < real[:, None])
     kept = _inverse(jnp.where(stays, places, s), length=capacity)
-    return Matching(places, kept, 2 * _inverse(rank, length=most), jnp.arange(most)[None] < r)
+    return Matching(
+        places, kept, 2 * _inverse(rank, length=most), jnp.broadcast_to(jnp.arange(most)[None] < r, (b, most))
+    )
 
 
 def _rank(values: Float[Array, "b n"]) -> Int[Array, "b n"]:
@@ -155,11 +157,11 @@ def _rank(values: Float[Array, "b n"]) -> Int[Array, "b n"]:
 def _inverse(places: Int[Array, "b s"], *, length: int) -> Int[Array, "b {length}"]:
     """The index that has each place from 0 on, or 0 if none has. Places beyond the length are left out."""
     index = jnp.broadcast_to(jnp.arange(places.shape[1]), places.shape)
-    nothing = jnp.zeros((len(places), length), index.dtype)
+    nothing = jnp.zeros((places.shape[0], length), index.dtype)
     return jax.vmap(lambda row, at, index: row.at[at].set(index, mode="drop"))(nothing, places, index)
 
 
-def _similarity(keys: Float[Array, "b s c"], *, extra_tokens: int, real: Int[Array, "b"]) -> Float[Array, "b even odd"]:
+def _similarity(keys: Float[Array, "b s c"], *, extra_tokens: int, real: Int[Array, "_"]) -> Float[Array, "b even odd"]:
     """Cosines of even and odd tokens, minus infinity for the extra tokens and those that do not count."""
     unit = keys / jnp.sqrt(jnp.maximum(jnp.square(keys).sum(axis=2, keepdims=True), jnp.finfo(keys.dtype).tiny))
     even, odd = unit[:, ::2], unit[:, 1::2]

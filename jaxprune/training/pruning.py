@@ -78,8 +78,8 @@ class Prune:
             )
         if self.method != LEARNED and by_name(self.method).between is None and self.moves:
             raise ValueError(
-                f"{self.method} cannot follow a keep rate that moves, because its sizes are few; set shrink_epochs to "
-                f"0, or sample at most {MOST_SIZES} rates"
+                f"{self.method} cannot follow a keep rate that moves, because it has no masked sizes; set "
+                f"shrink_epochs to 0, or sample at most {MOST_SIZES} rates"
             )
 
     @property

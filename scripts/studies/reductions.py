@@ -23,6 +23,7 @@ import tyro
 from jaxtyping import Bool
 
 from jaxprune import checkpoint
+from jaxprune.amounts import Saving
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import read
 from jaxprune.cost import macs
@@ -30,12 +31,11 @@ from jaxprune.data.records import Dataset
 from jaxprune.files import write_json
 from jaxprune.json_files import read_json
 from jaxprune.learned import rate_for_saving
-from jaxprune.methods import rate_for
 from jaxprune.models import Classifier, topk
 from jaxprune.parallel.processes import StopOnSignal
 from jaxprune.plots.comparison import Curve, comparison
-from jaxprune.reduction.policy import Policy, default_blocks, stage_rates, top_k_stages
-from jaxprune.registry import LEARNED, MethodName, reduced
+from jaxprune.reduction.policy import Policy, default_blocks
+from jaxprune.registry import LEARNED, MethodName, rates_for, reduced
 from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.learning import Distill
 from jaxprune.training.run_directory import MODEL, RECIPE, RESULT
@@ -150,9 +150,6 @@ def tunings(
     base, config = study.recipe, model.config
     blocks = default_blocks(config.depth)
 
-    def rate(saving: float) -> float:
-        return rate_for(config, lambda one: top_k_stages(stage_rates(one, depth=config.depth)), saving)
-
     short = dataclasses.replace(
         base,
         start=dataclasses.replace(base.start, checkpoint=str(study.start / MODEL)),
@@ -160,7 +157,8 @@ def tunings(
         loop=dataclasses.replace(base.loop, epochs=epochs),
         distill=Distill(),
     )
-    drawn = ("1", *(f"{rate(saving):.3g}" for saving in savings if saving))
+    rates = [next(iter(rates_for(config, Saving(saving)).values())) for saving in savings if saving]
+    drawn = ("1", *(f"{rate:.3g}" for rate in rates))
     for method in methods:
         if method == LEARNED:
             prune = Prune(method=method, keep_rate=rate_for_saving(config, blocks, learned), blocks=blocks)

@@ -59,7 +59,15 @@ def test_a_precision_that_the_runtime_lacks_is_refused(tmp_path):
 
 def test_the_front_holds_what_no_other_beats():
     def pair(milliseconds, quality):
-        rest = {"rate": 1.0, "precision": "int8", "macs": 1, "metric": "top1", "overlap": 1.0, "same_label": 1.0}
+        rest = {
+            "asked": "1",
+            "rate": 1.0,
+            "precision": "int8",
+            "macs": 1,
+            "metric": "top1",
+            "overlap": 1.0,
+            "same_label": 1.0,
+        }
         return Pair(**rest, difference=0.0, milliseconds=milliseconds, quality=quality, file_bytes=1)
 
     pairs = [pair(3.0, 0.9), pair(1.0, 0.5), pair(2.0, 0.5), pair(2.0, 0.7), pair(4.0, 0.9)]
