@@ -18,10 +18,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxprune.amounts import Rates
 from jaxprune.checkpoint import load, load_card
 from jaxprune.config import Card
 from jaxprune.features import HOP, SAMPLE_RATE, WINDOW, fit_frames, frame_count, log_mel, normalize, sample_count
-from jaxprune.inference import KeepRate
 from jaxprune.models import Classifier, topk
 from jaxprune.reduction.policy import Policy
 from jaxprune.window_program import ACTIVATIONS
@@ -98,7 +98,7 @@ def stream(
     blocks: Iterable[Float[np.ndarray, "_"]],
     *,
     card: Card | None = None,
-    keep_rate: KeepRate = 1.0,
+    keep_rate: Rates = 1.0,
     listening: Listening = DEFAULT,
 ) -> Iterator[Event]:
     """Events in a sound that comes in blocks, each told when it is over: `for event in stream("ast-words", blocks)`.
@@ -148,7 +148,7 @@ def segments(
     blocks: Iterable[Float[np.ndarray, "_"]],
     *,
     card: Card,
-    keep_rate: KeepRate = 1.0,
+    keep_rate: Rates = 1.0,
     listening: Listening = DEFAULT,
 ) -> Iterator[Segment]:
     """The scores of one stretch after the other, as soon as the sound for them is there.

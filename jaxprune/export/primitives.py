@@ -275,8 +275,7 @@ def _along_one_axis(
 
 
 def scatter(to: Lowering, eqn: Any, x: Value, places: Value, values: Value) -> Value:
-    """Numbers put at places of the second axis, clip by clip. Places beyond the end are left out, as `mode="drop"` has
-    it: here they fall into a column that is cut off again."""
+    """Numbers put at places of the second axis. Those beyond the end fall into a column that is cut off again."""
     numbers, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
     axes = numbers.operand_batching_dims, numbers.inserted_window_dims, numbers.scatter_dims_to_operand_dims
     if len(shape) != 2 or axes != ((0,), (1,), (1,)) or numbers.update_window_dims:
@@ -288,8 +287,8 @@ def scatter(to: Lowering, eqn: Any, x: Value, places: Value, values: Value) -> V
     column = constant(np.zeros((1, 1), eqn.invars[0].aval.dtype))
     wider = to.op("Concat", to.whole(x, shape), to.whole(column, (shape[0], 1)), shape=(shape[0], size + 1), axis=1)
     values = to.whole(values, eqn.invars[2].aval.shape)
-    written = to.op("ScatterElements", wider, index, values, shape=(shape[0], size + 1), axis=1)
-    return cut(to, written, shape=(shape[0], size + 1), starts=[0, 0], ends=shape, steps=[1, 1])
+    written = to.op("ScatterElements", wider, index, values, shape=wider.shape, axis=1)
+    return cut(to, written, shape=wider.shape, starts=[0, 0], ends=shape, steps=[1, 1])
 
 
 def stack(to: Lowering, eqn: Any, *values: Value) -> Value:

@@ -1,5 +1,7 @@
 """Average pooling of neighbours: the plainest reduction, which decides nothing."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -47,8 +49,8 @@ class PoolTime(Reduction):
         left = self.size(patches)
         return (patches - left) * (left + extra_tokens) * width
 
-    def _matching(self, clips: int, *, extra_tokens: int) -> Matching:
-        """Every second token in time goes to the one before."""
+    def _matching(self, clips: Any, *, extra_tokens: int) -> Matching:
+        """Every second token in time goes to the one before. `clips` is a number, or the symbol of a free one."""
         time, freq = (x.ravel() for x in np.indices(self.grid)[:, ...])
         if self.fastest == "time":
             time, freq = (x.reshape(self.grid).T.ravel() for x in (time, freq))

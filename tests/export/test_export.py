@@ -28,6 +28,7 @@ from jaxprune.models import masked_topk, topk
 from jaxprune.reduction.policy import Policy
 from jaxprune.reduction.scores import Opposite, PatchMean, PatchStd, Random
 from jaxprune.reduction.selection import Within
+from jaxprune.registry import reduced
 
 FAMILIES = ("ast", "audiomae")
 FORMS = [(0.7, "mel", 3), (0.7, "mel", None), (0.7, "waveform", 3), (1.0, "mel", None), (0.5, "waveform", None)]
@@ -117,6 +118,24 @@ def test_any_policy_is_fixed_in_the_file(files, family, policy):
     for name, found in files(model, policy(model), card, batch=3, expected=expected, inputs=inputs):
         assert found.difference < 1e-4, name
         assert found.overlap == 1, name
+
+
+@pytest.mark.parametrize("method", ["evit", "tome", "pool", "hybrid", "grid"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_method_is_fixed_in_the_file(files, family, method):
+    model, card, _ = made(family, depth=4)
+    policy = reduced(model, method, {1: 0.6, 2: 0.5})
+    inputs = heard(family)
+    expected = check.answering(model, policy)(inputs["mel"])
+    for name, found in files(model, policy, card, batch=None, expected=expected, inputs=inputs):
+        assert found.difference < 1e-4, name
+        assert found.ties == found.otherwise == 0, name
+
+
+def test_random_numbers_are_refused_in_a_sentence():
+    model, card, _ = made("ast", depth=4)
+    with pytest.raises(NotExportable, match="the model draws random numbers, which cannot be written to ONNX"):
+        exports.onnx_model(model, reduced(model, "random", {1: 0.5}), card=card, settings=settings(), facts={})
 
 
 def test_the_graph_has_the_operators_that_runtimes_have_kernels_for():
