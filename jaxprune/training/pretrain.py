@@ -152,7 +152,7 @@ class _Pretraining(Run):
         prediction = _predict(model, mel, visible)
         return Pictures(
             step=step,
-            names=tuple(Path(name).name for name in names),
+            names=tuple("/".join(Path(name).parts[-2:]) for name in names),
             config=config,
             mel=np.asarray(mel)[real],
             visible=np.asarray(visible)[real],
