@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from quick import quick_compiling  # noqa: F401
 
 from jaxprune import load_card
 from jaxprune.cli.main import COMMANDS, main
+from scripts import demo
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -130,7 +132,9 @@ def test_every_command_is_run_or_its_block_says_why_not():
     assert {run_as(words) for _, words, how in commands() if how is None} == RUN.keys()
 
 
+DEMO = [*demo.full_size(Path("ast.pth"), Path("demo")), *demo.tuned(Path("demo")), *demo.trained(Path("demo"))]
 PARSED = [(page, words) for page, words, how in commands() if how]
+PARSED += [("demo.py", ["jaxprune", *words]) for words in DEMO]
 
 
 @pytest.mark.parametrize(("page", "words"), PARSED, ids=lambda value: value if isinstance(value, str) else value[1])
