@@ -23,7 +23,7 @@ from jaxprune.convert.read import read_torch
 import jaxprune
 from jaxprune.checkpoint import leaves
 from jaxprune.cli.console import run
-from jaxprune.positions import adapt_positions, released_audiomae_cut
+from jaxprune.positions import adapt_positions, published_positions, released_audiomae_cut
 
 AST, MAE = small("ast", depth=3), small("audiomae", depth=3)
 HF = dataclasses.replace(AST, norm_eps=1e-12, head_norm_eps=1e-12)
@@ -243,6 +243,12 @@ def test_frames_on_request_adapts_the_table(tmp_path, monkeypatch):
         model = jaxprune.load(tmp_path / positions)
         assert model.config.frames == 128
         assert np.array_equal(model.positions[...], adapt(table, config, frames=128))
+    longer = ("--num-heads", 3, "--frames", 2048)  # as published, with its sides swapped, and so continued
+    assert convert(tmp_path / "mae.pth", tmp_path / "longer", *longer, monkeypatch=monkeypatch) == 0
+    found = jaxprune.load(tmp_path / "longer").positions[...]
+    np.testing.assert_array_equal(found[: len(table)], table)
+    expected = published_positions(dataclasses.replace(config, frames=2048))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_the_library_loads_a_checkpoint_without_torch(official, tmp_path, monkeypatch):
