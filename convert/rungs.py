@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from jaxprune.models import Output
 
-from . import torch_reference
+from . import torch_methods, torch_reference
 
 GAP = 1e-6  # between the last kept and the first dropped score; below it a different choice is a tie, not an error
 
@@ -86,6 +86,39 @@ def free_rungs(
         same &= overlaps == 1
     logits = theirs.logits.numpy()[same], np.asarray(ours.logits)[same]
     yield compare(*logits, stage="logits, free", keep_rate=keep_rate, tolerance=tolerance)
+
+
+def method_rung(
+    theirs: torch_methods.Reduced, ours: Output, *, method: str, keep_rate: float, tolerance: float
+) -> Rung:
+    """Who holds whom after every block, and the logits of the clips in which that is the same.
+
+    A clip in which it is not, though another choice was as near as `GAP`, is a tie.
+    """
+    overlaps = np.ones(len(theirs.logits))
+    for held, trace in zip(theirs.holds, ours.trace, strict=True):
+        groups = np.where(held.any(dim=1), held.argmax(dim=1), -1)
+        same = lowest_members(groups) == lowest_members(np.asarray(trace.groups))
+        overlaps = np.minimum(overlaps, same.mean(axis=1))
+    gaps, same = theirs.gap.numpy(), overlaps == 1
+    wrong, tied = ~same & (gaps > GAP), ~same & (gaps <= GAP)
+    logits = theirs.logits.numpy()[same], np.asarray(ours.logits)[same]
+    rung = compare(*logits, stage=f"groups and logits, {method}", keep_rate=keep_rate, tolerance=tolerance)
+    remark = f"{wrong.sum()} clips chose otherwise" if wrong.any() else f"{tied.sum()} clips tied" if tied.any() else ""
+    passed = rung.passed and not wrong.any()
+    smallest = float(gaps.min())
+    gap = smallest if np.isfinite(smallest) else None
+    return replace(rung, passed=passed, overlap=float(overlaps.min()), gap=gap, remark=remark or rung.remark)
+
+
+def lowest_members(groups: np.ndarray) -> np.ndarray:
+    """For every patch the lowest one in its token, -1 where none holds it: `(b, n0)`, whatever the tokens' order."""
+    lowest = np.full(groups.shape, -1)
+    for clip, row in enumerate(groups):
+        for token in np.unique(row[row >= 0]):
+            members = np.flatnonzero(row == token)
+            lowest[clip, members] = members[0]
+    return lowest
 
 
 def compare(theirs: ArrayLike, ours: ArrayLike, *, stage: str, keep_rate: float, tolerance: float) -> Rung:

@@ -101,7 +101,8 @@ class Classifier(nn.Module):
     def embed(self, mel: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def readout(self, tokens: Tensor) -> Tensor:
+    def readout(self, tokens: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Logits of the last tokens (b, s, d); a mean over patches counts each by its weight (b, s), None: alike."""
         raise NotImplementedError
 
     def _walk(
@@ -183,7 +184,7 @@ class AST(Classifier):
         extra = self.v.cls_token.expand(b, -1, -1), self.v.dist_token.expand(b, -1, -1)
         return torch.cat((*extra, patches), dim=1) + self.v.pos_embed
 
-    def readout(self, tokens: Tensor) -> Tensor:
+    def readout(self, tokens: Tensor, weights: Tensor | None = None) -> Tensor:
         tokens = self.v.norm(tokens)
         return self.mlp_head((tokens[:, 0] + tokens[:, 1]) / 2)
 
@@ -210,8 +211,12 @@ class AudioMAE(Classifier):
         cls = self.cls_token + self.pos_embed[:, :1]
         return torch.cat((cls.expand(patches.shape[0], -1, -1), patches), dim=1)
 
-    def readout(self, tokens: Tensor) -> Tensor:
-        return self.head(self.fc_norm(tokens[:, 1:].mean(dim=1)))
+    def readout(self, tokens: Tensor, weights: Tensor | None = None) -> Tensor:
+        patches = tokens[:, 1:]
+        if weights is None:
+            return self.head(self.fc_norm(patches.mean(dim=1)))
+        shares = weights[:, 1:, None] / weights[:, 1:].sum(dim=1)[:, None, None]
+        return self.head(self.fc_norm((shares * patches).sum(dim=1)))
 
 
 class PatchEmbed(nn.Module):

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -26,15 +26,16 @@ from jaxprune.files import write_text
 from jaxprune.models import jit_forward, topk
 from jaxprune.reduction.policy import default_blocks
 from jaxprune.reduction.scores import Given
+from jaxprune.registry import MethodName, reduced
 
-from . import torch_reference
+from . import torch_methods, torch_reference
 from .about import Facts
 from .containers import Container
 from .hub import open_source
 from .mapping import to_flax
 from .pretraining import has_decoder
 from .read import TorchCheckpoint, read_torch
-from .rungs import Rung, compare, compare_tokens, forced_rungs, free_rungs, ranks
+from .rungs import Rung, compare, compare_tokens, forced_rungs, free_rungs, method_rung, ranks
 from .sounds import Sounds, Subject, feature_rungs, input_rung, our_input, recordings, synthetic, their_input
 from .validate_pretraining import pretraining
 
@@ -48,6 +49,7 @@ def main(
     *,
     keep_rates: tuple[float, ...] = KEEP_RATES,
     blocks: tuple[int, ...] = (),
+    method: MethodName = "topk",
     tolerance: float = 1e-4,
     mask_ratio: float = 0.8,
     decoder_heads: int | None = None,
@@ -61,6 +63,7 @@ def main(
         audio: recordings to compare on (their first window); synthetic sounds if none are given.
         keep_rates: keep rates to compare at.
         blocks: 0-based blocks that prune; those of 3, 6 and 9 that the model has unless given.
+        method: the way to reduce tokens; random alone has nothing in PyTorch to be compared with.
         tolerance: largest difference allowed in logits; in tokens it grows with the largest value, if that exceeds 1;
             log-mel has its own.
         mask_ratio: share of the patches that a pretrained AudioMAE with its decoder does not see.
@@ -70,15 +73,9 @@ def main(
     """
     check_file(out)
     with held(out):
-        subject = _subject(
-            source,
-            facts=facts,
-            mask_ratio=mask_ratio,
-            decoder_heads=decoder_heads,
-            tolerance=tolerance,
-            keep_rates=keep_rates,
-            blocks=blocks,
-        )
+        pruning = {"keep_rates": keep_rates, "blocks": blocks, "method": method}
+        decoding = {"mask_ratio": mask_ratio, "decoder_heads": decoder_heads}
+        subject = _subject(source, facts=facts, tolerance=tolerance, **decoding, **pruning)
         sounds = recordings(audio) if audio else synthetic(subject.card.model.frames)
         with jax.default_matmul_precision("highest"):
             rungs = subject.climb(sounds)
@@ -92,6 +89,7 @@ def main(
                 "model": asdict(subject.card.model),
                 "clips": sounds.names,
                 "blocks": subject.blocks,
+                "method": method,
                 "passed": passed,
                 "rungs": [asdict(rung) for rung in rungs],
             }
@@ -100,14 +98,14 @@ def main(
 
 
 def _subject(
-    source: Path, *, facts: Facts, mask_ratio: float, decoder_heads: int | None, tolerance: float, **pruning: Sequence
+    source: Path, *, facts: Facts, mask_ratio: float, decoder_heads: int | None, tolerance: float, **pruning: Any
 ) -> Subject:
-    """The model to compare. `pruning` has the keep rates and the blocks, which are a classifier's alone."""
+    """The model to compare. `pruning` has keep rates, blocks and method, which are a classifier's alone."""
     container = open_source(source, key=facts.key)
     if not has_decoder(container):
         return classifier(container, source=source, facts=facts, tolerance=tolerance, **pruning)
-    if pruning["keep_rates"] != KEEP_RATES or pruning["blocks"]:
-        notice("a pretrained AudioMAE prunes nothing: --keep-rates and --blocks are left aside")
+    if pruning != {"keep_rates": KEEP_RATES, "blocks": (), "method": "topk"}:
+        notice("a pretrained AudioMAE prunes nothing: --keep-rates, --blocks and --method are left aside")
     return pretraining(container, facts=facts, mask_ratio=mask_ratio, decoder_heads=decoder_heads, tolerance=tolerance)
 
 
@@ -118,9 +116,11 @@ def classifier(
     facts: Facts,
     keep_rates: Sequence[float],
     blocks: Sequence[int],
+    method: MethodName,
     tolerance: float,
 ) -> Subject:
-    """A classifier to compare. Raises `ValueError` for a checkpoint that has no head."""
+    """A classifier to compare. Raises `ValueError` for one without a head, and a method that PyTorch has not."""
+    torch_methods.check(method)
     checkpoint = read_torch(source, container=container, **vars(facts))
     for note in checkpoint.notes:
         notice(note)
@@ -128,12 +128,12 @@ def classifier(
         raise ValueError(
             f"{source} has no classifier ({', '.join(checkpoint.missing)}), so it has no logits to compare"
         )
-    asked = {"source": container.path, "keep_rates": keep_rates, "blocks": blocks, "tolerance": tolerance}
+    asked = {"keep_rates": keep_rates, "blocks": blocks, "method": method, "tolerance": tolerance}
     return Subject(
         card=checkpoint.card,
         layout=checkpoint.layout,
         blocks=tuple(blocks or default_blocks(checkpoint.card.model.depth)),
-        climb=lambda sounds: validate(checkpoint, sounds, **asked),
+        climb=lambda sounds: validate(checkpoint, sounds, source=container.path, **asked),
     )
 
 
@@ -144,6 +144,7 @@ def validate(
     source: Path,
     keep_rates: Sequence[float],
     blocks: Sequence[int] = (),
+    method: MethodName = "topk",
     tolerance: float = 1e-4,
 ) -> list[Rung]:
     """Every rung for one checkpoint, in the order it is climbed.
@@ -153,7 +154,8 @@ def validate(
     card = checkpoint.card
     blocks = blocks or default_blocks(card.model.depth)
     model = to_flax(checkpoint.state, card.model)
-    policies = {rate: topk(model, dict.fromkeys(blocks, rate)) for rate in keep_rates}  # refuses what cannot be
+    # Refuses what cannot be.
+    policies = {rate: reduced(model, method, dict.fromkeys(blocks, rate)) for rate in keep_rates}
     reference = torch_reference.build(card.model)
     reference.load_state_dict({key: torch.tensor(value) for key, value in checkpoint.state.items()})
     mel = our_input(card, sounds)
@@ -180,6 +182,11 @@ def validate(
     for rate, policy in policies.items():
         if rate == 1:
             continue  # nothing is selected: the rungs above are it
+        if method != "topk":
+            with torch.inference_mode():
+                found = torch_methods.run(reference, torch.tensor(np.asarray(mel)), method, policy)
+            rungs.append(method_rung(found, forward(mel, policy), method=method, keep_rate=rate, tolerance=tolerance))
+            continue
         theirs = run_reference(reference, mel, dict.fromkeys(blocks, rate))
         forced = forward(mel, topk(model, dict.fromkeys(blocks, rate), score=Given(ranks(theirs, card.model.patches))))
         rungs += forced_rungs(theirs, forced, blocks=blocks, keep_rate=rate, tolerance=tolerance)
