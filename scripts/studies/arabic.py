@@ -4,10 +4,12 @@
     python -m scripts.studies.arabic data/arabic-speech-commands --out runs/arabic --families ast --tasks words
 
 For each family, task and seed a model is trained without pruning. From it others are tuned, all for as many steps: at
-one keep rate each, at any keep rate, and at any keep rate with the unpruned pass as teacher. AST starts from the
-shipped `ast-words`, AudioMAE from an encoder that is pretrained here, once; on words it is trained from random weights,
-too, to tell what the pretraining gives. Each model is then measured at every keep rate, on the validation clips, by
-which everything was chosen, and on the test clips. The same command goes on where it was cut off.
+one keep rate each, at any keep rate, and at any keep rate with the unpruned pass as teacher. The one tuned at 1 never
+prunes. The others are compared with it, because more steps alone give accuracy, too.
+
+AST starts from the shipped `ast-words`, AudioMAE from an encoder that is pretrained here, once; on words it is trained
+from random weights, too, to tell what the pretraining gives. Each model is then measured at every keep rate, on the
+validation clips, by which everything was chosen, and on the test clips. The same command goes on where it was cut off.
 Intervals are over clips, and over speakers (`scripts.studies.pieces`).
 """
 
@@ -39,10 +41,10 @@ from scripts.studies.pieces import STOPPED, Run, correct, done, ends, located, s
 
 RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 DRAWN = ("1", "0.9", "0.8", "0.7", "0.6", "0.5")
-UNPRUNED, PRETRAINED = "unpruned", "pretrained"
+UNPRUNED, CONTROL, PRETRAINED = "unpruned", "tuned-1", "pretrained"
 PRETRAINING = "audiomae-arabic-words-pretrain"
 # The unpruned runs of a family and task, each with the checkpoint it starts from: `PRETRAINED` is the one pretrained
-# here, none is random weights. The first run is the one that others are tuned from, and compared with.
+# here, none is random weights. The first run is the one that others are tuned from.
 STARTS = {
     ("ast", "words"): {UNPRUNED: "ast-words"},
     ("ast", "speakers"): {UNPRUNED: "ast-words"},
@@ -57,7 +59,7 @@ def main(
     out: Path,
     families: tuple[Family, ...] = ("ast", "audiomae"),
     tasks: tuple[Literal["words", "speakers"], ...] = ("words", "speakers"),
-    tuned: tuple[float, ...] = (0.9, 0.7, 0.5),
+    tuned: tuple[float, ...] = (1.0, 0.9, 0.7, 0.5),
     seeds: tuple[int, ...] = (0, 1, 2),
 ) -> int:
     """Train and measure everything, and print the tables.
@@ -67,9 +69,11 @@ def main(
         out: directory of all runs, models and results; the same one goes on.
         families: ast and audiomae.
         tasks: words, or the speakers who say them.
-        tuned: keep rates that a model each is tuned for.
+        tuned: keep rates that a model each is tuned for; must hold 1, the model that the others are compared with.
         seeds: of weights, order and augmentation; a run each.
     """
+    if 1.0 not in tuned:
+        raise ValueError(f"--tuned is {list(tuned)}; it must hold 1, the model that the others are compared with")
     with StopOnSignal() as stop:
         for seed, family, task in itertools.product(seeds, families, tasks):
             starts = dict(STARTS[family, task])
@@ -102,8 +106,10 @@ def runs(base: Recipe, *, starts: Mapping[str, str], tuned: Sequence[float]) -> 
     """
     for name, start in starts.items():
         yield Run(name=name, recipe=dataclasses.replace(base, start=dataclasses.replace(base.start, checkpoint=start)))
+    # Without masks of the spectrogram: they would stop where the keep rate falls, and go on where it is 1 or drawn.
     short = dataclasses.replace(
         base,
+        augment=dataclasses.replace(base.augment, time_mask=0, freq_mask=0),
         optimizer=dataclasses.replace(base.optimizer, base_lr=base.optimizer.base_lr / 2),
         loop=dataclasses.replace(base.loop, epochs=base.loop.epochs // 3),
     )
@@ -121,21 +127,23 @@ def runs(base: Recipe, *, starts: Mapping[str, str], tuned: Sequence[float]) -> 
 
 
 def measure(root: Path, task: str, place: Path, planned: Sequence[Run]) -> list[dict[str, object]]:
-    """A row for each run, split and keep rate. Differences are from the first run's model at rate 1, clip by clip."""
+    """A row for each run, split and keep rate. Differences are from `CONTROL` at rate 1, clip by clip."""
     dataset = ArabicSpeechCommands(root=root, task=task).read()
-    rows, reference = [], {}
+    right, costs = {}, {}
     for run in planned:
         model, card = checkpoint.load(place / run.name), checkpoint.load_card(place / run.name)
         policies = {rate: topk(model, dict.fromkeys(run.recipe.prune.blocks, rate)) for rate in RATES}
+        costs[run.name] = {rate: macs(model, policy) for rate, policy in policies.items()}
         for split in ("validation", "test"):
-            right = correct(dataset, split, model=model, card=card, policies=policies)
-            first = reference.setdefault(split, right[1.0])
-            who = speakers(dataset, split)
-            for rate, found in right.items():
-                cost, whole = macs(model, policies[rate]), macs(model, policies[1.0])
-                row = {"trained": run.name, "split": split, "keep_rate": rate, "clips": len(found), "gmacs": cost / 1e9}
-                rows.append(row | {"saving": 1 - cost / whole, **shares("accuracy", found, who)})
-                rows[-1] |= shares("difference", found.astype(int) - first, who)
+            right[run.name, split] = correct(dataset, split, model=model, card=card, policies=policies)
+    rows = []
+    for (name, split), of_rates in right.items():
+        whole, who, first = costs[name][1.0], speakers(dataset, split), right[CONTROL, split][1.0]
+        for rate, found in of_rates.items():
+            cost = costs[name][rate]
+            row = {"trained": name, "split": split, "keep_rate": rate, "clips": len(found), "gmacs": cost / 1e9}
+            rows.append(row | {"saving": 1 - cost / whole, **shares("accuracy", found, who)})
+            rows[-1] |= shares("difference", found.astype(int) - first, who)
     return rows
 
 

@@ -45,18 +45,18 @@ def little(tmp_path, monkeypatch) -> None:
 
 
 def test_every_model_is_measured_at_every_rate_beside_the_unpruned_one(clips, little, tmp_path, capsys):
-    asked = {"out": tmp_path / "runs", "families": ("ast",), "tasks": ("words",), "tuned": (0.7,), "seeds": (0,)}
+    asked = {"out": tmp_path / "runs", "families": ("ast",), "tasks": ("words",), "tuned": (1.0, 0.7), "seeds": (0,)}
     assert arabic.main(clips, **asked) == 0
     place = tmp_path / "runs" / "ast-words-0"
     rows = json.loads((place / "rates.json").read_text())
-    names = ["unpruned", "tuned-0.7", "any", "any-taught"]
+    names = ["unpruned", "tuned-1", "tuned-0.7", "any", "any-taught"]
     assert [(row["trained"], row["split"], row["keep_rate"]) for row in rows] == [
         (name, split, rate) for name in names for split in ("validation", "test") for rate in arabic.RATES
     ]
-    unpruned = {row["split"]: row["accuracy"] for row in rows if (row["trained"], row["keep_rate"]) == (names[0], 1)}
+    control = {row["split"]: row["accuracy"] for row in rows if (row["trained"], row["keep_rate"]) == (names[1], 1)}
     for row in rows:
         assert row["clips"] == 20
-        assert row["difference"] == pytest.approx(row["accuracy"] - unpruned[row["split"]])
+        assert row["difference"] == pytest.approx(row["accuracy"] - control[row["split"]])
         assert row["accuracy_over_speakers"] == [row["accuracy"]] * 2  # each split has one speaker
         low, high = row["accuracy_over_clips"]
         assert low <= row["accuracy"] <= high
