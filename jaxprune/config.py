@@ -195,6 +195,11 @@ class Card:
                 "greater than 0 and at most 1"
             )
 
+    @property
+    def highest_keep_rate(self) -> float:
+        """The highest keep rate that the model is for: 1, but for one trained for several rates that are all lower."""
+        return max(self.keep_rates) if len(self.keep_rates) > 1 else 1.0
+
     def covers(self, keep_rate: float) -> bool:
         """False for a keep rate that training never came near: below the lowest, or above the highest of several.
 
@@ -202,8 +207,7 @@ class Card:
         """
         if not self.keep_rates:
             return True
-        highest = max(self.keep_rates) if len(self.keep_rates) > 1 else 1.0
-        return min(self.keep_rates) <= keep_rate <= highest
+        return min(self.keep_rates) <= keep_rate <= self.highest_keep_rate
 
     def to_json(self) -> dict[str, Any]:
         """The card as plain values; `from_json` reads them back. It does not mention predictors and trained keep rates

@@ -48,7 +48,7 @@ def main(
     Args:
         checkpoint: a directory of jaxprune convert or jaxprune finetune, or the name of a shipped model.
         audio: wav, flac, ogg or mp3 files of any sample rate, channel count and length.
-        how: the reduction; none unless told.
+        how: the reduction; none unless told, or the highest keep rate of a model that was trained for several below 1.
         top: how many labels to show.
         batch: windows computed together.
         picture: where to draw the spectrograms, dropped patches blank, merged ones averaged: a .png, .svg or .pdf file.
@@ -58,7 +58,7 @@ def main(
     """
     _use_one_heap()
     card = checkpoints.load_card(checkpoint)
-    amount = how.amount(default=1.0, depth=card.model.depth)
+    amount = how.amount(default=card.highest_keep_rate, depth=card.model.depth)
     if picture is not None:
         plots = _pictures()
         plots.picture_path(picture)

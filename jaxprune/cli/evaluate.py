@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 
 from jaxprune import files
-from jaxprune.amounts import in_words
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import Subject, check_file, held, left_out, rates_to_measure, trained_for, with_data
+from jaxprune.cli.options import Subject, check_file, held, left_out, marked, rates_to_measure, trained_for, with_data
 from jaxprune.cli.reducing import NONE_TOLD, SeveralReductions
+from jaxprune.config import Card
 from jaxprune.evaluation.evaluate import EvaluationResult, evaluate
 
 COLUMNS = {  # heading and factor of each metric
@@ -62,7 +62,7 @@ def main(
         if card.keep_rates:
             cli.notice(f"{on.checkpoint} was trained for {trained_for(card)}")
         device, title = jax.devices()[0].device_kind, f"{dataset.name}, {on.split}, {how.method}: {on.checkpoint}"
-        print_evaluation(found, title=title, device=device, dtype=on.dtype)
+        print_evaluation(found, title=title, device=device, dtype=on.dtype, card=card)
         if out is not None:
             facts = {
                 "command": shlex.join(sys.argv),
@@ -81,12 +81,12 @@ def main(
             cli.notice(f"saved {out}")
 
 
-def print_evaluation(found: EvaluationResult, *, title: str, device: str, dtype: str) -> None:
+def print_evaluation(found: EvaluationResult, *, title: str, device: str, dtype: str, card: Card) -> None:
     """A row for each keep rate, and what the numbers are from."""
     names = list(next(iter(found.rates.values())).metrics)
     rows = [
         (
-            in_words(amount),
+            marked(amount, card),
             f"{measured.macs / 1e9:.3f}",
             f"{100 * measured.saving:.1f} %",
             *(f"{COLUMNS[name][1] * value:.3f}" for name, value in measured.metrics.items()),

@@ -14,6 +14,7 @@ import tyro
 
 from jaxprune import checkpoint as checkpoints
 from jaxprune import files
+from jaxprune.amounts import Amount, in_words
 from jaxprune.cli import console as cli
 from jaxprune.config import Card
 from jaxprune.data.batches import Batches, Workers, eval_batches
@@ -159,6 +160,12 @@ def rates_to_measure(cards: Iterable[Card]) -> tuple[float, ...]:
     """The keep rates to measure models at, falling: those of the models that were trained for several, else `RATES`."""
     trained = {rate for card in cards if len(card.keep_rates) > 1 for rate in card.keep_rates}
     return tuple(sorted(trained, reverse=True)) or RATES
+
+
+def marked(amount: Amount, card: Card) -> str:
+    """An amount in a table, marked where it is a keep rate that the model was not trained for."""
+    outside = isinstance(amount, float) and not card.covers(amount)
+    return in_words(amount) + (" (not trained for)" if outside else "")
 
 
 def trained_for(card: Card) -> str:

@@ -25,6 +25,7 @@ from jaxprune.analysis.identity import describe, model_digest
 from jaxprune.analysis.tables import Table
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import OnDataset, Subject, check_folder, rates_to_measure, trained_for, with_data
+from jaxprune.config import Card
 from jaxprune.cost import macs
 from jaxprune.data.records import Dataset
 from jaxprune.experiments.ablation import (
@@ -148,7 +149,8 @@ def main(
         found = points(store, candidates, settings=settings, batches=timing.batch, device=device, share=share)
         chosen = fastest(found, max_drop=max_drop / 100)
         name = f"{dataset.name}, {on.split}, {found[0].clips} clips"
-        print_points(found, chosen, title=f"{name}: {on.checkpoint}", max_drop=max_drop, share=share)
+        cards = {one.name: one.card for one in candidates}
+        print_points(found, chosen, title=f"{name}: {on.checkpoint}", max_drop=max_drop, share=share, cards=cards)
         files.write_text(out / "sweep.csv", to_csv(found))
         drawn = f"{name}, {jax.devices()[0].device_kind}"
         pictures = pareto_front(
@@ -277,8 +279,16 @@ def by_block(places: str, keep: str) -> dict[int, float]:
     return dict(zip(blocks, rates * len(blocks) if len(rates) == 1 else rates, strict=True))
 
 
-def print_points(found: list[Point], chosen: dict[int, Point], *, title: str, max_drop: float, share: float) -> None:
-    """A row for each point, and the choice."""
+def print_points(
+    found: list[Point],
+    chosen: dict[int, Point],
+    *,
+    title: str,
+    max_drop: float,
+    share: float,
+    cards: Mapping[str, Card],
+) -> None:
+    """A row for each point, and the choice. `cards` are the models', by candidate."""
     heading, factor = METRICS[found[0].metric]
     several = len({point.candidate for point in found}) > 1
     rows = [
@@ -295,7 +305,7 @@ def print_points(found: list[Point], chosen: dict[int, Point], *, title: str, ma
             f"{point.clips_per_second:.1f}",
             f"{point.speed_up:.2f}",
             f"{point.gain:.2f}",
-            "; ".join(remarks(point, chosen)),
+            "; ".join(remarks(point, chosen, card=cards[point.candidate])),
         )
         for point in found
     ]
@@ -330,7 +340,11 @@ def interval(point: Point, factor: float) -> str:
     return f" [{factor * point.drop_low:.2f}, {factor * point.drop_high:.2f}]"
 
 
-def remarks(point: Point, chosen: dict[int, Point]) -> list[str]:
-    said = [] if point.pays else ["does not pay"]
+def remarks(point: Point, chosen: dict[int, Point], *, card: Card) -> list[str]:
+    """A point's marks in the table."""
+    rates = point.keep.split(",") if point.blocks else ["1"]
+    known = [float(rate) for rate in rates if cli.is_number(rate)]  # savings are no keep rates
+    said = [] if all(map(card.covers, known)) else ["not trained for"]
+    said += [] if point.pays else ["does not pay"]
     said += ["not beaten"] if point.best_by_time else []
     return said + (["fastest within"] if chosen.get(point.batch) == point else [])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import pytest
 from classify_cases import FOLDER, make
@@ -10,9 +11,10 @@ from quick import quick_compiling  # noqa: F401
 from training_runs import recipe
 
 import jaxprune
-from jaxprune.cli.options import RATES, rates_to_measure, trained_for
-from jaxprune.cli.sweep import Grid
+from jaxprune.cli.options import RATES, marked, rates_to_measure, trained_for
+from jaxprune.cli.sweep import Grid, remarks
 from jaxprune.config import Card
+from jaxprune.experiments.sweep_points import Point
 
 SIX = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
@@ -81,3 +83,24 @@ def test_classify_says_in_a_line_that_a_rate_is_outside(made, tmp_path, run_scri
     _, _, said = run("0.5")
     assert "trained for" not in said
     assert trained_for(of(card, 0.7)) == "keep rate 0.7"
+
+
+def test_tables_mark_the_rates_that_a_model_was_not_trained_for(made):
+    card = of(made[1], 0.9, 0.5)
+    assert [marked(rate, card) for rate in (1.0, 0.7, 0.4)] == ["1 (not trained for)", "0.7", "0.4 (not trained for)"]
+    empty = {field.name: field.type() for field in dataclasses.fields(Point)}
+    plain = Point(**empty | {"blocks": "0,1", "keep": "0.7,0.5", "pays": True})
+    assert remarks(plain, {}, card=card) == []
+    for changes in ({"keep": "0.7,0.4"}, {"blocks": "", "keep": ""}):
+        other = dataclasses.replace(plain, **changes)
+        assert remarks(other, {}, card=card) == ["not trained for"]
+        assert remarks(other, {}, card=made[1]) == []
+
+
+def test_classify_takes_the_highest_rate_of_a_model_that_was_not_trained_at_1(made, tmp_path, run_script):
+    model, card = made
+    checkpoint = jaxprune.save(tmp_path / "below", model, card=of(card, 0.8, 0.5))
+    code, out, said = run_script(ROOT / "scripts" / "classify.py", checkpoint, FOLDER / "crow.wav", "--json")
+    assert code == 0
+    assert set(json.loads(out)["keep_rates"].values()) == {0.8}
+    assert "trained for" not in said
