@@ -19,7 +19,7 @@ import tyro
 from jaxprune import checkpoint as checkpoints
 from jaxprune.amounts import in_words
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import held
+from jaxprune.cli.options import held, tell_if_slower
 from jaxprune.cli.reducing import UNTOLD, OneReduction
 from jaxprune.config import Card
 from jaxprune.inference import BATCH, Report, classify
@@ -57,6 +57,7 @@ def main(
         dtype: what the model computes in.
     """
     _use_one_heap()
+    tell_if_slower(dtype)
     card = checkpoints.load_card(checkpoint)
     amount = how.amount(default=card.highest_keep_rate, depth=card.model.depth)
     if picture is not None:

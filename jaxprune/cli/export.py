@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import jax
 import numpy as np
 import tyro
 
@@ -23,6 +22,7 @@ from jaxprune.amounts import Amount, in_words
 from jaxprune.audio import load_audio
 from jaxprune.cli import console as cli
 from jaxprune.cli.classify import RANDOM
+from jaxprune.cli.options import tell_if_slower
 from jaxprune.cli.reducing import UNTOLD, One, OneReduction
 from jaxprune.data import folders
 from jaxprune.data.own import Manifest
@@ -159,12 +159,8 @@ def check_options(out: Path, settings: Settings, *, calibrate: Path | None) -> N
         raise ValueError(f"{out} looks like a file; OUT is the folder that export writes, model and program in it")
     if (settings.precision == "int8") != (calibrate is not None):
         raise ValueError("--precision int8 and --calibrate go together: int8 needs recordings to find its ranges on")
-    if settings.precision == "bfloat16" and settings.format == "stablehlo" and jax.default_backend() == "cpu":
-        cli.notice(SLOWER)
-
-
-# Measured on a Zen 4 at batch 1; `jaxprune benchmark --dtype float32 bfloat16` measures it here.
-SLOWER = "JAX is slower in bfloat16 than in float32 on CPUs, at batch 1 above all; OpenVINO's bfloat16 is not"
+    if settings.format == "stablehlo":
+        tell_if_slower(settings.precision)
 
 
 def recordings(path: Path, *, samples: int, clips: int = CALIBRATING) -> list[np.ndarray]:

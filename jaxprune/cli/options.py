@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import tyro
 
 from jaxprune import checkpoint as checkpoints
@@ -45,6 +46,8 @@ DataSource = Annotated[
 ]
 RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # that a model is measured at
 DType = Literal["float32", "bfloat16"]
+# Measured on a Zen 4; `jaxprune benchmark --dtype float32 bfloat16` measures it here.
+SLOWER = "on CPUs JAX gains little or nothing by bfloat16 and is slower at batch 1; OpenVINO's bfloat16 is faster"
 # Commands with a data set take the options of either side of it, before it or after.
 with_data = tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
 
@@ -73,6 +76,7 @@ class OnDataset:
 
     def read(self) -> Dataset:
         """The data set. Raises `ValueError` where the split has no clips, and as the data set's reader."""
+        tell_if_slower(self.dtype)
         dataset = read(self.data)
         dataset.clips(self.split)
         return dataset
@@ -109,6 +113,12 @@ def read(data: Any) -> Dataset:
     for told in dataset.notices:
         cli.notice(told)
     return dataset
+
+
+def tell_if_slower(dtype: str) -> None:
+    """Says so where bfloat16 was chosen and JAX computes on a CPU."""
+    if dtype == "bfloat16" and jax.default_backend() == "cpu":
+        cli.notice(SLOWER)
 
 
 def source(data: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ facts = json.loads(session.get_modelmeta().custom_metadata_map["jaxprune"])
 run = lambda feed: dict(zip([port.name for port in session.get_outputs()], session.run(None, feed)))
 """,
     "openvino": """\
+sys.modules.setdefault("openvino_telemetry", None)  # which tells Intel and Google of an import; openvino does without
 import openvino
 
 model = openvino.Core().read_model(HERE / "model.xml")

@@ -199,7 +199,8 @@ def test_a_folder_holds_the_model_its_facts_and_a_program_that_runs_it(tmp_path,
 def ran(program, clip, *, without):
     """The first label that a program prints, run where some packages cannot be imported."""
     blocked = f"import sys, runpy; sys.modules |= dict.fromkeys({without!r}); sys.argv = sys.argv[1:]; "
-    call = [sys.executable, "-c", blocked + "runpy.run_path(sys.argv[0], run_name='__main__')", program, clip]
+    run = "runpy.run_path(sys.argv[0], run_name='__main__'); assert not sys.modules.get('openvino_telemetry')"
+    call = [sys.executable, "-c", blocked + run, program, clip]
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     probability, label = done.stdout.splitlines()[0].split("  ")
