@@ -61,9 +61,7 @@ def main(
     card = checkpoints.load_card(checkpoint)
     amount = how.amount(default=card.highest_keep_rate, depth=card.model.depth)
     if picture is not None:
-        plots = _pictures()
-        plots.picture_path(picture)
-        _check_pictured(most_pictured)
+        plots = _pictures(picture, most=most_pictured)
     mels = 0 if picture is None else most_pictured
     asked = {"keep_rate": amount, "method": how.method}
     with held(picture):
@@ -98,15 +96,16 @@ def _use_one_heap() -> None:
         mallopt(_ARENA_MAX, 1)
 
 
-def _check_pictured(most: int) -> None:
-    if most < 1:
-        raise ValueError(f"--most-pictured is {most}; it must be at least 1")
+def _pictures(path: Path, *, most: int) -> ModuleType:
+    """The pictures' module, which brings Matplotlib: without a picture nothing is spent on it.
 
-
-def _pictures() -> ModuleType:
-    """The pictures' module, which brings Matplotlib: without a picture nothing is spent on it."""
+    Raises `ValueError` for a picture that cannot be drawn.
+    """
     from jaxprune.plots import clips
 
+    clips.picture_path(path)
+    if most < 1:
+        raise ValueError(f"--most-pictured is {most}; it must be at least 1")
     return clips
 
 
