@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from helpers import random_mel, small
@@ -36,6 +37,26 @@ def test_gradients_in_a_shared_size_are_those_of_the_rates_own(family, method):
     exact, masked = (gradient(jaxprune.Policy(score, stages)) for stages in (own, shared))
     for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(masked), strict=True):
         np.testing.assert_allclose(b, a, atol=3e-6 * max(1.0, float(jnp.abs(a).max())))
+
+
+@pytest.mark.parametrize("method", sorted(name for name, method in METHODS.items() if method.between))
+def test_losses_in_a_shared_size_are_those_of_exact_gathering(method):
+    """Of every method whose rate may be drawn from a range."""
+    model = jaxprune.build(small("audiomae", width=24, depth=2), seed=1)
+    prune, labels = Prune(method=method, sample=("0.4-1",), blocks=(0, 1), buckets=2), jnp.array([1, 4])
+    score = METHODS[method].score(model.config, 3)
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def losses(policy):
+        logits = nnx.merge(graph, state)(MEL, policy).logits
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    shared = stages_at(0.85, prune, config=model.config, patches=64)
+    own = METHODS[method].exact(model.config, dict.fromkeys((0, 1), 0.85), 64)
+    assert any(one.size(64) > other.size(64) for one, other in zip(shared.values(), own.values(), strict=True))
+    found, expected = (losses(jaxprune.Policy(score, stages)) for stages in (shared, own))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_random_choice_is_another_in_each_step_and_no_other_program():
