@@ -12,7 +12,7 @@ from tests.robustness import campaign
 from tests.robustness.mutate import mutations
 from tests.robustness.targets import TARGETS, Target
 
-COUNT = 15 * len(TARGETS)
+COUNT = 300
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited through Linux' /proc and rlimits")
 
 
