@@ -342,7 +342,7 @@ def interval(point: Point, factor: float) -> str:
 
 def remarks(point: Point, chosen: dict[int, Point], *, card: Card) -> list[str]:
     """A point's marks in the table."""
-    rates = point.keep.split(",") if point.blocks else ["1"]
+    rates = point.keep.split("/") if point.blocks else ["1"]
     known = [float(rate) for rate in rates if cli.is_number(rate)]  # savings are no keep rates
     said = [] if all(map(card.covers, known)) else ["not trained for"]
     said += [] if point.pays else ["does not pay"]

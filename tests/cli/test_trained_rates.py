@@ -89,9 +89,9 @@ def test_tables_mark_the_rates_that_a_model_was_not_trained_for(made):
     card = of(made[1], 0.9, 0.5)
     assert [marked(rate, card) for rate in (1.0, 0.7, 0.4)] == ["1 (not trained for)", "0.7", "0.4 (not trained for)"]
     empty = {field.name: field.type() for field in dataclasses.fields(Point)}
-    plain = Point(**empty | {"blocks": "0,1", "keep": "0.7,0.5", "pays": True})
+    plain = Point(**empty | {"blocks": "0,1", "keep": "0.7/0.5", "pays": True})
     assert remarks(plain, {}, card=card) == []
-    for changes in ({"keep": "0.7,0.4"}, {"blocks": "", "keep": ""}):
+    for changes in ({"keep": "0.7/0.4"}, {"blocks": "", "keep": ""}):
         other = dataclasses.replace(plain, **changes)
         assert remarks(other, {}, card=card) == ["not trained for"]
         assert remarks(other, {}, card=made[1]) == []
