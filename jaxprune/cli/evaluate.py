@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from jaxprune import files
+from jaxprune.amounts import in_words
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import Subject, check_file, held, left_out, marked, rates_to_measure, trained_for, with_data
 from jaxprune.cli.reducing import NONE_TOLD, SeveralReductions
@@ -48,6 +49,8 @@ def main(
         dataset = on.read()
         card, model = on.card(dataset), on.model()
         policies = how.policies(model, default=rates_to_measure([card]))
+        if not all(isinstance(amount, float) for amount in policies):  # JAX sorts names, so all are of one type
+            policies = {in_words(amount): policy for amount, policy in policies.items()}
         batches = on.batches(dataset, model, batch=batch)
         with batches, cli.progress("evaluating", cli.Rate()) as progress:
             bar = progress.add_task("", total=len(dataset.clips(on.split)))
@@ -86,7 +89,7 @@ def print_evaluation(found: EvaluationResult, *, title: str, device: str, dtype:
     names = list(next(iter(found.rates.values())).metrics)
     rows = [
         (
-            marked(amount, card),
+            amount if isinstance(amount, str) else marked(amount, card),
             f"{measured.macs / 1e9:.3f}",
             f"{100 * measured.saving:.1f} %",
             *(f"{COLUMNS[name][1] * value:.3f}" for name, value in measured.metrics.items()),

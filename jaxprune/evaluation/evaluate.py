@@ -32,6 +32,13 @@ from jaxprune.parallel.devices import Layout, on_host
 from jaxprune.reduction.policy import Policy, at_blocks
 from jaxprune.registry import MethodName, reduced
 
+Name = Amount | str  # of a policy
+
+
+def named(name: Name) -> str:
+    """A name in words, such as `keep rate 0.7` or `saving 0.3`."""
+    return f"keep rate {name:g}" if isinstance(name, float | int) else name if isinstance(name, str) else in_words(name)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RateResult:
@@ -61,7 +68,7 @@ class EvaluationResult:
     (`jaxprune.data.prefetch.Feed` measures it). Each of several processes reports its own unusable files and speed.
     """
 
-    rates: Mapping[Amount | str, RateResult]
+    rates: Mapping[Name, RateResult]
     clips: int
     classes: int
     classes_present: int
@@ -95,7 +102,7 @@ def evaluate(
     batches: Batches,
     *,
     card: Card,
-    policies: Mapping[Amount | str, Policy],
+    policies: Mapping[Name, Policy],
     single_label: bool,
     layout: Layout | None = None,
     watch: Callable[[int], None] = lambda clips: None,
@@ -180,7 +187,7 @@ _Answers = tuple[Float[Array, "b y"], _Sums]
 class _Programs:
     """The compiled programs of one evaluation: features, and the model under each policy."""
 
-    def __init__(self, model: Classifier, *, card: Card, policies: Mapping[float, Policy], layout: Layout):
+    def __init__(self, model: Classifier, *, card: Card, policies: Mapping[Name, Policy], layout: Layout):
         graph, self._state = nnx.split(model)
         self._model = _program(graph, card.activation, whole=layout.whole, rows=layout.rows)
         self._features = _features(layout.rows)
@@ -203,13 +210,13 @@ class _Programs:
         for numbers, structure in self._asked.values():
             self._model.lower(self._state, mel, targets, weights, numbers, policy=structure).compile()
 
-    def start(self, batch: Batch, placed: tuple[Array, ...]) -> Started[dict[float, _Answers]]:
+    def start(self, batch: Batch, placed: tuple[Array, ...]) -> Started[dict[Name, _Answers]]:
         """Starts a batch under every policy."""
         waveforms, lengths, targets, weights = placed
         mel = self._features(waveforms, lengths, **self._sound)
         answers, finite = {}, {}
         for rate, (numbers, structure) in self._asked.items():
-            answers[rate], finite[f"at keep rate {rate:g}"] = self._model(
+            answers[rate], finite[f"at {named(rate)}"] = self._model(
                 self._state, mel, targets, weights, numbers, policy=structure
             )
         return Started(answers, finite)
@@ -274,7 +281,11 @@ class _Tally:
 
 
 def _count(
-    batch: Batch, placed: tuple[Array, ...], answers: Mapping[float, _Answers], *, tallies: Mapping[float, _Tally]
+    batch: Batch,
+    placed: tuple[Array, ...],
+    answers: Mapping[Name, _Answers],
+    *,
+    tallies: Mapping[Name, _Tally],
 ) -> None:
     """Adds a batch's sums to the tallies."""
     for rate, (_, sums) in answers.items():
@@ -282,7 +293,11 @@ def _count(
 
 
 def _count_and_rank(
-    batch: Batch, placed: tuple[Array, ...], answers: Mapping[float, _Answers], *, tallies: Mapping[float, _Tally]
+    batch: Batch,
+    placed: tuple[Array, ...],
+    answers: Mapping[Name, _Answers],
+    *,
+    tallies: Mapping[Name, _Tally],
 ) -> None:
     """Adds a batch's sums to the tallies, and its logits: metrics of several labels need them."""
     targets, weights = map(on_host, placed[2:])
@@ -292,8 +307,12 @@ def _count_and_rank(
 
 
 def _measured(
-    model: Classifier, policies: Mapping[float, Policy], *, tallies: Mapping[float, _Tally], single_label: bool
-) -> dict[float, RateResult]:
+    model: Classifier,
+    policies: Mapping[Name, Policy],
+    *,
+    tallies: Mapping[Name, _Tally],
+    single_label: bool,
+) -> dict[Name, RateResult]:
     """Each policy's cost and quality."""
     unpruned = macs(model, topk(model, {}))
     found = {}

@@ -119,3 +119,13 @@ def test_what_is_not_a_checkpoint_is_one_sentence(run, manifest, tmp_path):
     code, text, err = run(tmp_path, *manifest())
     assert (code, text, err.count("\n")) == (2, "", 1)
     assert "is not a jaxprune checkpoint" in err
+
+
+def test_savings_are_measured_beside_keep_rates(run, checkpoints, manifest, tmp_path):
+    options = ["--method", "tome", "--keep-rates", 1, "--savings", 0.1, "--out", tmp_path / "found.json"]
+    code, said, told = run(checkpoints / "named", *manifest(), *options)
+    assert code == 0, told
+    assert "saving 0.1" in said
+    rows = json.loads((tmp_path / "found.json").read_text())["rates"]
+    assert [(row["keep_rate"], row["asked"]) for row in rows] == [(None, "1"), (None, "saving 0.1")]
+    assert rows[1]["saving"] == pytest.approx(0.1, abs=0.02)
