@@ -14,6 +14,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -83,8 +84,17 @@ def whole_directory(path: str | os.PathLike, *, marker: str, overwrite: bool = F
                 path.rename(retired) if any(path.iterdir()) else path.rmdir()
             unfinished.rename(path)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            _remove(unfinished)
             _clear(path)
+
+
+def _remove(directory: Path) -> None:
+    """Removes a directory as far as the system lets it. Where one thread failed to write, others may still be at it."""
+    for pause in (0.0, 0.1, 0.5, 2.0):
+        time.sleep(pause)
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
 
 
 def check_free(path: Path, *, marker: str, overwrite: bool = False) -> None:

@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,20 @@ def test_an_old_directory_survives_a_failed_overwrite(tmp_path):
         (folder / "m").write_text("new")
     assert (tmp_path / "out" / "m").read_text() == "new"
     assert names(tmp_path) == ["out"]
+
+
+def test_what_another_thread_still_writes_after_a_failure_is_removed_too(tmp_path, monkeypatch):
+    remove, calls = shutil.rmtree, []
+
+    def disturbed(directory, **options):
+        calls.append(directory)
+        if len(calls) > 2:
+            remove(directory, **options)
+
+    monkeypatch.setattr("jaxprune.files.shutil.rmtree", disturbed)
+    with pytest.raises(KeyError), whole_directory(tmp_path / "out", marker="m"):
+        raise KeyError
+    assert names(tmp_path) == []
 
 
 def test_only_an_empty_directory_or_one_of_its_kind_is_replaced(tmp_path):
