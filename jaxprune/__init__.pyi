@@ -1,3 +1,4 @@
+from .amounts import Merges, Saving
 from .audio import load_audio
 from .checkpoint import SHIPPED, load, load_card, save
 from .config import Card, ModelConfig
@@ -45,6 +46,7 @@ __all__ = [
     "MaskedMerge",
     "MaskedTopK",
     "Merge",
+    "Merges",
     "ModelConfig",
     "Opposite",
     "Output",
@@ -56,6 +58,7 @@ __all__ = [
     "RandomByClip",
     "ReceivedAttention",
     "Reduction",
+    "Saving",
     "Score",
     "Segment",
     "Selection",

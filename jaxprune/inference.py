@@ -47,7 +47,7 @@ def classify(
     """Labels one sound file or many: `classify("dog.wav", "ast-words").results[0].top`.
 
     `checkpoint` is the directory of a model, a training run, or the name of a shipped model. `keep_rate` is read as
-    `topk` reads it, 1 prunes nothing; or it is a `Saving` or `Merges` of `jaxprune.amounts`. `method` is the way to
+    `topk` reads it, 1 prunes nothing; or it is a `jaxprune.Saving` or `jaxprune.Merges`. `method` is the way to
     reduce tokens, by its name in `jaxprune.registry`. All else is as in `classify_clips`. A file that cannot be used is
     left out and named in the report's `refused`. Raises `ValueError` where no file can be used.
     """
