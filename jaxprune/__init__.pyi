@@ -4,7 +4,7 @@ from .checkpoint import SHIPPED, load, load_card, save
 from .config import Card, ModelConfig
 from .cost import macs
 from .features import log_mel, model_input
-from .inference import classify
+from .inference import classify, classify_clips
 from .learned import drawn_decisions, dynamic
 from .methods import evit, grid, pool, random, tome
 from .models import AST, AudioMAE, Output, build, compiled, jit_forward, masked_topk, topk
@@ -69,6 +69,7 @@ __all__ = [
     "Within",
     "build",
     "classify",
+    "classify_clips",
     "compiled",
     "drawn_decisions",
     "dynamic",
