@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxprune.convert.random_checkpoint import write_ast_official
@@ -38,7 +38,8 @@ def main(*, out: Path = Path("demo"), fine_tune: bool = False) -> int:
     out.mkdir(parents=True, exist_ok=True)
     print(f"an AST-base checkpoint in the official PyTorch layout, with random weights: {source}", flush=True)
     write_ast_official(source, ModelConfig.of_size("ast", "base", classes=527), seed=0)
-    steps = [*full_size(source, out), *(tuned(out) if fine_tune else ()), *trained(out)]
+    own = [out / "run"] if fine_tune else []
+    steps = [*full_size(source, out), *map(tuned, own), *trained(out, also=own)]
     for number, words in enumerate(steps, start=1):
         print(f"\n{number}/{len(steps)} $ jaxprune {shlex.join(words)}", flush=True)
         status = subprocess.run([sys.executable, "-m", "jaxprune", *words], check=False).returncode
@@ -59,21 +60,20 @@ def full_size(source: Path, out: Path) -> Iterator[list[str]]:
         yield ["classify", target, *clips, "--keep-rate", rate, "--top", "1"]
 
 
-def tuned(out: Path) -> Iterator[list[str]]:
+def tuned(run: Path) -> list[str]:
     """Two minutes of fine-tuning on a few clips, many times, in small steps and few compiled sizes."""
-    yield shlex.split(
+    return shlex.split(
         f"finetune ast-words --start.checkpoint ast-words --data.dataset spoken-words --data.root {WORDS / 'words.csv'}"
         " --optimizer.base-lr 2e-3 --prune.keep-rate 0.5 --prune.shrink-start 4 --prune.shrink-epochs 8"
-        f" --prune.buckets 2 --loop.epochs 20 --loop.batch 35 --out {out / 'run'}"
+        f" --prune.buckets 2 --loop.epochs 20 --loop.batch 35 --out {run}"
     )
 
 
-def trained(out: Path) -> Iterator[list[str]]:
-    """Accuracy, cost and time of the model that comes with the library, and the patches that it keeps."""
+def trained(out: Path, *, also: Sequence[Path]) -> Iterator[list[str]]:
+    """Accuracy, cost and time of the model that comes with the library and of others, and the patches that it keeps."""
     table = ["manifest", "--path", str(WORDS / "words.csv")]
-    more = ["--also", str(out / "run")] if (out / "run").exists() else []
-    rates = ["--keep-rates", *FALLING]
-    yield ["sweep", "ast-words", "--out", str(out / "sweep"), *more, *rates, "--batch", "1", "32", *table]
+    options = ["--also", *map(str, also), "--keep-rates", *FALLING, "--batch", "1", "32"]
+    yield ["sweep", "ast-words", "--out", str(out / "sweep"), *options, *table]
     some = sorted(str(path) for path in WORDS.rglob("*.flac"))[::PICTURES]
     yield ["classify", "ast-words", *some, "--keep-rate", "0.7", "--top", "1", "--picture", str(out / "kept.png")]
 

@@ -132,7 +132,9 @@ def test_every_command_is_run_or_its_block_says_why_not():
     assert {run_as(words) for _, words, how in commands() if how is None} == RUN.keys()
 
 
-DEMO = [*demo.full_size(Path("ast.pth"), Path("demo")), *demo.tuned(Path("demo")), *demo.trained(Path("demo"))]
+RUN_OF_DEMO = Path("demo", "run")
+DEMO = [*demo.full_size(Path("ast.pth"), Path("demo")), demo.tuned(RUN_OF_DEMO)]
+DEMO += [words for also in ([], [RUN_OF_DEMO]) for words in demo.trained(Path("demo"), also=also)]
 PARSED = [(page, words) for page, words, how in commands() if how]
 PARSED += [("demo.py", ["jaxprune", *words]) for words in DEMO]
 
