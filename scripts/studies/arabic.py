@@ -37,7 +37,7 @@ from jaxprune.training.pretraining_settings import PRETRAINING_RECIPES
 from jaxprune.training.recipes import recipe
 from jaxprune.training.run_directory import RESULT
 from jaxprune.training.settings import Recipe
-from scripts.studies.pieces import STOPPED, Run, correct, done, ends, located, shares, speakers
+from scripts.studies.pieces import STOPPED, Run, correct, done, ends, located, second_stage, shares, speakers
 
 RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 DRAWN = ("1", "0.9", "0.8", "0.7", "0.6", "0.5")
@@ -106,13 +106,7 @@ def runs(base: Recipe, *, starts: Mapping[str, str], tuned: Sequence[float]) -> 
     """
     for name, start in starts.items():
         yield Run(name=name, recipe=dataclasses.replace(base, start=dataclasses.replace(base.start, checkpoint=start)))
-    # Without masks of the spectrogram: they would stop where the keep rate falls, and go on where it is 1 or drawn.
-    short = dataclasses.replace(
-        base,
-        augment=dataclasses.replace(base.augment, time_mask=0, freq_mask=0),
-        optimizer=dataclasses.replace(base.optimizer, base_lr=base.optimizer.base_lr / 2),
-        loop=dataclasses.replace(base.loop, epochs=base.loop.epochs // 3),
-    )
+    short = second_stage(base, epochs=base.loop.epochs // 3)
     for rate in tuned:
         falling = dataclasses.replace(base.prune, keep_rate=rate, shrink_start=1, shrink_epochs=4)
         name = f"tuned-{rate:g}"

@@ -45,6 +45,19 @@ def located(made: AnyRecipe, root: Path) -> AnyRecipe:
     return dataclasses.replace(made, data=dataclasses.replace(made.data, root=str(root)))
 
 
+def second_stage(first: Recipe, *, epochs: int) -> Recipe:
+    """The recipe of a tuning that follows training without pruning: shorter, at half the learning rate.
+
+    Without masks of the spectrogram: they would stop where the keep rate falls, and go on where it is 1 or drawn.
+    """
+    return dataclasses.replace(
+        first,
+        augment=dataclasses.replace(first.augment, time_mask=0, freq_mask=0),
+        optimizer=dataclasses.replace(first.optimizer, base_lr=first.optimizer.base_lr / 2),
+        loop=dataclasses.replace(first.loop, epochs=epochs),
+    )
+
+
 def done(run: Run, place: Path, *, seed: int, stop: StopOnSignal) -> bool:
     """Trains a run unless it is finished; False where it was asked to stop before the end."""
     directory = place / run.name

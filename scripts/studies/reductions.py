@@ -41,7 +41,7 @@ from jaxprune.training.learning import Distill
 from jaxprune.training.run_directory import MODEL, RECIPE, RESULT
 from jaxprune.training.settings import Prune, Recipe
 from jaxprune.training.start import Sources
-from scripts.studies.pieces import STOPPED, Run, correct, done, ends, located, of_columns, speakers
+from scripts.studies.pieces import STOPPED, Run, correct, done, ends, located, of_columns, second_stage, speakers
 
 METHODS = ("topk", "evit", "tome", "hybrid", "pool", "random", "grid", "loudest", "varied", "dynamic")
 SAVINGS = (0.0, 0.15, 0.3, 0.45, 0.6)
@@ -149,14 +149,8 @@ def tunings(
     """The training of each method: any rate that has one of the savings, or for learned pruning one rate."""
     base, config = study.recipe, model.config
     blocks = default_blocks(config.depth)
-
-    short = dataclasses.replace(
-        base,
-        start=dataclasses.replace(base.start, checkpoint=str(study.start / MODEL)),
-        optimizer=dataclasses.replace(base.optimizer, base_lr=base.optimizer.base_lr / 2),
-        loop=dataclasses.replace(base.loop, epochs=epochs),
-        distill=Distill(),
-    )
+    start = dataclasses.replace(base.start, checkpoint=str(study.start / MODEL))
+    short = dataclasses.replace(second_stage(base, epochs=epochs), start=start, distill=Distill())
     rates = [next(iter(rates_for(config, Saving(saving)).values())) for saving in savings if saving]
     drawn = ("1", *(f"{rate:.3g}" for rate in rates))
     for method in methods:
