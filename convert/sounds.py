@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -56,18 +57,21 @@ def synthetic(frames: int) -> Sounds:
     return Sounds(names, tuple(wave.astype(np.float32) for wave in waves))
 
 
+def _facts(card: Card) -> dict[str, Any]:
+    """What both sides' features are told."""
+    model = card.model
+    return {"frames": model.frames, "mean": card.mean, "std": card.std, "padding": card.padding, "mels": model.mels}
+
+
 def our_input(card: Card, sounds: Sounds) -> jnp.ndarray:
     """Normalised log-mel `(clips, t, f)` as the model sees it."""
-    model = card.model
-    waveforms, lengths = pad_batch([wave[: sample_count(model.frames)] for wave in sounds.waveforms])
-    facts = {"frames": model.frames, "mean": card.mean, "std": card.std, "padding": card.padding, "mels": model.mels}
-    return model_input(waveforms, lengths, **facts)
+    waveforms, lengths = pad_batch([wave[: sample_count(card.model.frames)] for wave in sounds.waveforms])
+    return model_input(waveforms, lengths, **_facts(card))
 
 
 def their_input(card: Card, sounds: Sounds) -> np.ndarray:
     """The same in float64 PyTorch, with the card's padding, as float32."""
-    model = card.model
-    facts = {"frames": model.frames, "mean": card.mean, "std": card.std, "padding": card.padding, "mels": model.mels}
+    facts = _facts(card)
     inputs = [torch_features.model_input(torch.tensor(wave), **facts) for wave in sounds.waveforms]
     return torch.stack(inputs).float().numpy()
 

@@ -10,7 +10,8 @@ import json
 import re
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
@@ -127,8 +128,15 @@ class _Handler(BaseHTTPRequestHandler):
         if origin is not None and urlsplit(origin).netloc != host:
             raise Refused(403, "another site asked for this; open the page itself")
 
-    def _place(self) -> "_Place":
-        return _Place(self.server.waiting)
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place among the sounds that are worked on, or a refusal at once."""
+        if not self.server.waiting.acquire(blocking=False):
+            raise Refused(503, "the model is busy; try again in a moment")
+        try:
+            yield
+        finally:
+            self.server.waiting.release()
 
     def _compared(self, query: dict[str, list[str]]) -> dict:
         name = _file_name(query.get("name", [""])[0])
@@ -183,20 +191,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
-
-
-class _Place:
-    """A place among the sounds that are worked on, or a refusal at once."""
-
-    def __init__(self, places: threading.BoundedSemaphore):
-        self._places = places
-
-    def __enter__(self) -> None:
-        if not self._places.acquire(blocking=False):
-            raise Refused(503, "the model is busy; try again in a moment")
-
-    def __exit__(self, *exception: object) -> None:
-        self._places.release()
 
 
 def _file_name(told: str) -> str:

@@ -3,8 +3,8 @@
     jaxprune classify CHECKPOINT dog.wav street.mp3 --keep-rate 0.7 --picture kept.png
 
 Long files are cut into windows of the model's length and every window is reported. `jaxprune listen` joins windows to
-events with begin and end. A file that cannot be used is named
-on stderr; the others are classified all the same, and the exit code is 1.
+events with begin and end. A file that cannot be used is named on stderr; the others are classified all the same, and
+the exit code is 1.
 """
 
 import ctypes
