@@ -58,7 +58,7 @@ def synthetic(frames: int) -> Sounds:
 
 
 def _facts(card: Card) -> dict[str, Any]:
-    """What both sides' features are told."""
+    """The facts that the features of both sides are told."""
     model = card.model
     return {"frames": model.frames, "mean": card.mean, "std": card.std, "padding": card.padding, "mels": model.mels}
 
