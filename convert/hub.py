@@ -9,10 +9,13 @@ mean is `containers.py`'s.
 
 import dataclasses
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from jaxprune.cli.console import notice
 
 from .containers import LARGEST_FILE, LARGEST_JSON, WEIGHT_FILES, Container, open_container, read_json
 from .errors import CheckpointError, first_sentence
@@ -175,7 +178,8 @@ def _in_a_sentence(name: str) -> Iterator[None]:
 
     known = huggingface_hub.errors
     try:
-        yield
+        with _warnings_told_once():
+            yield
     except CheckpointError:
         raise
     except known.GatedRepoError as error:
@@ -198,3 +202,25 @@ def _in_a_sentence(name: str) -> Iterator[None]:
         raise CheckpointError(name, f"was refused by the hub with status {status}{login}") from error
     except (known.HTTPError, OSError, known.HFValidationError) as error:
         raise CheckpointError(name, f"cannot be fetched or sent: {first_sentence(error)}") from error
+
+
+@contextmanager
+def _warnings_told_once() -> Iterator[None]:
+    """Makes a note of each kind of warning that the client logs, once: it asks five times and warns each time."""
+    from huggingface_hub.utils.logging import get_logger
+
+    client, told = get_logger("huggingface_hub"), set()
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            kind = (record.pathname, record.lineno)
+            if kind not in told:
+                told.add(kind)
+                notice(record.getMessage().partition("\n")[0])
+
+    handlers, propagate = client.handlers, client.propagate
+    client.handlers, client.propagate = [Notes()], False
+    try:
+        yield
+    finally:
+        client.handlers, client.propagate = handlers, propagate

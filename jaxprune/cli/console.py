@@ -1,7 +1,7 @@
 """The console that all commands share: options from a function's signature, errors, notes, tables, progress bars.
 
-The user can mend a `ValueError`, an `OSError` or a missing extra: each is one sentence on stderr and exit code 2
-without a traceback (`JAXPRUNE_TRACEBACK=1` shows it). Any other error is our mistake and shows itself whole.
+The user can mend a `ValueError`, an `OSError`, a missing extra and a lack of memory: each is one sentence on stderr and
+exit code 2 without a traceback (`JAXPRUNE_TRACEBACK=1` shows it). Any other error is our mistake and shows itself whole.
 """
 
 import os
@@ -63,6 +63,12 @@ def errors_in_a_sentence() -> Iterator[None]:
         if package not in EXTRAS:
             raise
         refuse(f'{package} is not installed; this needs it: pip install "jaxprune[{EXTRAS[package]}]"')
+    except MemoryError as error:
+        refuse_for_memory(error)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's name for a lack of memory
+            raise
+        refuse_for_memory(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -74,6 +80,12 @@ def refuse(sentence: str) -> NoReturn:
         raise
     print(shown(f"error: {sentence}"), file=sys.stderr)
     sys.exit(2)
+
+
+def refuse_for_memory(error: MemoryError | RuntimeError) -> NoReturn:
+    """Says that memory is lacking, in the error's own numbers, and exits as `refuse`."""
+    told = next(iter(str(error).splitlines()), "")
+    refuse(f"there is too little memory{f' ({told})' if told else ''}; ask for less at once, such as a smaller batch")
 
 
 def print_table(

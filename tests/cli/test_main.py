@@ -68,6 +68,20 @@ def test_python_m_jaxprune_is_the_same_program():
     assert done.stdout == f"jaxprune {version('jaxprune')}\n"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("Unable to allocate 244. GiB"), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")],
+)
+def test_too_little_memory_is_one_sentence(capsys, error):
+    def greedy() -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match="2"):
+        console.run(greedy, arguments=[])
+    said = capsys.readouterr().err
+    assert said == f"error: there is too little memory ({error}); ask for less at once, such as a smaller batch\n"
+
+
 @pytest.mark.parametrize("package", ["torch", "safetensors"])
 def test_a_missing_package_is_one_sentence_that_names_the_extra(monkeypatch, capsys, package):
     for module in [module for module in sys.modules if module.startswith("jaxprune.convert")]:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import socket
 import sys
 
 import numpy as np
@@ -35,7 +36,6 @@ def hub(tmp_path_factory):
         for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
             patch.delitem(sys.modules, name)  # it reads the variables when it is imported
         importlib.import_module("huggingface_hub.constants")
-        importlib.import_module("huggingface_hub.utils.logging").set_verbosity_error()  # it warns before it tries again
         yield hub
         for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
             del sys.modules[name]
@@ -123,8 +123,27 @@ def test_what_cannot_be_had_is_one_sentence(hub, folder, run_command, tmp_path, 
         monkeypatch.setitem(hub.announced, "model.safetensors", 99_999_999_999)
     code, _, told = run_command("convert", name, tmp_path / "out")
     assert code == 2
-    assert sentence in told
-    assert len(told.strip().splitlines()) == 1
+    *notes, error = told.splitlines()
+    assert sentence in error
+    assert len(notes) == {"hf:org/cut": 2}.get(name, 0)  # it was tried again
+    assert all(note.startswith("note: ") for note in notes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_does_not_answer_is_two_notes_and_one_sentence(hub, folder, run_command, tmp_path, monkeypatch):
+    with socket.socket() as closed:  # its port answers nobody once it is closed
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    constants = sys.modules["huggingface_hub.constants"]
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nobody + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "ENDPOINT", nobody)
+    code, _, told = run_command("convert", "hf:org/elsewhere", tmp_path / "out")
+    assert code == 2
+    refused, again, error = told.splitlines()  # however often it asked
+    assert refused.startswith("note: ")
+    assert "Connection refused" in refused
+    assert again == "note: Retrying in 1s [Retry 1/5]."
+    assert error.startswith(f"error: hf:org/elsewhere is not in the cache, and cannot be had from {nobody} (")
     assert not (tmp_path / "out").exists()
 
 
