@@ -1,7 +1,8 @@
 """The console that all commands share: options from a function's signature, errors, notes, tables, progress bars.
 
 The user can mend a `ValueError`, an `OSError`, a missing extra and a lack of memory: each is one sentence on stderr and
-exit code 2 without a traceback (`JAXPRUNE_TRACEBACK=1` shows it). Any other error is our mistake and shows itself whole.
+exit code 2 without a traceback (`JAXPRUNE_TRACEBACK=1` shows it). Any other error is our mistake and shows itself
+whole.
 """
 
 import os
