@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from jaxprune.cli import compile_cache
+from jaxprune.cli.parsing import parsed
 from jaxprune.files import shown
 from jaxprune.parallel import processes
 
@@ -40,8 +40,9 @@ def run(main: Callable[..., int | None], *, program: str | None = None, argument
     Programs compiled on the way are kept for the next run. The first process's last note says how many there were.
     """
     with errors_in_a_sentence():
+        asked = parsed(main, program=program, arguments=arguments)
         with compile_cache.kept(tell=notice), compile_cache.counted() as compiled:
-            code = tyro.cli(main, prog=program, args=arguments) or 0
+            code = asked() or 0
         if compiled.programs and processes.is_first():
             notice(compiled.in_words())
         sys.exit(code)

@@ -14,13 +14,15 @@ PRETRAIN = ("pretrain", "audiomae-arabic-words-pretrain")
 
 
 def refused(capsys, name, *arguments):
-    """The command's refusal, without the lines of a box."""
+    """The command's refusal, a single line."""
     with pytest.raises(SystemExit) as stopped:
         command(name, [str(argument) for argument in arguments])
     said = capsys.readouterr().err
     assert stopped.value.code == 2, said
-    assert "Traceback" not in said
-    return re.sub(r"[\s│╭╮╰╯─]+", " ", said)
+    *_, last = said.splitlines()
+    assert last.startswith("error: ")
+    assert not re.search(r"Traceback|[│╭╮╰╯─]", said)
+    return last
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,10 @@ def refused(capsys, name, *arguments):
         ((*PRETRAIN, "--mask.ratio", "1"), "mask ratio 1.0 is not allowed; it must be at least 0 and less than 1"),
         ((*PRETRAIN, "--decoder.heads", "5"), "the decoder's width 48 cannot be split over 5 heads"),
         ((*WORDS, "--augment.pitch", "1.1", "0.9"), "pitch is 1.1 to 0.9; it must be two factors from 0.5 to 2"),
+        ((*WORDS, "--distill.weight", "-1"), "distill.weight is -1.0; it must be between 0 and 1"),
+        ((*WORDS, "--loop.epochs", "0"), "epochs is 0; it must be a whole number of at least 1"),
+        ((*PRETRAIN, "--decoder.width", "30", "--decoder.heads", "4"), "width 30 cannot be split over 4 heads"),
+        (("protocol", *WORDS[1:], "--out", "x", "--augment.mixup", "2"), "mixup is 2.0; it must be between 0 and 1"),
         ((*WORDS, "--distill.teacher", "self"), "the teacher is the model itself at its highest keep rate"),
     ],
 )

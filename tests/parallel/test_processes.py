@@ -1,5 +1,6 @@
 """Two processes that train together, on one machine: equal to one, stopped and resumed, and never left waiting."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -7,10 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pretraining.pretraining_cases import manifest, recipe, saved
 from quick import quick_compiling  # noqa: F401
 from training.test_finetune import EPOCHS, STEPS, clips, short, start  # noqa: F401
 from training_runs import child_environment
@@ -18,7 +22,10 @@ from training_runs import child_environment
 import jaxprune
 from jaxprune.checkpoint import leaves
 from jaxprune.parallel.processes import Launch, by_first, gather, joined, together
+from jaxprune.pretraining import checkpoint as pretraining_checkpoint
 from jaxprune.training.finetune import finetune
+from jaxprune.training.pretrain import PretrainingOptions, pretrain
+from jaxprune.training.run import Options
 from jaxprune.training.run_directory import read_metrics
 
 PATIENCE = 600  # seconds, on a machine that is busy
@@ -53,24 +60,32 @@ def ended(processes: list[subprocess.Popen]) -> list[str]:
 
 
 TRAIN = """
-from parallel.test_processes import finetune, short
-from jaxprune.training.run import Options
-clips, start, out, pause = *map(Path, arguments[:3]), float(arguments[3])
+import parallel.test_processes
+train, places, pause = getattr(parallel.test_processes, arguments[0]), map(Path, arguments[1:4]), arguments[4]
 with joined(me):
-    for event in finetune(short(clips, start), out, seed=7, options=Options(weights="divided")):
+    for event in train(*places, weights="divided"):
         print(type(event).__name__, event.step, flush=True)
-        time.sleep(pause)
+        time.sleep(float(pause))
 """
+
+
+def fine_tuning(data: Path, beginning: Path, out: Path, **options: Any) -> Iterator[Any]:
+    return finetune(short(data, beginning), out, seed=7, options=Options(**options))
+
+
+def pretraining(data: Path, beginning: Path, out: Path, **options: Any) -> Iterator[Any]:
+    made = recipe(root=data, start=beginning)
+    made = dataclasses.replace(made, optimizer=dataclasses.replace(made.optimizer, base_lr=3e-2))
+    return pretrain(made, out, seed=7, options=PretrainingOptions(**options))
 
 
 def losses(out: Path) -> list[tuple[str, float]]:
     return [(line["kind"], line["loss"]) for line in read_metrics(out / "metrics.jsonl")]
 
 
-def test_two_processes_stop_together_go_on_and_give_what_one_gives(clips, start, tmp_path):  # noqa: F811
-    """SIGTERM goes to the second alone; the weights are divided."""
-    out = tmp_path / "two"
-    processes = pair(TRAIN, clips, start, out, 1.0)
+def stopped_and_resumed(train: str, *places: Path) -> None:
+    """A run of two processes with divided weights. SIGTERM goes to the second alone; then both go on."""
+    processes = pair(TRAIN, train, *places, 1.0)
     for line in processes[1].stdout:
         if line == "Step 0\n":
             break
@@ -79,14 +94,17 @@ def test_two_processes_stop_together_go_on_and_give_what_one_gives(clips, start,
     left = int(first.split()[-1])
     assert first.splitlines()[-1] == second.splitlines()[-1] == f"Outcome {left}"
     assert 1 < left < EPOCHS * STEPS
-    assert not (out / "result.json").exists()
+    assert not (places[-1] / "result.json").exists()
 
-    first, second = ended(pair(TRAIN, clips, start, out, 0))
-    assert first == second
-    assert first.splitlines()[0] == f"Beginning {left}"
-    assert first.count("Step") == EPOCHS * STEPS - left
+    first, second = ended(pair(TRAIN, train, *places, 0))
+    assert first.splitlines()[0] == second.splitlines()[0] == f"Beginning {left}"
+    assert first.count("Step") == second.count("Step") == EPOCHS * STEPS - left
 
-    alone = list(finetune(short(clips, start), tmp_path / "one", seed=7))[-1].result
+
+def test_two_processes_stop_together_go_on_and_give_what_one_gives(clips, start, tmp_path):  # noqa: F811
+    out = tmp_path / "two"
+    stopped_and_resumed("fine_tuning", clips, start, out)
+    alone = list(fine_tuning(clips, start, tmp_path / "one"))[-1].result
     one, both = losses(tmp_path / "one"), losses(out)
     assert [kind for kind, _ in one] == [kind for kind, _ in both]
     np.testing.assert_allclose([loss for _, loss in one], [loss for _, loss in both], atol=1e-5)
@@ -98,6 +116,24 @@ def test_two_processes_stop_together_go_on_and_give_what_one_gives(clips, start,
     ours, theirs = (leaves(jaxprune.load(folder / "model")) for folder in (out, tmp_path / "one"))
     for name in ours:
         np.testing.assert_allclose(ours[name][...], theirs[name][...], atol=1e-4, err_msg=name)
+
+
+def test_two_processes_pretrain_stop_together_go_on_and_give_what_one_gives(tmp_path):
+    """The masks of a clip are those of its number in the run, whichever process draws them."""
+    data, beginning, out = manifest(tmp_path / "tones"), saved(tmp_path / "start"), tmp_path / "two"
+    stopped_and_resumed("pretraining", data, beginning, out)
+    *_, alone = pretraining(data, beginning, tmp_path / "one")
+    one, both = losses(tmp_path / "one"), losses(out)
+    assert [kind for kind, _ in one] == [kind for kind, _ in both]
+    np.testing.assert_allclose([loss for _, loss in one], [loss for _, loss in both], rtol=1e-5)
+    result = json.loads((out / "result.json").read_text())
+    assert result["device"].startswith("2 x")
+    held_out = [one["scores"]["validation"]["loss"] for one in (result, alone.result)]
+    assert held_out[0] == pytest.approx(held_out[1], rel=1e-5)
+    ours, theirs, before = (leaves(pretraining_checkpoint.load(place)) for place in (out, tmp_path / "one", beginning))
+    for name in ours:
+        np.testing.assert_allclose(ours[name][...], theirs[name][...], atol=1e-4, err_msg=name)
+    assert max(float(abs(ours[name][...] - before[name][...]).max()) for name in ours) > 2e-3
 
 
 AGREE = """
