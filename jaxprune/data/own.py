@@ -7,7 +7,7 @@ for. A label file keeps the head's classes where a split lacks some of them.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,9 @@ class Folder:
         told = list(sounds.notices)
         if _are_splits(tops):
             found, lost = _in_splits(sounds.files)
-            if others := [name for name in tops if name.lower() not in SPLIT_NAMES]:
-                told.append(f"{self.root}: holds splits, so its other folders are skipped: {first_few(others)}")
+            told += _other_folders(self.root, tops)
         else:
-            found, lost = self._divided(sounds.files)
+            found, lost = self.divided(sounds.files)
             if splits := [name for name in tops if name.lower() in SPLIT_NAMES]:
                 told.append(
                     f"{self.root}: the folder {splits[0]} is taken for a class: train and another split must exist"
@@ -71,8 +70,8 @@ class Folder:
         name = self.root.resolve().name
         return checked(Dataset(name=name, labels=labels.names, records=records, notices=tuple(told)))
 
-    def _divided(self, files: Iterable[_File]) -> tuple[list[_Clip], list[str]]:
-        """The clips of each class in splits by share, and the files in no class."""
+    def divided(self, files: Iterable[_File]) -> tuple[list[_Clip], list[str]]:
+        """The clips (class, path, split) of each class in splits by share, and the files in no class."""
         classes: dict[str, list[str]] = {}
         lost = []
         for way, path in files:
@@ -91,23 +90,81 @@ class Folder:
         return found, lost
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnlabelledFolder:
+    """Own clips in a folder without labels, for pretraining: root/clip.wav, in any folders below, or in split folders.
+
+    Any format of sound, as `Folder` reads it. Split folders are those that `Folder` takes for splits. Without them each
+    folder in the root may be a class: it is divided as `Folder` does, so that the clips that fine-tuning would test on
+    are left out of training. Sounds in no folder are shuffled by `seed`, and the share `validation` is held out.
+    """
+
+    root: Path
+    validation: float = 0.1
+    seed: int = 0
+
+    def read(self) -> Dataset:
+        """Finds the sounds below the root and gives each its split."""
+        sounds = folders.find(self.root)
+        tops = folders.subfolders(self.root)
+        told = list(sounds.notices)
+        if _are_splits(tops):
+            found, loose = _in_splits(sounds.files, deep=1)
+            told += _other_folders(self.root, tops)
+            if loose:
+                told.append(
+                    f"{self.root}: skipped {folders.counted(len(loose))} in no split folder: {first_few(loose)}"
+                )
+        else:
+            shares = Folder(root=self.root, validation=self.validation, seed=self.seed)
+            found, loose = shares.divided(sounds.files)
+            tests = sum(split == "test" for _, _, split in found)
+            found += dataclasses.replace(shares, test=0.0).divided((("",), path) for path in loose)[0]
+            told += self._assumed(found, tests=tests)
+        if not found:
+            raise ValueError(f"{self.root}: holds no clips ({', '.join(folders.SUFFIXES)})")
+        records = tuple(Record(path=path, labels=(), split=split) for _, path, split in found)
+        dataset = Dataset(name=self.root.resolve().name, labels=(), records=records, notices=tuple(told))
+        return checked(dataset, labelled=False)
+
+    def _assumed(self, found: list[_Clip], *, tests: int) -> Iterator[str]:
+        """Sentences on clips that were divided by share."""
+        held_out = sum(split == "validation" for _, _, split in found) or "none"
+        yield (
+            f"{self.root}: {held_out} of {len(found)} sounds, a share of {self.validation:g}, drawn clip by clip, are "
+            "held out to measure the loss; folders train and validation, or a manifest, keep the clips of one "
+            "recording together"
+        )
+        if tests:
+            yield (
+                f"{self.root}: its folders may be classes, so the {tests} clips that fine-tuning would test on are "
+                "left out of training"
+            )
+
+
+def _other_folders(root: Path, tops: Sequence[str]) -> list[str]:
+    """A sentence on the folders beside splits. It is empty if there are none."""
+    others = [name for name in tops if name.lower() not in SPLIT_NAMES]
+    return [f"{root}: holds splits, so its other folders are skipped: {first_few(others)}"] if others else []
+
+
 def _are_splits(tops: list[str]) -> bool:
     """True if these folders are splits: all of them, or train and another one beside anything else."""
     splits = {SPLIT_NAMES[name.lower()] for name in tops if name.lower() in SPLIT_NAMES}
     return bool(tops) and (all(name.lower() in SPLIT_NAMES for name in tops) or ("train" in splits and len(splits) > 1))
 
 
-def _in_splits(files: Iterable[_File]) -> tuple[list[_Clip], list[str]]:
-    """The clips of split/class folders, and the files of splits that are in no class."""
+def _in_splits(files: Iterable[_File], *, deep: int = 2) -> tuple[list[_Clip], list[str]]:
+    """The clips of split/class folders, and the files that are not so deep. With `deep` one they need no class."""
     found: list[_Clip] = []
     lost = []
     for way, path in files:
         if way and way[0].lower() not in SPLIT_NAMES:
             continue
-        if len(way) < 2:
+        if len(way) < deep:
             lost.append(path)
         else:
-            found.append((way[1], path, SPLIT_NAMES[way[0].lower()]))
+            found.append((way[deep - 1], path, SPLIT_NAMES[way[0].lower()]))
     return found, lost
 
 

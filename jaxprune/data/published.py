@@ -18,7 +18,7 @@ from typing import Literal
 
 from jaxprune.data.folders import subfolders
 from jaxprune.data.labels import named_labels, read_label_file
-from jaxprune.data.own import Folder, Manifest, UnlabelledManifest, entry_records, with_labels
+from jaxprune.data.own import Folder, Manifest, UnlabelledFolder, UnlabelledManifest, entry_records, with_labels
 from jaxprune.data.records import SPLITS, Dataset, Missing, Record, Split, checked, refuse, skipped
 from jaxprune.data.shards import Shards
 from jaxprune.data.tables import json_entries, read_rows, read_text, whole_number
@@ -279,6 +279,7 @@ Source = (
     | VoxCeleb1
     | Folder
     | Manifest
+    | UnlabelledFolder
     | UnlabelledManifest
     | Shards
 )

@@ -21,6 +21,7 @@ from jaxprune.data.published import (
     Shards,
     Source,
     SpeechCommands,
+    UnlabelledFolder,
     UnlabelledManifest,
     VoxCeleb1,
 )
@@ -54,8 +55,8 @@ class Sources:
     def of(self, recipe: Recipe | PretrainingRecipe, *, labelled: bool = True) -> Source:
         """The recipe's data set at its root: shards if they are there, a published one by name, else own data.
 
-        A manifest that need not be `labelled` may lack labels: they are left out. Raises `ValueError` where no root is
-        given.
+        A manifest or folder that need not be `labelled` may lack labels: they are left out. Raises `ValueError` where
+        no root is given.
         """
         root = Path(recipe.data.root)
         if not recipe.data.root:
@@ -81,7 +82,7 @@ class Sources:
             if not labelled:
                 return UnlabelledManifest(path=root, missing=self.missing)
             return Manifest(path=root, labels=self.labels, missing=self.missing)
-        return Folder(root=root, labels=self.labels)
+        return Folder(root=root, labels=self.labels) if labelled else UnlabelledFolder(root=root)
 
 
 def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, tuple[str, ...]]:

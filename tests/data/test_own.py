@@ -9,7 +9,7 @@ import pytest
 from layouts import refuses, touch
 
 from jaxprune.data.batches import eval_batches, train_batches
-from jaxprune.data.own import Folder, Manifest
+from jaxprune.data.own import Folder, Manifest, UnlabelledFolder
 
 
 def test_folder_per_class_is_divided_by_seed(tmp_path):
@@ -50,6 +50,59 @@ def test_folder_with_split_folders(tmp_path):
     }
     refuses(Folder(root=tmp_path / "train" / "cat"), "holds no clips")
     refuses(Folder(root=tmp_path / "none"), "none: cannot be read (No such file or directory)")
+
+
+def test_a_folder_without_labels_gives_all_its_sounds(tmp_path):
+    for i in range(30):
+        touch(tmp_path / "flat" / f"{i}.{('wav', 'flac', 'mp3')[i % 3]}")
+    touch(tmp_path / "flat" / "notes.txt")
+    refuses(Folder(root=tmp_path / "flat"), "in a folder per class")
+    dataset = UnlabelledFolder(root=tmp_path / "flat").read()
+    assert dataset.labels == ()
+    assert dataset.sizes() == {"train": 27, "validation": 3}
+    assert len({record.path for record in dataset.records}) == 30
+    assert {record.labels for record in dataset.records} == {()}
+    _, told = dataset.notices
+    assert told.startswith(f"{tmp_path}/flat: 3 of 30 sounds, a share of 0.1, drawn clip by clip, are held out")
+    assert UnlabelledFolder(root=tmp_path / "flat").read() == dataset
+    other = UnlabelledFolder(root=tmp_path / "flat", validation=0.5, seed=1).read()
+    assert other.sizes() == {"train": 15, "validation": 15}
+    touch(tmp_path / "one" / "1.wav")
+    assert "none of 1 sounds" in UnlabelledFolder(root=tmp_path / "one").read().notices[0]
+    (tmp_path / "empty").mkdir()
+    refuses(UnlabelledFolder(root=tmp_path / "empty"), "empty: holds no clips (.wav, ")
+
+
+def test_folders_that_may_be_classes_are_divided_alike_with_labels_and_without(tmp_path):
+    """So that no clip is trained on here and tested on there."""
+    for name in "ab":
+        for i in range(20):
+            touch(tmp_path / name / "deep" / f"{i}.wav")
+    labelled, without = Folder(root=tmp_path).read(), UnlabelledFolder(root=tmp_path).read()
+    assert [(r.path, r.split) for r in without.records] == [(r.path, r.split) for r in labelled.records]
+    assert "the 4 clips that fine-tuning would test on are left out of training" in without.notices[-1]
+    for i in range(20):
+        touch(tmp_path / f"loose{i}.wav")
+    both = UnlabelledFolder(root=tmp_path).read()
+    assert both.records[:40] == without.records
+    assert Counter(record.split for record in both.records[40:]) == {"train": 18, "validation": 2}
+
+
+def test_split_folders_need_no_classes_for_pretraining(tmp_path):
+    for name in ("train/1.wav", "train/deep/er/2.wav", "dev/3.wav", "test/4.wav", "others/5.wav", "6.wav"):
+        touch(tmp_path / name)
+    dataset = UnlabelledFolder(root=tmp_path).read()
+    splits = {str(Path(record.path).relative_to(tmp_path)): record.split for record in dataset.records}
+    assert splits == {
+        "train/1.wav": "train",
+        "train/deep/er/2.wav": "train",
+        "dev/3.wav": "validation",
+        "test/4.wav": "test",
+    }
+    assert dataset.notices == (
+        f"{tmp_path}: holds splits, so its other folders are skipped: others",
+        f"{tmp_path}: skipped 1 file in no split folder: {tmp_path}/6.wav",
+    )
 
 
 def test_manifest_as_csv_or_json(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from pretraining.pretraining_cases import ENCODER, manifest, model, options, recipe, saved
 from quick import quick_compiling  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import CLASSES, Rewound, child_environment
+from training_runs import CLASSES, Rewound, child_environment, corpus
 from training_runs import recipe as finetuning_recipe
 
 import jaxprune
@@ -198,6 +198,20 @@ def test_labels_are_not_needed_and_not_read(root, tmp_path):
     assert isinstance(Sources().of(made, labelled=False), UnlabelledManifest)
     with pytest.raises(ValueError, match="it must have path, labels, split"):
         Sources().of(made).read()
+
+
+def test_a_flat_folder_is_enough(start, tmp_path):
+    """A recipe of fine-tuning refuses it."""
+    corpus(tmp_path / "sounds", clips=20, tests=0)
+    events = pretrain(recipe(root=tmp_path / "sounds", start=start), tmp_path / "run", seed=7)
+    begun = next(events)
+    events.close()
+    assert begun.dataset.sizes() == {"train": 18, "validation": 2}
+    assert begun.selects_on == "validation"
+    assert f"{tmp_path}/sounds: 2 of 20 sounds, a share of 0.1" in " ".join(begun.notes)
+    data = dataclasses.replace(finetuning_recipe().data, root=str(tmp_path / "sounds"))
+    with pytest.raises(ValueError, match="in a folder per class"):
+        next(finetune(finetuning_recipe(data=data), tmp_path / "other", seed=7))
 
 
 @pytest.fixture(scope="module")
