@@ -22,13 +22,16 @@ CARD = Card(model=CONFIG, mean=-7.0, std=5.0, activation="sigmoid", labels=tuple
 @pytest.fixture(scope="module")
 def model():
     built = build(CONFIG, seed=3)
-    built.head.kernel[...] = 5 * jax.random.normal(jax.random.key(0), built.head.kernel[...].shape)
+    built.head.kernel[...] = 0.4 * jax.random.normal(jax.random.key(0), built.head.kernel[...].shape)
     return built
 
 
-def noise(samples: int) -> np.ndarray:
-    loudness = 0.05 + np.abs(np.sin(np.arange(samples) / 9000))
-    return (loudness * np.random.default_rng(0).normal(size=samples)).astype(np.float32)
+def glide(samples: int) -> np.ndarray:
+    """A tone that glides and comes and goes, in noise that swells: all scores of the model go up and down with it."""
+    time = np.arange(samples) / 16_000
+    tone = np.maximum(0, np.sin(2.1 * time)) ** 2 * np.sin(2 * np.pi * (300 + 200 * np.sin(0.31 * time)) * time)
+    noise = (1 + np.sin(0.9 * time)) * np.random.default_rng(0).normal(size=samples)
+    return (0.3 * tone + 0.01 * noise).astype(np.float32)
 
 
 def in_blocks(sound: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
@@ -55,7 +58,7 @@ def whole(model, sound: np.ndarray, *, hop: int, card: Card) -> np.ndarray:
 @pytest.mark.parametrize(("batch", "padding"), [(1, "minimum"), (4, "zero")])
 @pytest.mark.parametrize("samples", [5_000, 10_480, 10_481, 30_000, 50_123])
 def test_blocks_of_any_size_give_the_scores_of_one_pass(model, samples, batch, padding):
-    sound, card = noise(samples), dataclasses.replace(CARD, padding=padding)
+    sound, card = glide(samples), dataclasses.replace(CARD, padding=padding)
     listening = Listening(hop=0.2, batch=batch)
     found = list(segments(model, in_blocks(sound, [1, 700, 3000, 160]), card=card, keep_rate=0.7, listening=listening))
     expected = whole(model, sound, hop=20, card=card)
@@ -66,8 +69,34 @@ def test_blocks_of_any_size_give_the_scores_of_one_pass(model, samples, batch, p
     assert [found[0].begin, *(one.end for one in found)] == [*(one.begin for one in found), samples / 16_000]
 
 
+def test_events_of_a_stream_are_those_of_one_pass_for_blocks_of_any_size(model):
+    sound, settings = glide(25 * 16_000 + 123), {"hop": 0.2, "threshold": 0.5}
+    scores = whole(model, sound, hop=20, card=CARD)
+    assert np.abs(scores[..., None] - [0.5, 0.25]).min() > 1e-5  # no rounding begins or ends an event
+    ends = [min(0.42 + 0.2 * window, len(sound) / 16_000) for window in range(len(scores))]
+    if ends[-1] < len(sound) / 16_000:
+        scores, ends = np.concatenate([scores, scores[-1:]]), [*ends, len(sound) / 16_000]
+    parts = zip([0.0, *ends], ends, scores, strict=False)
+    heard = [Segment(begin=begin, end=end, scores=row) for begin, end, row in parts]
+    expected = list(events(heard, labels=CARD.labels, listening=Listening(threshold=0.5)))
+    assert len(expected) > 5
+
+    def found(sizes: list[int], batch: int) -> list[Event]:
+        blocks = in_blocks(sound, sizes)
+        return list(stream(model, blocks, card=CARD, keep_rate=0.7, listening=Listening(**settings, batch=batch)))
+
+    for batch in (1, 16):
+        at_once = found([len(sound)], batch)
+        assert [e.label for e in at_once] == [e.label for e in expected]
+        for field in ("begin", "end", "score"):
+            numbers = [[getattr(event, field) for event in told] for told in (at_once, expected)]
+            np.testing.assert_allclose(*numbers, atol=2e-5)
+        for sizes in ([160], [1600], [16_000], [1, 700, 30_000, 160]):
+            assert found(sizes, batch) == at_once
+
+
 def test_smoothing_averages_the_window_and_those_before(model):
-    sound = [noise(40_000)]
+    sound = [glide(40_000)]
     plain = list(segments(model, sound, card=CARD, listening=Listening(hop=0.2)))
     smooth = list(segments(model, sound, card=CARD, listening=Listening(hop=0.2, smooth=3)))
     for i, one in enumerate(smooth[:-1]):
@@ -76,7 +105,7 @@ def test_smoothing_averages_the_window_and_those_before(model):
 
 
 def test_a_window_in_the_middle_is_told_where_its_middle_is(model):
-    found = list(segments(model, [noise(48_000)], card=CARD, listening=Listening(hop=0.2)))
+    found = list(segments(model, [glide(48_000)], card=CARD, listening=Listening(hop=0.2)))
     assert found[0].end == pytest.approx(0.42)  # half of a window of 0.64 s and half a hop of 0.2 s
     assert [one.begin for one in found[1:4]] == pytest.approx([0.42, 0.62, 0.82])
 
@@ -101,7 +130,7 @@ def test_short_events_are_not_told():
 
 
 def test_stream_is_both_and_names_the_labels(model):
-    sound = [noise(40_000)]
+    sound = [glide(40_000)]
     listening = Listening(hop=0.2, threshold=0.3)
     heard = segments(model, sound, card=CARD, keep_rate=0.7, listening=listening)
     expected = list(events(heard, labels=CARD.labels, listening=listening))
@@ -126,7 +155,7 @@ def test_settings_that_make_no_sense_are_refused(settings, sentence):
 
 
 def test_memory_does_not_grow_with_the_sound(model):
-    blocks, peaks = [noise(20 * 16_000)] * 9, []
+    blocks, peaks = [glide(20 * 16_000)] * 9, []
 
     def watched() -> Iterator[Segment]:
         for segment in segments(model, blocks, card=CARD, listening=Listening(hop=0.64, batch=16)):
@@ -147,10 +176,10 @@ def test_sound_that_cannot_be_listened_to_is_refused(model):
         return list(segments(model, blocks, card=CARD, listening=Listening(hop=hop)))
 
     with pytest.raises(ValueError, match=r"the sound lasts 24.9 ms, which is too short"):
-        heard(noise(399))
+        heard(glide(399))
     with pytest.raises(ValueError, match=r"the samples after 0.0625 s are not all finite numbers"):
-        heard(noise(1000), np.full(20, np.nan, np.float32))
+        heard(glide(1000), np.full(20, np.nan, np.float32))
     with pytest.raises(ValueError, match=r"hop is 0.7 s; it must be from 0.01 s to the model's window of 0.64 s"):
-        heard(noise(1000), hop=0.7)
+        heard(glide(1000), hop=0.7)
     with pytest.raises(ValueError, match="without its card"):
-        stream(model, [noise(1000)])
+        stream(model, [glide(1000)])
