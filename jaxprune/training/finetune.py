@@ -54,7 +54,7 @@ def finetune(
     dataset = sources.of(recipe).read()
     recipe, notes = fitted(recipe, dataset)
     recipe, more = padded(recipe, begun=padding_of(out))
-    notes += (*more, *many_sizes(recipe))
+    notes += (*more, *many_sizes(recipe), *masks_that_stay(recipe))
     run = FineTuning(recipe=recipe, dataset=dataset, out=Path(out), seed=seed, options=options)
     yield from run.events(notes, stop)
 
@@ -67,6 +67,18 @@ def many_sizes(recipe: Recipe) -> tuple[str, ...]:
         return ()
     most, enough = prune.buckets + beside, MOST_SIZES - beside
     return (f"--prune.buckets {prune.buckets} may compile {most} sizes; {enough} keep them to {MOST_SIZES}",)
+
+
+def masks_that_stay(recipe: Recipe) -> tuple[str, ...]:
+    """A note where drawn keep rates leave the spectrogram's masks on, which a falling one takes away once it falls."""
+    on = [name for name in ("time_mask", "freq_mask") if getattr(recipe.augment, name)]
+    if not on or not recipe.prune.draws or recipe.prune.lowest == 1:
+        return ()
+    options = " ".join(f"--augment.{name.replace('_', '-')} 0" for name in on)
+    return (
+        f"the spectrogram's masks ({' and '.join(on)}) stay on while keep rates are drawn; on real speech they cost 2 "
+        f"to 3 points at low keep rates, and {options} takes them away",
+    )
 
 
 class FineTuning(Run):

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from helpers import small
 from quick import quick_compiling  # noqa: F401
-from training_runs import Rewound, batches, corpus, random_batch, recipe, training
+from training.test_finetune import clips, short, start  # noqa: F401
+from training_runs import EPOCHS, STEPS, Rewound, batches, corpus, model, random_batch, recipe, training
 
 from jaxprune.reduction.policy import Policy, stage_counts, top_k_stages
 from jaxprune.reduction.selection import MaskedTopK, TopK
+from jaxprune.training.classification import Classification
 from jaxprune.training.events import AtRate, Evaluation
-from jaxprune.training.finetune import many_sizes
+from jaxprune.training.finetune import finetune, many_sizes, masks_that_stay
 from jaxprune.training.pruning import Prune
 from jaxprune.training.recipes import RECIPES
 from jaxprune.training.schedules import compilations, keep_rate_schedule, slice_end, stages_at
@@ -214,3 +216,35 @@ def test_more_than_ten_sizes_are_told(prune, hidden, most):
     assert all(f"may compile {most} sizes" in note for note in notes)
     rates = [keep_rate_schedule(prune, steps_per_epoch=200, seed=0)(step) for step in range(1000)]
     assert compilations(rates, prune, config=CONFIG, patches=512) <= most
+
+
+DRAWN, FALLING = Prune(sample=SIX, blocks=(0, 1)), Prune(keep_rate=0.5, blocks=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("prune", "masks", "names", "options"),
+    [
+        (DRAWN, (24, 16), "time_mask and freq_mask", "--augment.time-mask 0 --augment.freq-mask 0"),
+        (DRAWN, (0, 16), "freq_mask", "--augment.freq-mask 0"),
+        (DRAWN, (0, 0), None, None),
+        (FALLING, (24, 16), None, None),
+        (Prune(sample=("1",), blocks=(0, 1)), (24, 16), None, None),
+    ],
+)
+def test_masks_that_drawn_rates_leave_on_are_told_with_the_options_against_them(prune, masks, names, options):
+    augment = dataclasses.replace(recipe().augment, time_mask=masks[0], freq_mask=masks[1])
+    made = dataclasses.replace(recipe(), prune=prune, augment=augment)
+    notes = masks_that_stay(made)
+    assert len(notes) == (names is not None)
+    assert all(f"masks ({names}) stay on" in note and f"and {options} takes" in note for note in notes)
+    last = Classification(made, model(), steps_per_epoch=STEPS).plan(EPOCHS * STEPS - 1).amounts
+    stay = (float(last.time_mask), float(last.freq_mask)) == masks
+    assert stay is (prune is not FALLING)
+
+
+def test_a_run_tells_once_that_masks_stay_on(clips, start, tmp_path):  # noqa: F811
+    made = dataclasses.replace(short(clips, start), prune=DRAWN)
+    events = finetune(made, tmp_path / "run", seed=7)
+    begun = next(events)
+    events.close()
+    assert sum("stay on while keep rates are drawn" in note for note in begun.notes) == 1
