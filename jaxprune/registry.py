@@ -26,7 +26,7 @@ from jaxprune.reduction.joining import in_turn
 from jaxprune.reduction.merging import MaskedMerge, Merge
 from jaxprune.reduction.policy import Policy, at_blocks, between_stages, stage_rates, top_k_stages
 from jaxprune.reduction.scores import ClsAttention, PatchMean, PatchStd, Random, Score
-from jaxprune.reduction.selection import keep_count
+from jaxprune.reduction.selection import MaskedTopK, keep_count
 from jaxprune.reduction.tokens import Reduction
 
 MethodName = Literal["topk", "evit", "tome", "dynamic", "random", "grid", "loudest", "varied", "pool", "hybrid"]
@@ -195,9 +195,14 @@ def _pooled(config: ModelConfig, rates: Rates, patches: int) -> Stages:
     return methods.pools_for(config, _cost_of(config, tuple(rates.items()), config.patches))
 
 
+def _half(rate: float) -> float:
+    """The keep rate that drops half as much."""
+    return (1 + rate) / 2
+
+
 def _halfway(rates: Rates) -> Stages:
     """The pruning of a hybrid: at each block half of what top-k drops."""
-    return top_k_stages({block: (1 + rate) / 2 for block, rate in rates.items()})
+    return top_k_stages({block: _half(rate) for block, rate in rates.items()})
 
 
 @functools.lru_cache(maxsize=256)
@@ -211,6 +216,21 @@ def _both(config: ModelConfig, rates: Rates, patches: int) -> Stages:
     """Half of what top-k drops is pruned, and the other half of the saving comes from merging in every block."""
     merges = _merges_after(config, tuple(rates.items()), patches)
     return in_turn(_halfway(rates), {block: Merge(r) for block, r in enumerate(merges)})
+
+
+def _both_between(config: ModelConfig, rates: Rates, ends: tuple[Rates, Rates], patches: int) -> Stages:
+    """The merges are at least and at most those of the ends, which the rounding of costs may overstep by a few."""
+    own, *others = (_merges_after(config, tuple(one.items()), patches) for one in (rates, *ends))
+    most, least = (tuple(map(choose, *others)) for choose in (max, min))
+    prunings, merges, count, capacity = {}, {}, patches, patches
+    for block in range(config.depth):
+        if block in rates:
+            count, capacity = keep_count(_half(rates[block]), count), keep_count(_half(ends[1][block]), capacity)
+            prunings[block] = MaskedTopK(jnp.int32(count), capacity)
+        r, high = min(max(own[block], least[block]), most[block]), min(most[block], capacity // 2)
+        count, capacity = count - min(r, count // 2), capacity - min(least[block], capacity // 2)
+        merges[block] = MaskedMerge(jnp.int32(r), high, capacity)
+    return in_turn(prunings, merges)
 
 
 def _both_for_saving(config: ModelConfig, saving: Saving) -> Stages:
@@ -240,6 +260,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loudest": _ranked(lambda config, draw: PatchMean()),
         "varied": _ranked(lambda config, draw: PatchStd()),
         "pool": Method(score=_own, exact=_pooled, between=None, for_saving=_everywhere(methods.pools_for)),
-        "hybrid": Method(score=_own, exact=_both, between=None, for_saving=_both_for_saving),
+        "hybrid": Method(score=_own, exact=_both, between=_both_between, for_saving=_both_for_saving),
     }
 )

@@ -68,6 +68,28 @@ def test_falling_rates_merge_ever_more():
     assert totals[0] < totals[-1]
 
 
+@pytest.mark.parametrize("patches", [64, 40])
+def test_a_hybrids_shared_sizes_hold_what_is_alive_however_merges_round(patches):
+    """Its merges do not always rise as the rate falls; then they are those of an end of the slice."""
+    prune = Prune(method="hybrid", keep_rate=0.5, shrink_epochs=1)
+    differs = 0
+    for i in range(1, 200):
+        rate = 1 - 0.5 * i / 200
+        stages = stages_at(rate, prune, config=MODEL.config, patches=patches)
+        own = METHODS["hybrid"].exact(MODEL.config, dict.fromkeys(prune.blocks, rate), patches)
+        alive = capacity = patches
+        for block, stage in stages.items():
+            merge = getattr(stage, "rest", stage)
+            if block in prune.blocks:
+                alive, capacity = int(stage.stage.count), stage.stage.capacity
+                assert alive <= capacity
+            assert int(merge.r) <= merge.most
+            alive, capacity = alive - min(int(merge.r), alive // 2), merge.size(capacity)
+            assert 0 < alive <= capacity
+            differs += int(merge.r) != getattr(own[block], "rest", own[block]).r
+    assert differs < 0.05 * 199 * MODEL.config.depth
+
+
 def test_the_matching_and_the_sums_of_merging_are_counted():
     """As the words of ToMe's paper have it: every even token with every odd one, over the channels of a head."""
     config, r = MODEL.config, 6

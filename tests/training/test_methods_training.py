@@ -19,7 +19,7 @@ from jaxprune.training.schedules import compilations, stages_at
 MEL = jnp.asarray(random_mel(small("ast"), clips=2))
 
 
-@pytest.mark.parametrize(("family", "method"), [("ast", "tome"), ("audiomae", "evit")])
+@pytest.mark.parametrize(("family", "method"), [("ast", "tome"), ("audiomae", "evit"), ("ast", "hybrid")])
 def test_gradients_in_a_shared_size_are_those_of_the_rates_own(family, method):
     model = jaxprune.build(small(family, width=24, depth=2), seed=1)
     graph, state = nnx.split(model)
