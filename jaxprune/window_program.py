@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune.config import Card
 from jaxprune.features import WINDOW, model_input, sample_count
-from jaxprune.models import Classifier
+from jaxprune.models import Classifier, for_inference
 from jaxprune.reduction.policy import Policy
 
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}  # of logits, by the card's name
@@ -39,7 +39,7 @@ def compile_windows(
     model: Classifier, policy: Policy, *, blocks: Sequence[int], card: Card, batch: int
 ) -> Callable[..., WindowOutput]:
     """The one program, `(waveforms, lengths) -> WindowOutput` for batches of this size, ready to run."""
-    graph, state = nnx.split(model)
+    graph, state = nnx.split(for_inference(model))
     activation = ACTIVATIONS[card.activation]
     frames = model.config.frames
 

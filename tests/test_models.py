@@ -8,7 +8,8 @@ from helpers import MIXED, STAGES, random_mel, small
 from quick import quick_compiling  # noqa: F401
 
 import jaxprune
-from jaxprune.models import cut_patches, deepened
+from jaxprune.models import cut_patches, deepened, for_inference
+from jaxprune.ops.layers import Linear
 from jaxprune.reduction.policy import Policy
 from jaxprune.reduction.scores import Given, PatchMean, Random
 from jaxprune.reduction.selection import Within
@@ -193,6 +194,19 @@ def test_bfloat16_products_come_near_float32_with_float32_parameters_tokens_scor
     first = output.trace[0]
     assert output.logits.dtype == first.tokens.dtype == first.score.dtype == jnp.float32
     np.testing.assert_allclose(output.logits, full.logits, atol=0.05 * float(jnp.abs(full.logits).max()))
+
+
+def test_weights_rounded_once_give_the_numbers_of_weights_rounded_in_every_call(model):
+    half = jaxprune.build(model.config, dtype=jnp.bfloat16)
+    ready, policy = for_inference(half), jaxprune.topk(half, 0.7)
+    kernels = [layer.kernel[...].dtype for _, layer in nnx.iter_modules(ready) if isinstance(layer, Linear)]
+    assert kernels.count(jnp.bfloat16) == 4 * model.config.depth + 1  # the patches', not the head's
+    assert kernels.count(jnp.float32) == 1
+    graph, state = nnx.split(half)
+    expected = jax.jit(lambda state: nnx.merge(graph, state)(MEL, policy).logits)(state)
+    np.testing.assert_array_equal(jaxprune.compiled(half)(MEL, policy).logits, expected)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
+    assert for_inference(model) is model
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from jaxprune.checkpoint import fill, leaves
-from jaxprune.models import abstract
+from jaxprune.models import abstract, for_inference
 from jaxprune.registry import reduced
 
 from ..mapping import to_flax
@@ -22,6 +22,8 @@ from .job import ADAMW, Job, Unavailable
 
 class Jax:
     """The forward pass. Only its logits are read."""
+
+    ready = staticmethod(for_inference)
 
     def __init__(self, job: Job):
         try:
@@ -35,7 +37,7 @@ class Jax:
         weights = {name: np.asarray(leaf[...]) for name, leaf in weights.items()}
         self.dtype = jnp.dtype(job.dtype)
         model = fill(abstract(config, dtype=self.dtype), weights, source="random weights")
-        self.graph, self.state = nnx.split(model)
+        self.graph, self.state = nnx.split(self.ready(model))
         self.policy = lambda keep_rate: reduced(model, job.method, keep_rate)
         self.mel = jax.device_put(job.mel())
         self.compiled, self.temp_bytes = {}, {}
@@ -83,6 +85,8 @@ class Jax:
 
 class JaxStep(Jax):
     """The same model learning. `state` is its parameters and the optimiser's moments; each step replaces it."""
+
+    ready = staticmethod(lambda model: model)
 
     def __init__(self, job: Job):
         super().__init__(job)

@@ -51,7 +51,7 @@ from jaxprune.data.batches import Batch, Batches
 from jaxprune.evaluation.forward_pass import Started, check_classes, finite_rows, forward_pass
 from jaxprune.features import frame_count, model_input
 from jaxprune.files import locked, replace_file, write_text
-from jaxprune.models import Classifier, cut_patches
+from jaxprune.models import Classifier, cut_patches, for_inference
 from jaxprune.reduction.policy import Policy
 
 
@@ -106,7 +106,7 @@ def _run_through(
 ) -> None:
     """Runs the batches that are left. `collect` gets the rows of each, and the loader's state after it."""
     check_classes(model, batches)
-    graph, state = nnx.split(model)
+    graph, state = nnx.split(for_inference(model))
     program = _program(graph, _pruning_blocks(policy), padding=card.padding)
 
     def start(batch: Batch, placed: _Placed) -> Started[_Findings]:

@@ -27,7 +27,7 @@ from jaxprune.data.batches import Batch, Batches
 from jaxprune.evaluation.forward_pass import Started, check_classes, finite_rows, forward_pass
 from jaxprune.evaluation.metrics import LOSS_OF, Accuracy, Scores
 from jaxprune.features import STATIC, model_input
-from jaxprune.models import Classifier, topk
+from jaxprune.models import Classifier, for_inference, topk
 from jaxprune.parallel.devices import Layout, on_host
 from jaxprune.reduction.policy import Policy, at_blocks
 from jaxprune.registry import MethodName, reduced
@@ -188,7 +188,7 @@ class _Programs:
     """The compiled programs of one evaluation: features, and the model under each policy."""
 
     def __init__(self, model: Classifier, *, card: Card, policies: Mapping[Name, Policy], layout: Layout):
-        graph, self._state = nnx.split(model)
+        graph, self._state = nnx.split(for_inference(model))
         self._model = _program(graph, card.activation, whole=layout.whole, rows=layout.rows)
         self._features = _features(layout.rows)
         config = model.config

@@ -20,7 +20,7 @@ from jaxprune.data.batches import Batch, Batches
 from jaxprune.evaluation.forward_pass import Started, check_classes, finite_rows, forward_pass
 from jaxprune.evaluation.metrics import rank_of_class, ranking
 from jaxprune.features import STATIC, model_input
-from jaxprune.models import Classifier
+from jaxprune.models import Classifier, for_inference
 from jaxprune.reduction.policy import Policy
 
 # The number of patches that each clip of a batch kept, by policy name and pruning block.
@@ -85,7 +85,7 @@ def answer(
     if not policies:
         raise ValueError("there is nothing to ask; give at least one policy")
     check_classes(model, batches)
-    graph, state = nnx.split(model)
+    graph, state = nnx.split(for_inference(model))
     program = _program(graph)
     rows: list[dict[str, Any]] = []
     sound = {

@@ -29,7 +29,7 @@ from jaxprune.export.quantise import quantised
 from jaxprune.export.runtimes import HINTS, RUNTIMES, Precision, import_openvino
 from jaxprune.export.script import script
 from jaxprune.files import whole_directory
-from jaxprune.models import Classifier, abstract, topk
+from jaxprune.models import Classifier, abstract, for_inference, topk
 from jaxprune.reduction.policy import Policy
 
 Format = Literal["onnx", "openvino", "stablehlo"]
@@ -215,7 +215,7 @@ def _write_stablehlo(
     """A program for several platforms. bfloat16 is the model's own compute dtype."""
     import flatbuffers  # `jax.export` needs it to write a file  # noqa: F401
 
-    model = model if settings.precision == "float32" else computing_in(model, jnp.bfloat16)
+    model = model if settings.precision == "float32" else for_inference(computing_in(model, jnp.bfloat16))
     made = program(model, policy, card=card, sound=settings.sound, batch=settings.batch)
     call: Callable[..., Any] = lambda *arrays: dict(zip(made.outputs, made.call(*arrays), strict=True))  # noqa: E731
     exported = jax.export.export(jax.jit(call), platforms=settings.platforms)(*made.specs(made.size()))

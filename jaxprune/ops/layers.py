@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxprune.ops.xla_cpu import later
+from jaxprune.ops.xla_cpu import later, product
 
 XAVIER = nnx.initializers.xavier_uniform()
 
@@ -40,7 +40,7 @@ class Linear(nnx.Linear):
         self, x: Float[Array, "rows d"], kernel: Float[Array, "d e"], bias: Float[Array, "e"]
     ) -> Float[Array, "rows e"]:
         """The product in the compute dtype."""
-        return x @ kernel + bias[None]
+        return product(x, kernel) + bias[None]
 
 
 class GeluLinear(Linear):
@@ -55,15 +55,15 @@ def gelu_product(
     x: Float[Array, "rows d"], kernel: Float[Array, "d e"], bias: Float[Array, "e"]
 ) -> Float[Array, "rows e"]:
     """gelu(x) @ kernel + bias. Its gradient keeps x."""
-    return gelu(x) @ kernel + bias[None]
+    return product(gelu(x), kernel) + bias[None]
 
 
 def gelu_product_gradient(kept, d_y):
     """Gradients of `gelu_product`; GELU and its slope are computed again from the kept input."""
     x, kernel = kept
     x = later(x, than=d_y)
-    d_x = (d_y @ kernel.T).astype(jnp.float32) * gelu_slope(x)
-    return d_x.astype(x.dtype), gelu(x).T @ d_y, d_y.sum(axis=0)
+    d_x = product(d_y, kernel.T).astype(jnp.float32) * gelu_slope(x)
+    return d_x.astype(x.dtype), product(gelu(x).T, d_y), d_y.sum(axis=0)
 
 
 gelu_product.defvjp(lambda x, kernel, bias: (gelu_product(x, kernel, bias), (x, kernel)), gelu_product_gradient)
