@@ -20,14 +20,14 @@ GAP = 1e-6  # between the last kept and the first dropped score; below it a diff
 
 @dataclass(frozen=True)
 class Rung:
-    """One comparison.
+    """One comparison, at a keep rate, or at another amount in words.
 
     `overlap` is the share of kept patches in common, of the clip with the smallest. `gap` is the smallest distance
     between the last kept and the first dropped score. Both are None where nothing is dropped.
     """
 
     stage: str
-    keep_rate: float
+    keep_rate: float | str
     max_difference: float
     mean_difference: float
     tolerance: float
@@ -38,7 +38,7 @@ class Rung:
 
 
 def forced_rungs(
-    theirs: torch_reference.Reference, ours: Output, *, blocks: Sequence[int], keep_rate: float, tolerance: float
+    theirs: torch_reference.Reference, ours: Output, *, blocks: Sequence[int], keep_rate: float | str, tolerance: float
 ) -> Iterator[Rung]:
     """Tokens that leave each pruning block, and logits, with JAX forced to keep the reference's patches."""
     for block in sorted(blocks):
@@ -53,7 +53,7 @@ def forced_rungs(
 
 
 def free_rungs(
-    theirs: torch_reference.Reference, ours: Output, *, blocks: Sequence[int], keep_rate: float, tolerance: float
+    theirs: torch_reference.Reference, ours: Output, *, blocks: Sequence[int], keep_rate: float | str, tolerance: float
 ) -> Iterator[Rung]:
     """Scores and kept sets of two free runs, then logits of the clips that kept the same.
 
@@ -89,7 +89,7 @@ def free_rungs(
 
 
 def method_rung(
-    theirs: torch_methods.Reduced, ours: Output, *, method: str, keep_rate: float, tolerance: float
+    theirs: torch_methods.Reduced, ours: Output, *, method: str, keep_rate: float | str, tolerance: float
 ) -> Rung:
     """Who holds whom after every block, and the logits of the clips in which that is the same.
 
@@ -121,7 +121,7 @@ def lowest_members(groups: np.ndarray) -> np.ndarray:
     return lowest
 
 
-def compare(theirs: ArrayLike, ours: ArrayLike, *, stage: str, keep_rate: float, tolerance: float) -> Rung:
+def compare(theirs: ArrayLike, ours: ArrayLike, *, stage: str, keep_rate: float | str, tolerance: float) -> Rung:
     """The largest and the mean absolute difference of two arrays of one shape. Empty ones pass: every clip had a tie.
 
     The largest is held to the tolerance as it stands, however large the values are.
@@ -133,7 +133,7 @@ def compare(theirs: ArrayLike, ours: ArrayLike, *, stage: str, keep_rate: float,
     return Rung(stage, keep_rate, largest, float(difference.mean()), tolerance, passed=largest <= tolerance)
 
 
-def compare_tokens(theirs: ArrayLike, ours: ArrayLike, *, stage: str, keep_rate: float, tolerance: float) -> Rung:
+def compare_tokens(theirs: ArrayLike, ours: ArrayLike, *, stage: str, keep_rate: float | str, tolerance: float) -> Rung:
     """`compare` with a tolerance that grows with the largest of their values, if that exceeds 1."""
     largest = max(1.0, float(np.abs(np.asarray(theirs)).max()))
     return compare(theirs, ours, stage=stage, keep_rate=keep_rate, tolerance=tolerance * largest)

@@ -69,13 +69,14 @@ def run(model: Classifier, mel: Tensor, method: str, policy: Policy) -> Reduced:
     b, s, _ = values.shape
     patches = model.config.patches
     tokens = Tokens(values, torch.eye(patches).expand(b, -1, -1), torch.ones(b, s))
+    weigh = all(getattr(getattr(stage, "rest", stage), "proportional", True) for stage in policy.stages.values())
     gaps, holds = [torch.full((b,), math.inf)], []
     for index, block in enumerate(model.blocks):
         stage = policy.stages.get(index)
         if isinstance(stage, Predicted):
             tokens, gap = _predicted(model, tokens, index=index, count=stage.count)
             gaps.append(gap)
-        seen = _attended(block, tokens)
+        seen = _attended(block, tokens, weigh=weigh)
         for step in _steps(stage, score=_score(model, mel, method)):
             seen, gap = step(seen)
             gaps.append(gap)
@@ -119,13 +120,14 @@ def _lattice(model: Classifier) -> Tensor:
     return (values.T if FAMILIES[model.config.family].fastest == "time" else values).reshape(-1)
 
 
-def _attended(block: torch.nn.Module, tokens: Tokens) -> Seen:
-    """A block's attention; the log of a token's weight is added to its logits as a key."""
+def _attended(block: torch.nn.Module, tokens: Tokens, *, weigh: bool) -> Seen:
+    """A block's attention. With `weigh` the log of a token's weight is added to its logits as a key."""
     b, s, d = tokens.values.shape
     layer = block.attn
     qkv = layer.qkv(block.norm1(tokens.values)).reshape(b, s, 3, layer.heads, -1).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)  # each b h s c
-    attention = (q @ k.transpose(-2, -1) * layer.scale + tokens.weights.log()[:, None, None]).softmax(dim=-1)
+    bias = tokens.weights.log() if weigh else torch.zeros_like(tokens.weights)
+    attention = (q @ k.transpose(-2, -1) * layer.scale + bias[:, None, None]).softmax(dim=-1)
     mixed = layer.proj((attention @ v).transpose(1, 2).reshape(b, s, d))
     return Seen(dataclasses.replace(tokens, values=tokens.values + mixed), attention, k.mean(dim=1))
 

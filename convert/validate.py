@@ -2,31 +2,32 @@
 
 It climbs from the sound to logits and compares at every rung. The first are log-mel, then the input and the logits that
 each side makes of the sound with its own features and padding, then patch embedding, block 0 and the unpruned encoder.
-At each keep rate follow the pruning stages. First the JAX model is forced to keep the reference's patches. So a tie can
-neither hide nor fake an error. Then it runs free. The reference is `torch_reference.py`, and for a Hugging Face
-checkpoint `transformers` as well. `rungs.py` compares. A pretrained AudioMAE with its decoder has rungs of its own, in
-`validate_pretraining.py`.
+At each keep rate or saving follow the pruning stages. First the JAX model is forced to keep the reference's patches. So
+a tie can neither hide nor fake an error. Then it runs free. Other methods than top-k have one rung: who holds whom, and
+the logits. The reference is `torch_reference.py`, and for a Hugging Face checkpoint `transformers` as well. `rungs.py`
+compares. A pretrained AudioMAE with its decoder has rungs of its own, in `validate_pretraining.py`.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
 import torch
 import tyro
 
+from jaxprune.amounts import in_words
 from jaxprune.cli.console import notice, print_table, run
 from jaxprune.cli.options import check_file, held
+from jaxprune.cli.reducing import NONE_TOLD, Several, SeveralReductions
 from jaxprune.features import SAMPLE_RATE
 from jaxprune.files import write_text
 from jaxprune.models import jit_forward, topk
 from jaxprune.reduction.policy import default_blocks
 from jaxprune.reduction.scores import Given
-from jaxprune.registry import MethodName, reduced
 
 from . import torch_methods, torch_reference
 from .about import Facts
@@ -47,9 +48,7 @@ def main(
     source: Annotated[Path, tyro.conf.Positional],
     audio: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
     *,
-    keep_rates: tuple[float, ...] = KEEP_RATES,
-    blocks: tuple[int, ...] = (),
-    method: MethodName = "topk",
+    how: SeveralReductions = NONE_TOLD,
     tolerance: float = 1e-4,
     mask_ratio: float = 0.8,
     decoder_heads: int | None = None,
@@ -61,9 +60,8 @@ def main(
     Args:
         source: the PyTorch checkpoint, as for jaxprune convert.
         audio: recordings to compare on (their first window); synthetic sounds if none are given.
-        keep_rates: keep rates to compare at.
-        blocks: 0-based blocks that prune; those of 3, 6 and 9 that the model has unless given.
-        method: the way to reduce tokens; random alone has nothing in PyTorch to be compared with.
+        how: the reductions; the command's own keep rates are 1 0.9 0.7 0.5. random alone has nothing in PyTorch to be
+            compared with.
         tolerance: largest difference allowed in logits; in tokens it grows with the largest value, if that exceeds 1;
             log-mel has its own.
         mask_ratio: share of the patches that a pretrained AudioMAE with its decoder does not see.
@@ -73,9 +71,8 @@ def main(
     """
     check_file(out)
     with held(out):
-        pruning = {"keep_rates": keep_rates, "blocks": blocks, "method": method}
         decoding = {"mask_ratio": mask_ratio, "decoder_heads": decoder_heads}
-        subject = _subject(source, facts=facts, tolerance=tolerance, **decoding, **pruning)
+        subject = _subject(source, facts=facts, tolerance=tolerance, how=how, **decoding)
         sounds = recordings(audio) if audio else synthetic(subject.card.model.frames)
         with jax.default_matmul_precision("highest"):
             rungs = subject.climb(sounds)
@@ -89,7 +86,7 @@ def main(
                 "model": asdict(subject.card.model),
                 "clips": sounds.names,
                 "blocks": subject.blocks,
-                "method": method,
+                "method": how.method,
                 "passed": passed,
                 "rungs": [asdict(rung) for rung in rungs],
             }
@@ -98,29 +95,20 @@ def main(
 
 
 def _subject(
-    source: Path, *, facts: Facts, mask_ratio: float, decoder_heads: int | None, tolerance: float, **pruning: Any
+    source: Path, *, facts: Facts, mask_ratio: float, decoder_heads: int | None, tolerance: float, how: Several
 ) -> Subject:
-    """The model to compare. `pruning` has keep rates, blocks and method, which are a classifier's alone."""
+    """The model to compare, at reductions that are a classifier's alone."""
     container = open_source(source, key=facts.key)
     if not has_decoder(container):
-        return classifier(container, source=source, facts=facts, tolerance=tolerance, **pruning)
-    if pruning != {"keep_rates": KEEP_RATES, "blocks": (), "method": "topk"}:
-        notice("a pretrained AudioMAE prunes nothing: --keep-rates, --blocks and --method are left aside")
+        return classifier(container, source=source, facts=facts, tolerance=tolerance, how=how)
+    if how != NONE_TOLD:
+        notice("a pretrained AudioMAE prunes nothing: --method, --blocks and the amounts are left aside")
     return pretraining(container, facts=facts, mask_ratio=mask_ratio, decoder_heads=decoder_heads, tolerance=tolerance)
 
 
-def classifier(
-    container: Container,
-    *,
-    source: Path,
-    facts: Facts,
-    keep_rates: Sequence[float],
-    blocks: Sequence[int],
-    method: MethodName,
-    tolerance: float,
-) -> Subject:
+def classifier(container: Container, *, source: Path, facts: Facts, how: Several, tolerance: float) -> Subject:
     """A classifier to compare. Raises `ValueError` for one without a head, and a method that PyTorch has not."""
-    torch_methods.check(method)
+    torch_methods.check(how.method)
     checkpoint = read_torch(source, container=container, **vars(facts))
     for note in checkpoint.notes:
         notice(note)
@@ -128,34 +116,21 @@ def classifier(
         raise ValueError(
             f"{source} has no classifier ({', '.join(checkpoint.missing)}), so it has no logits to compare"
         )
-    asked = {"keep_rates": keep_rates, "blocks": blocks, "method": method, "tolerance": tolerance}
     return Subject(
         card=checkpoint.card,
         layout=checkpoint.layout,
-        blocks=tuple(blocks or default_blocks(checkpoint.card.model.depth)),
-        climb=lambda sounds: validate(checkpoint, sounds, source=container.path, **asked),
+        blocks=tuple(how.blocks or default_blocks(checkpoint.card.model.depth)),
+        climb=lambda sounds: validate(checkpoint, sounds, source=container.path, how=how, tolerance=tolerance),
     )
 
 
 def validate(
-    checkpoint: TorchCheckpoint,
-    sounds: Sounds,
-    *,
-    source: Path,
-    keep_rates: Sequence[float],
-    blocks: Sequence[int] = (),
-    method: MethodName = "topk",
-    tolerance: float = 1e-4,
+    checkpoint: TorchCheckpoint, sounds: Sounds, *, source: Path, how: Several, tolerance: float = 1e-4
 ) -> list[Rung]:
-    """Every rung for one checkpoint, in the order it is climbed.
-
-    Without `blocks`, those of 3, 6 and 9 that the model has prune. `source` is read again by `transformers` alone.
-    """
+    """Every rung for one checkpoint, in the order it is climbed. `source` is read again by `transformers` alone."""
     card = checkpoint.card
-    blocks = blocks or default_blocks(card.model.depth)
     model = to_flax(checkpoint.state, card.model)
-    # Refuses what cannot be.
-    policies = {rate: reduced(model, method, dict.fromkeys(blocks, rate)) for rate in keep_rates}
+    policies = how.policies(model, default=KEEP_RATES)  # refuses what cannot be
     reference = torch_reference.build(card.model)
     reference.load_state_dict({key: torch.tensor(value) for key, value in checkpoint.state.items()})
     mel = our_input(card, sounds)
@@ -179,18 +154,20 @@ def validate(
     rungs += [
         compare(found, ours.logits, stage=stage, keep_rate=1.0, tolerance=tolerance) for stage, found in logits.items()
     ]
-    for rate, policy in policies.items():
-        if rate == 1:
+    for amount, policy in policies.items():
+        if amount == 1:
             continue  # nothing is selected: the rungs above are it
-        if method != "topk":
+        at = {"keep_rate": amount if isinstance(amount, float) else in_words(amount), "tolerance": tolerance}
+        if how.method != "topk":
             with torch.inference_mode():
-                found = torch_methods.run(reference, torch.tensor(np.asarray(mel)), method, policy)
-            rungs.append(method_rung(found, forward(mel, policy), method=method, keep_rate=rate, tolerance=tolerance))
+                found = torch_methods.run(reference, torch.tensor(np.asarray(mel)), how.method, policy)
+            rungs.append(method_rung(found, forward(mel, policy), method=how.method, **at))
             continue
-        theirs = run_reference(reference, mel, dict.fromkeys(blocks, rate))
-        forced = forward(mel, topk(model, dict.fromkeys(blocks, rate), score=Given(ranks(theirs, card.model.patches))))
-        rungs += forced_rungs(theirs, forced, blocks=blocks, keep_rate=rate, tolerance=tolerance)
-        rungs += free_rungs(theirs, forward(mel, policy), blocks=blocks, keep_rate=rate, tolerance=tolerance)
+        rates = {block: stage.rate for block, stage in policy.stages.items()}
+        theirs = run_reference(reference, mel, rates)
+        forced = forward(mel, topk(model, rates, score=Given(ranks(theirs, card.model.patches))))
+        rungs += forced_rungs(theirs, forced, blocks=tuple(rates), **at)
+        rungs += free_rungs(theirs, forward(mel, policy), blocks=tuple(rates), **at)
     return rungs
 
 
@@ -262,7 +239,7 @@ def show(rungs: Sequence[Rung], *, layout: str, sounds: Sounds) -> None:
     rows = [
         [
             rung.stage,
-            f"{rung.keep_rate:g}",
+            rung.keep_rate if isinstance(rung.keep_rate, str) else f"{rung.keep_rate:g}",
             f"{rung.max_difference:.1e}",
             f"{rung.mean_difference:.1e}",
             f"{rung.tolerance:.1e}",
@@ -272,7 +249,17 @@ def show(rungs: Sequence[Rung], *, layout: str, sounds: Sounds) -> None:
         ]
         for rung in rungs
     ]
-    columns = ["stage", "keep rate", "max diff", "mean diff", "tolerance", "same patches", "score gap", ""]
+    rates = all(isinstance(rung.keep_rate, float) for rung in rungs)
+    columns = [
+        "stage",
+        "keep rate" if rates else "reduction",
+        "max diff",
+        "mean diff",
+        "tolerance",
+        "same patches",
+        "score gap",
+        "",
+    ]
     print_table(f"{layout}: PyTorch against JAX on {len(sounds.names)} clips", columns, rows)
 
 

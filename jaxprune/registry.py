@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -29,7 +29,10 @@ from jaxprune.reduction.scores import ClsAttention, PatchMean, PatchStd, Random,
 from jaxprune.reduction.selection import MaskedTopK, keep_count
 from jaxprune.reduction.tokens import Reduction
 
-MethodName = Literal["topk", "evit", "tome", "dynamic", "random", "grid", "loudest", "varied", "pool", "hybrid"]
+MethodName = Literal[
+    "topk", "evit", "tome", "tome-plain", "dynamic", "random", "grid", "loudest", "varied", "pool", "hybrid"
+]
+MERGING = {"tome": True, "tome-plain": False}  # ToMe, with proportional attention and without it
 LEARNED = "dynamic"  # needs the model's predictors, where the others need its geometry
 Rates = Mapping[int, float]
 Stages = dict[int, Reduction]
@@ -65,9 +68,9 @@ def reduced(
         raise ValueError("a method needs either keep rates or a saving; give one of them")
     amount = Saving(saving) if amount is None else amount
     if isinstance(amount, Merges):
-        if method != "tome":
+        if method not in MERGING:
             raise ValueError(f"r counts tokens that merge, and {method} has no r; give a keep rate or a saving")
-        return methods.tome(model, amount.r)
+        return methods.tome(model, amount.r, proportional=MERGING[method])
     if method == LEARNED:
         return _learned(model, amount)
     chosen, config = by_name(method), model.config
@@ -177,18 +180,27 @@ def _merges(config: ModelConfig, rates: tuple[tuple[int, float], ...], patches: 
     return methods.merges_for(config, _cost_of(config, rates, patches), visible=patches)
 
 
-def _merged(config: ModelConfig, rates: Rates, patches: int) -> Stages:
-    return {block: Merge(r) for block, r in enumerate(_merges(config, tuple(rates.items()), patches))}
+def _merging(*, proportional: bool) -> Method:
+    """ToMe."""
 
+    def by_block(counts: Sequence[int]) -> Stages:
+        return {block: Merge(r, proportional) for block, r in enumerate(counts)}
 
-def _merged_between(config: ModelConfig, rates: Rates, ends: tuple[Rates, Rates], patches: int) -> Stages:
-    own, most, least = (_merges(config, tuple(one.items()), patches) for one in (rates, *ends))
-    stages, capacity = {}, patches
-    for block in range(config.depth):
-        high = min(most[block], capacity // 2)
-        capacity -= min(least[block], capacity // 2)
-        stages[block] = MaskedMerge(jnp.int32(own[block]), high, capacity)
-    return stages
+    def between(config: ModelConfig, rates: Rates, ends: tuple[Rates, Rates], patches: int) -> Stages:
+        own, most, least = (_merges(config, tuple(one.items()), patches) for one in (rates, *ends))
+        stages, capacity = {}, patches
+        for block in range(config.depth):
+            high = min(most[block], capacity // 2)
+            capacity -= min(least[block], capacity // 2)
+            stages[block] = MaskedMerge(jnp.int32(own[block]), high, capacity, proportional)
+        return stages
+
+    return Method(
+        score=_own,
+        exact=lambda config, rates, patches: by_block(_merges(config, tuple(rates.items()), patches)),
+        between=between,
+        for_saving=_everywhere(lambda config, saving: by_block(methods.merges_for(config, saving))),
+    )
 
 
 def _pooled(config: ModelConfig, rates: Rates, patches: int) -> Stages:
@@ -247,14 +259,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             between=_fused_between,
             for_saving=_for_saving(_fused),
         ),
-        "tome": Method(
-            score=_own,
-            exact=_merged,
-            between=_merged_between,
-            for_saving=_everywhere(
-                lambda config, saving: {block: Merge(r) for block, r in enumerate(methods.merges_for(config, saving))}
-            ),
-        ),
+        **{name: _merging(proportional=proportional) for name, proportional in MERGING.items()},
         "random": _ranked(lambda config, draw: Random(jax.random.key(draw))),
         "grid": _ranked(lambda config, draw: methods.lattice(config)),
         "loudest": _ranked(lambda config, draw: PatchMean()),

@@ -6,6 +6,7 @@ import pytest
 from helpers import small
 
 import jaxprune
+from jaxprune.amounts import Merges, Saving
 from jaxprune.config import ModelConfig
 from jaxprune.models import abstract
 from jaxprune.reduction.merging import schedule
@@ -29,11 +30,21 @@ def test_every_method_is_found_by_the_cost_that_it_saves(family, method, saving)
     assert saved(model, reduced(model, method, saving=saving)) == pytest.approx(saving, abs=0.01)
 
 
-@pytest.mark.parametrize("method", ["tome", "pool"])
+@pytest.mark.parametrize("method", ["tome", "tome-plain", "pool"])
 @pytest.mark.parametrize("rate", [1.0, 0.9, 0.7, 0.5])
 def test_methods_without_a_keep_rate_cost_as_much_as_top_k_at_it(method, rate):
     as_top_k = saved(MODEL, jaxprune.topk(MODEL, rate))
     assert saved(MODEL, reduced(MODEL, method, rate)) == pytest.approx(as_top_k, abs=0.01)
+
+
+def test_merging_without_proportional_attention_has_a_name():
+    for amount, asked in ((Merges(2), {"r": 2}), (Saving(0.3), {"saving": 0.3})):
+        named, plain = reduced(MODEL, "tome-plain", amount), jaxprune.tome(MODEL, **asked, proportional=False)
+        assert (
+            jax.tree.structure(named) == jax.tree.structure(plain) != jax.tree.structure(jaxprune.tome(MODEL, **asked))
+        )
+    shared = stages_at(0.7, Prune(method="tome-plain", keep_rate=0.5, shrink_epochs=1), config=MODEL.config, patches=64)
+    assert not any(merge.proportional for merge in shared.values())
 
 
 def test_a_saving_is_spread_evenly_over_the_blocks():

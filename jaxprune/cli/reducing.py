@@ -23,7 +23,8 @@ class _Method:
     """The options of both."""
 
     method: MethodName = "topk"
-    """the way to reduce tokens; tome, pool and hybrid cost as much as topk does at a keep rate."""
+    """the way to reduce tokens; tome, pool and hybrid cost as much as topk does at a keep rate. tome-plain is tome
+    without proportional attention."""
     blocks: tuple[int, ...] = ()
     """the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given."""
 

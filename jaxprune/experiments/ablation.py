@@ -29,11 +29,11 @@ from jaxprune.models import Classifier, topk
 from jaxprune.reduction.policy import Policy, stage_rates, top_k_stages
 from jaxprune.reduction.scores import Opposite, PatchMean, PatchStd, RandomByClip, Score
 from jaxprune.reduction.selection import MaskedTopK, TopK, Within
-from jaxprune.registry import rates_for, reduced
+from jaxprune.registry import MERGING, rates_for, reduced
 
 ScoreName = Literal["attention", "mean", "std", "lowest-attention", "lowest-mean", "lowest-std", "random"]
 # Than the scores' top-k; random, loudest and varied are scores here.
-OtherMethod = Literal["evit", "tome", "dynamic", "grid", "pool", "hybrid"]
+OtherMethod = Literal["evit", "tome", "tome-plain", "dynamic", "grid", "pool", "hybrid"]
 SCORES: Mapping[str, Callable[[Classifier], Score]] = {
     "attention": lambda model: model.score,
     "mean": lambda model: PatchMean(),
@@ -42,7 +42,7 @@ SCORES: Mapping[str, Callable[[Classifier], Score]] = {
     "lowest-mean": lambda model: Opposite(PatchMean()),
     "lowest-std": lambda model: Opposite(PatchStd()),
 }
-CHOOSING = ("tome", "pool")  # their blocks for a saving
+CHOOSING = (*MERGING, "pool")  # their blocks for a saving
 RANDOM, RANGE, AS_MANY, UNPRUNED = "random", "range", "as many at random", "unpruned"
 
 

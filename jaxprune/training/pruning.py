@@ -31,8 +31,8 @@ class Draw:
 class Prune:
     """The share of patches kept, and the way there."""
 
-    # The way to reduce tokens. tome and pool have no keep rate: they cost as much as topk does at it. dynamic trains
-    # predictors with the model (DynamicViT).
+    # The way to reduce tokens. tome and pool have no keep rate: they cost as much as topk does at it. tome-plain is
+    # tome without proportional attention. dynamic trains predictors with the model (DynamicViT).
     method: MethodName = "topk"
     # Target: the keep rate of each pruning block after the shrinking; 1 trains without pruning.
     keep_rate: float = 0.7

@@ -123,7 +123,7 @@ def test_validate_climbs_through_the_decoder_and_finds_a_changed_tensor(official
     assert validate(official, *asked) == 1
     said = capsys.readouterr()
     assert "DOES NOT AGREE" in said.out
-    assert "--keep-rates, --blocks and --method are left aside" in said.err
+    assert "--method, --blocks and the amounts are left aside" in said.err
     stages = {rung["stage"]: rung["passed"] for rung in json.loads((tmp_path / "proof.json").read_text())["rungs"]}
     failed = [stage for stage, passed in stages.items() if not passed]
     assert failed[:2] == ["decoder block 1", "prediction"]

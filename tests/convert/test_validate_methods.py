@@ -1,6 +1,7 @@
 """Validation of other methods than top-k: PyTorch's statement of each agrees with ours, and another choice does not."""
 
 import functools
+import json
 import sys
 
 import jax
@@ -20,7 +21,7 @@ from jaxprune.registry import LEARNED, reduced
 
 MEL = random_mel(small("ast"), clips=3)
 RATES = {1: 0.6, 3: 0.5}
-METHODS = ("topk", "evit", "tome", "hybrid", "pool", "grid", "loudest", "varied", LEARNED)
+METHODS = ("topk", "evit", "tome", "tome-plain", "hybrid", "pool", "grid", "loudest", "varied", LEARNED)
 
 
 @functools.cache
@@ -58,6 +59,11 @@ def test_another_choice_does_not_pass(one, other):
     assert found.remark == "3 clips chose otherwise"
 
 
+def test_proportional_attention_is_another_method():
+    found = rung("audiomae", "tome", ours="tome-plain")
+    assert not found.passed
+
+
 def test_the_order_of_tokens_does_not_matter():
     groups = np.array([[0, 1, 0, -1, 2]])
     assert lowest_members(groups).tolist() == lowest_members(np.where(groups < 0, -1, 2 - groups)).tolist()
@@ -74,3 +80,31 @@ def test_the_command_takes_a_method(tmp_path, monkeypatch, capsys, method, code,
     told = capsys.readouterr()
     assert (stopped.value.code or 0) == code
     assert said in told.out + told.err
+
+
+@pytest.mark.parametrize(
+    ("options", "rungs"),
+    [
+        (("--method", "tome-plain", "--savings", "0.2", "--r", "3"), ("saving 0.2", "r 3")),
+        (("--method", "evit", "--keep-rates", "0.6", "--savings", "0.2", "--blocks", "1", "3"),
+         (0.6, "saving 0.2 at blocks 1 3")),
+        (("--savings", "0.2", "--blocks", "1"), ("saving 0.2 at blocks 1",)),
+    ],
+)  # fmt: skip
+def test_the_command_takes_savings_and_r_as_well_as_keep_rates(tmp_path, capsys, options, rungs):
+    write_ast_official(tmp_path / "model.pth", small("ast", width=24, depth=4, classes=3), seed=1)
+    asked = [str(tmp_path / "model.pth"), "--num-heads", "3", "--out", str(tmp_path / "proof.json"), *options]
+    with pytest.raises(SystemExit, match="0"):
+        run(validate.main, arguments=asked)
+    told = capsys.readouterr().out
+    assert "reduction" in told
+    found = [rung["keep_rate"] for rung in json.loads((tmp_path / "proof.json").read_text())["rungs"]]
+    assert tuple(dict.fromkeys(rate for rate in found if rate != 1)) == rungs
+    assert all(amount in told for amount in rungs if isinstance(amount, str))
+
+
+def test_an_amount_that_the_method_has_not_is_refused(tmp_path, capsys):
+    write_ast_official(tmp_path / "model.pth", small("ast", width=24, depth=4, classes=3), seed=1)
+    with pytest.raises(SystemExit, match="2"):
+        run(validate.main, arguments=[str(tmp_path / "model.pth"), "--num-heads", "3", "--method", "evit", "--r", "3"])
+    assert "r counts tokens that merge, and evit has no r" in capsys.readouterr().err
