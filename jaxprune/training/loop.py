@@ -76,10 +76,10 @@ class Training:
         save_every: int | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[Step | Evaluation]:
-        """Trains from the present state to the end of the recipe, yielding each update and each epoch's evaluation.
+        """Trains from the present state to the end of the recipe, yielding each update and each evaluation.
 
         `batches` stand where the state does. `stop()` is asked after each update; if it is true, training leaves.
-        `save(step, evaluation)` is called after each epoch, every `save_every` steps, and before leaving. All updates
+        `save(step, evaluation)` is called after each evaluation, every `save_every` steps, and before leaving. All updates
         until then have been yielded and were finite. An update is yielded while the next one runs. Raises `NotFinite`
         with the clips whose loss is not finite, before anything of it is saved. It names all clips of the batch if only
         the gradient is not finite.
@@ -96,11 +96,11 @@ class Training:
                 yield self._finish(running, batches, clock=clock)
             running = _Running(step, plan, indices=batch.indices, measured=measured, compiled=compiled, wait=wait)
             done, stopping = step + 1, stop()
-            epoch_ends = done % self.steps_per_epoch == 0
-            if epoch_ends or stopping or (save_every and done % save_every == 0):
+            due = done % (self.recipe.loop.evaluate_every * self.steps_per_epoch) == 0 or done == self.total_steps
+            if due or stopping or (save_every and done % save_every == 0):
                 yield self._finish(running, batches, clock=clock)
                 running = None
-                evaluation = evaluate() if epoch_ends and evaluate is not None else None
+                evaluation = evaluate() if due and evaluate is not None else None
                 if evaluation is not None:
                     yield evaluation
                 if save is not None:

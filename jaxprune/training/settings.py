@@ -109,9 +109,11 @@ class Passes:
     seeds: tuple[int, ...] = (0,)
     # Decay of the running average of the weights, which is evaluated, chosen and saved in their place; 0: none.
     ema: float = 0.0
+    # Epochs from one evaluation and checkpoint to the next; the last epoch has both in any case.
+    evaluate_every: int = 1
 
     def __post_init__(self):
-        for name in ("epochs", "batch", "accumulate"):
+        for name in ("epochs", "batch", "accumulate", "evaluate_every"):
             whole_number(name, getattr(self, name), least=1)
         if self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} cannot be split into {self.accumulate} equal parts")
