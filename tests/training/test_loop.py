@@ -235,27 +235,42 @@ def evaluated(trained: Training, dataset: Dataset) -> list[float]:
     return [found.loss, found.score]
 
 
+def nothing_right(trained: Training) -> Evaluation:
+    """An evaluation of the present step that costs nothing."""
+    return Evaluation(
+        step=int(trained.state.step), keep_rate=0.5, clips=1, loss=0.0, top1=0.0, top5=0.0,
+        mean_average_precision=None, auc=None, d_prime=None, metric="accuracy", score=0.0,
+    )  # fmt: skip
+
+
 def test_epochs_end_with_an_evaluation_and_a_save(dataset, run):
-    made = recipe()
     trained, saved = run.rewound.training(), []
     trained.put(trained.state.replace(step=jax.numpy.int32(4 * STEPS)))
-
-    def evaluate():
-        return Evaluation(
-            step=int(trained.state.step), keep_rate=0.5, clips=1, loss=0.0, top1=0.0, top5=0.0,
-            mean_average_precision=None, auc=None, d_prime=None, metric="accuracy", score=0.0,
-        )  # fmt: skip
-
-    with batches(dataset, made) as loader:
+    with batches(dataset, recipe()) as loader:
         events = [
             (type(event), event.step)
             for event in trained.fit(
-                loader, evaluate=evaluate, save=lambda done, found: saved.append((done, found and found.step)),
-                save_every=3,
+                loader, evaluate=lambda: nothing_right(trained), save_every=3,
+                save=lambda done, found: saved.append((done, found and found.step)),
             )
         ]  # fmt: skip
     assert saved == [(9, None), (10, 10), (12, 12)]
     assert events == [(Step, 8), (Step, 9), (Evaluation, 10), (Step, 10), (Step, 11), (Evaluation, 12)]
+
+
+@pytest.mark.parametrize(("every", "due"), [(2, [8, 12]), (5, [10, 12])])
+def test_evaluations_come_every_few_epochs_and_at_the_end(dataset, run, every, due):
+    trained, saved = run.rewound.training(), []
+    trained.recipe = dataclasses.replace(
+        trained.recipe, loop=dataclasses.replace(trained.recipe.loop, evaluate_every=every)
+    )
+    trained.put(trained.state.replace(step=jax.numpy.int32(2 * STEPS)))
+    with batches(dataset, recipe()) as loader:
+        events = list(
+            trained.fit(loader, evaluate=lambda: nothing_right(trained), save=lambda done, found: saved.append(done))
+        )
+    assert saved == due
+    assert [event.step for event in events if isinstance(event, Evaluation)] == due
 
 
 def test_a_loss_that_is_not_finite_names_its_clips_and_saves_nothing(dataset, run):
