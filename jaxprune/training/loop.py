@@ -79,10 +79,10 @@ class Training:
         """Trains from the present state to the end of the recipe, yielding each update and each evaluation.
 
         `batches` stand where the state does. `stop()` is asked after each update; if it is true, training leaves.
-        `save(step, evaluation)` is called after each evaluation, every `save_every` steps, and before leaving. All updates
-        until then have been yielded and were finite. An update is yielded while the next one runs. Raises `NotFinite`
-        with the clips whose loss is not finite, before anything of it is saved. It names all clips of the batch if only
-        the gradient is not finite.
+        `save(step, evaluation)` is called after each evaluation, every `save_every` steps, and before leaving. All
+        updates until then have been yielded and were finite. An update is yielded while the next one runs. Raises
+        `NotFinite` with the clips whose loss is not finite, before anything of it is saved. It names all clips of the
+        batch if only the gradient is not finite.
         """
         clock, waited = _Clock(), batches.waited
         running = None

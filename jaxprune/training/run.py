@@ -51,7 +51,7 @@ class Options:
 
     # Clips evaluated together; 0: as many as are trained on together.
     eval_batch: int = 0
-    # Steps between checkpoints within an epoch; 0: only after each epoch.
+    # Steps between checkpoints; 0: only with each evaluation.
     save_every: int = 0
     # Latest checkpoints to keep, beside the best, until the run is finished.
     keep: int = 2
@@ -111,7 +111,7 @@ class Run(abc.ABC):
 
     @property
     def selects_on(self) -> Split | None:
-        """The split evaluated after each epoch."""
+        """The split that is evaluated while training."""
         sizes = self.dataset.sizes()
         return next((split for split in ("validation", "test") if split in sizes), None)
 
