@@ -10,7 +10,8 @@ steps, augmentation and learning rate.
 
 The same command goes on where it was cut off, and one with more methods adds them. `results.json` has a row for each
 model, method, saving and split, with intervals over clips and over speakers (`scripts.studies.pieces`). There is a
-picture a task: accuracy of the test clips over multiply-accumulates.
+picture a task: accuracy of the test clips over multiply-accumulates. And there is one a model, untuned and tuned, of
+the patches that each method keeps, fuses or merges in one test clip.
 """
 
 import dataclasses
@@ -24,17 +25,20 @@ from jaxtyping import Bool
 
 from jaxprune import checkpoint
 from jaxprune.amounts import Saving
+from jaxprune.audio import Clip
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import read
 from jaxprune.cost import macs
 from jaxprune.data.records import Dataset
 from jaxprune.files import write_json
+from jaxprune.inference import Result, classify_clips
 from jaxprune.json_files import read_json
 from jaxprune.learned import rate_for_saving
 from jaxprune.models import Classifier, topk
 from jaxprune.parallel.processes import StopOnSignal
+from jaxprune.plots.clips import retained_patches
 from jaxprune.plots.comparison import Curve, comparison
-from jaxprune.reduction.policy import Policy, default_blocks
+from jaxprune.reduction.policy import DEFAULT_BLOCKS, Policy, default_blocks
 from jaxprune.registry import LEARNED, MethodName, rates_for, reduced
 from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.learning import Distill
@@ -43,7 +47,7 @@ from jaxprune.training.settings import Prune, Recipe
 from jaxprune.training.start import Sources
 from scripts.studies.pieces import STOPPED, Run, correct, done, ends, located, of_columns, second_stage, speakers
 
-METHODS = ("topk", "evit", "tome", "hybrid", "pool", "random", "grid", "loudest", "varied", "dynamic")
+METHODS = ("topk", "evit", "tome", "tome-plain", "hybrid", "pool", "random", "grid", "loudest", "varied", "dynamic")
 SAVINGS = (0.0, 0.15, 0.3, 0.45, 0.6)
 SPLITS = ("validation", "test")
 UNTUNED = "untuned"
@@ -87,7 +91,7 @@ def main(
         methods: the ways to reduce tokens.
         savings: shares of the multiply-accumulates to save; 0 is always measured.
         epochs: of tuning.
-        learned_saving: the saving that learned pruning is tuned for.
+        learned_saving: the saving that learned pruning is tuned for, and at which regions are drawn.
         tune: without it the untuned models alone are measured.
         seed: of order, augmentation and what is drawn.
     """
@@ -106,6 +110,7 @@ def main(
                     return STOPPED
                 measure(study, method, study.place / method / MODEL, [(method, saving) for saving in savings])
                 trained.append(method)
+            regions(study, trained, methods, saving=learned_saving)
             found = table(study, trained)
             print_rows(found, title=f"{study.name}, test clips")
             rows += found
@@ -286,6 +291,38 @@ def draw(rows: Sequence[dict[str, Any]], out: Path) -> None:
         ]
         paths = comparison(drawn, title=f"{task}: test clips", path=out / f"{task}.png")
         cli.notice(f"wrote {', '.join(map(str, paths))}")
+
+
+def regions(study: Study, trained: Sequence[str], methods: Sequence[MethodName], *, saving: float) -> None:
+    """Draws the patches of the first test clip that each method leaves at a saving: in the untuned model, and in each
+    method's own."""
+    start = study.start / MODEL
+    untuned = {method: start for method in methods if method != LEARNED}
+    tuned = {method: study.place / method / MODEL for method in methods if method in trained}
+    for name, models in ((UNTUNED, untuned), ("tuned", tuned)):
+        results = [left_in_a_clip(study, method, saving, directory=place) for method, place in models.items()]
+        if results:
+            path = study.place.parent / f"regions-{study.name}-{name}.png"
+            paths = retained_patches(results, checkpoint.load_card(start).model, path=path)
+            cli.notice(f"wrote {', '.join(map(str, paths))}")
+
+
+def left_in_a_clip(study: Study, method: MethodName, saving: float, *, directory: Path) -> Result:
+    """The model's result on the first test clip, named after the method."""
+    record = study.dataset.clips("test")[0]
+    model, card = checkpoint.load(directory), checkpoint.load_card(directory)
+    clip = Clip(path=Path(record.path), waveform=record.load())
+    found = classify_clips([clip], model, card=card, keep_rate=Saving(saving), method=method, top=1, batch=1, mels=1)
+    result = found.results[0]
+    truth = tuple(study.dataset.labels[label] for label in record.labels)
+    return dataclasses.replace(result, path=Path(method), truth=truth, **_at_few_blocks(result))
+
+
+def _at_few_blocks(result: Result) -> dict[str, Any]:
+    """The patches and groups after blocks 3, 6 and 9 of a method that acts in more blocks than it has room for."""
+    blocks = set(result.kept) if len(result.kept) <= len(DEFAULT_BLOCKS) else set(DEFAULT_BLOCKS)
+    every = {"kept": result.kept, "groups": result.groups}
+    return {name: {block: of[block] for block in of if block in blocks} for name, of in every.items()}
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def test_every_method_is_measured_untuned_and_tuned_at_every_saving(run, asked, 
     assert prune["dynamic"]["method"] == "dynamic"
     assert "arabicwords.png" in capsys.readouterr().err
     assert (asked["out"] / "arabicwords.svg").stat().st_size > 10_000
+    for trained in ("untuned", "tuned"):
+        assert (asked["out"] / f"regions-ast-words-5-{trained}.png").stat().st_size > 10_000
 
     # The same again measures nothing and trains nothing; the result is the same.
     monkeypatch.setattr(pieces, "finetune", lambda *_, **__: pytest.fail("it was trained again"))
