@@ -9,6 +9,7 @@ import functools
 import io
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -37,12 +38,16 @@ def parsed(
     """
     deferred = functools.wraps(main)(lambda *given, **options: functools.partial(main, *given, **options))
     read = functools.partial(tyro.cli, deferred, prog=program, args=arguments)
+    told = io.StringIO()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return read()
+        with contextlib.redirect_stderr(told):
+            call = read()
     except SystemExit as left:
         if left.code != 2:
             raise
+    else:
+        sys.stderr.write(told.getvalue())  # warnings
+        return call
     with _wide(), contextlib.redirect_stderr(io.StringIO()) as box, contextlib.suppress(SystemExit):
         read()
     raise ValueError(sentence(box.getvalue()))

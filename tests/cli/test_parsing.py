@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import sys
+import warnings
 
 import pytest
 
@@ -88,6 +89,22 @@ def test_a_call_is_made_of_the_options_once_it_is_asked_for():
     assert calls == []
     assert asked() == 7
     assert calls == [("a", 1.0, 3)]
+
+
+def test_warnings_on_the_way_are_told(capsys):
+    @dataclasses.dataclass
+    class Old:
+        amount: float = 0.5
+
+        def __post_init__(self):
+            warnings.warn("it is old", stacklevel=1)
+
+    def study(part: Old) -> None:
+        pass
+
+    with pytest.raises(SystemExit, match="0"):
+        run(study, arguments=["--part.amount", "1"])
+    assert "note: it is old" in capsys.readouterr().err
 
 
 def test_what_the_function_raises_is_its_own(capsys):
