@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -49,10 +50,7 @@ def comparison_figure(curves: Sequence[Curve], *, title: str, metric: str = "top
         raise ValueError("there are no curves to draw")
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     names = list(dict.fromkeys(curve.name for curve in curves))
-    looks = {
-        name: {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
-        for i, name in enumerate(names)
-    }
+    looks = {name: _look(i) for i, name in enumerate(names)}
     wide = min(2, len(panels))
     rows = -(-len(panels) // wide)
     figure = Figure(figsize=(5.2 * wide, 4.0 * rows + 0.8), layout="constrained")
@@ -72,7 +70,13 @@ def comparison_figure(curves: Sequence[Curve], *, title: str, metric: str = "top
     return figure
 
 
-def _draw(axis: Axes, curves: Sequence[Curve], *, looks: dict[str, dict]) -> None:
+def _look(i: int) -> dict[str, Any]:
+    """Colour and marker of the i-th method; dotted and hollow once all colours are used."""
+    look = {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
+    return look if i < len(SERIES) else look | {"linestyle": ":", "markerfacecolor": "white"}
+
+
+def _draw(axis: Axes, curves: Sequence[Curve], *, looks: dict[str, dict[str, Any]]) -> None:
     cost, quality = (np.concatenate([getattr(curve, name) for curve in curves]) for name in ("gmacs", "quality"))
     best = pareto(cost, quality)
     order = np.argsort(cost[best])

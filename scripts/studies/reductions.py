@@ -47,7 +47,7 @@ from jaxprune.training.settings import Prune, Recipe
 from jaxprune.training.start import Sources
 from scripts.studies.pieces import STOPPED, Run, correct, done, ends, located, of_columns, second_stage, speakers
 
-METHODS = ("topk", "evit", "tome", "tome-plain", "hybrid", "pool", "random", "grid", "loudest", "varied", "dynamic")
+METHODS = ("topk", "evit", "tome", "tome-plain", "hybrid", "dynamic", "pool", "random", "grid", "loudest", "varied")
 SAVINGS = (0.0, 0.15, 0.3, 0.45, 0.6)
 SPLITS = ("validation", "test")
 UNTUNED = "untuned"
@@ -279,6 +279,10 @@ def draw(rows: Sequence[dict[str, Any]], out: Path) -> None:
             if row["task"] == task and row["split"] == "test":
                 panel = f"{row['model']}, {'tuned' if row['tuned'] else UNTUNED}"
                 curves.setdefault((panel, row["method"]), []).append(row)
+        for found in curves.values():
+            if not any(row["asked"] == 0 for row in found):  # of the untuned model, measured once for all methods
+                found += [row for row in curves[f"{found[0]['model']}, {UNTUNED}", REFERENCE] if row["asked"] == 0]
+            found.sort(key=lambda row: row["gmacs"])
         drawn = [
             Curve(
                 panel=panel,
