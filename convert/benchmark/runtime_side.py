@@ -57,13 +57,13 @@ class Exported:
         self.folder = tempfile.TemporaryDirectory()
         self.mel, self.calls = job.mel(), {}
         PACKAGES[self.variant.runtime]()
-        self.memory_before = machine.resident_bytes()
 
     def prepare(self, keep_rate: float) -> dict[str, Any]:
         path = Path(self.folder.name, f"{keep_rate:g}.onnx")
         order = dataclasses.asdict(self.job) | {"min_seconds": 0.0}
         what = json.dumps([order, keep_rate, self.variant.precision == "int8", str(path)])
         subprocess.run([sys.executable, "-m", f"{__package__}.exported", what], check=True, stdout=sys.stderr)
+        self.memory_before = machine.resident_bytes()  # each file brings its own weights
         began = time.perf_counter()
         run = self.opens(path, precision=self.variant.precision, threads=len(self.job.cores))
         seconds = time.perf_counter() - began

@@ -46,8 +46,11 @@ DataSource = Annotated[
 ]
 RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # that a model is measured at
 DType = Literal["float32", "bfloat16"]
-# Measured on a Zen 4; `jaxprune benchmark --dtype float32 bfloat16` measures it here.
-SLOWER = "on CPUs JAX gains little or nothing by bfloat16 and is slower at batch 1; OpenVINO's bfloat16 is faster"
+SLOWER = (
+    "this CPU is not known to multiply in bfloat16, so bfloat16 may be slower here than float32; "
+    "jaxprune benchmark --dtype float32 bfloat16 measures it"
+)
+MULTIPLIES_BFLOAT16 = "avx512_bf16"  # the flag of the CPUs that gained by it where it was measured
 # Commands with a data set take the options of either side of it, before it or after.
 with_data = tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
 
@@ -116,9 +119,17 @@ def read(data: Any) -> Dataset:
 
 
 def tell_if_slower(dtype: str) -> None:
-    """Says so where bfloat16 was chosen and JAX computes on a CPU."""
-    if dtype == "bfloat16" and jax.default_backend() == "cpu":
+    """Says so where bfloat16 was chosen and JAX computes on a CPU that may lose by it."""
+    if dtype == "bfloat16" and jax.default_backend() == "cpu" and MULTIPLIES_BFLOAT16 not in cpu_flags():
         cli.notice(SLOWER)
+
+
+def cpu_flags(facts: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """The flags of the CPU's abilities, as Linux tells them; none elsewhere."""
+    if not facts.exists():
+        return []
+    lines = facts.read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
 
 
 def source(data: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import pytest
 from helpers import TESTS
 
 from jaxprune.cli.main import main
-from jaxprune.cli.options import OnDataset, check_file, check_folder, left_out
+from jaxprune.cli import options
+from jaxprune.cli.options import OnDataset, check_file, check_folder, cpu_flags, left_out, tell_if_slower
 from jaxprune.data.published import Manifest
 
 ON_DATASET = ("evaluate", "extract", "ablate", "sweep")
@@ -62,3 +63,18 @@ def test_clips_left_out_are_counted_and_the_first_reasons_given():
     (sentence,) = left_out([f"{i}.wav: is silent" for i in range(100)])
     assert sentence.startswith("100 clips could not be used: 0.wav: is silent")
     assert len(sentence) < 500
+
+
+@pytest.mark.parametrize(("dtype", "flags", "told"), [
+    ("bfloat16", "fpu avx512f", True), ("bfloat16", "fpu avx512_bf16", False), ("float32", "fpu", False),
+])
+def test_bfloat16_is_remarked_on_where_it_may_be_slower(capsys, monkeypatch, tmp_path, dtype, flags, told):
+    facts = tmp_path / "cpuinfo"
+    facts.write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(options, "cpu_flags", lambda: cpu_flags(facts))
+    tell_if_slower(dtype)
+    assert ("bfloat16 may be slower here than float32" in capsys.readouterr().err) == told
+
+
+def test_a_machine_that_tells_no_flags_has_none(tmp_path):
+    assert cpu_flags(tmp_path / "nothing") == []
