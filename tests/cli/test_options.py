@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from helpers import TESTS
 
-from jaxprune.cli.main import main
 from jaxprune.cli import options
+from jaxprune.cli.main import main
 from jaxprune.cli.options import OnDataset, check_file, check_folder, cpu_flags, left_out, tell_if_slower
 from jaxprune.data.published import Manifest
 
@@ -65,9 +65,10 @@ def test_clips_left_out_are_counted_and_the_first_reasons_given():
     assert len(sentence) < 500
 
 
-@pytest.mark.parametrize(("dtype", "flags", "told"), [
-    ("bfloat16", "fpu avx512f", True), ("bfloat16", "fpu avx512_bf16", False), ("float32", "fpu", False),
-])
+@pytest.mark.parametrize(
+    ("dtype", "flags", "told"),
+    [("bfloat16", "fpu avx512f", True), ("bfloat16", "fpu avx512_bf16", False), ("float32", "fpu", False)],
+)
 def test_bfloat16_is_remarked_on_where_it_may_be_slower(capsys, monkeypatch, tmp_path, dtype, flags, told):
     facts = tmp_path / "cpuinfo"
     facts.write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
