@@ -29,34 +29,43 @@ class Curve:
 
 
 def comparison(
-    curves: Sequence[Curve], *, title: str, path: str | os.PathLike[str], metric: str = "top1"
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    path: str | os.PathLike[str],
+    metric: str = "top1",
+    order: Sequence[str] = (),
 ) -> list[Path]:
     """Draws the curves as a PNG and an SVG file beside each other, and returns the files.
 
     The dashed line joins the points of a panel that no other beats. Bars are intervals. A method looks alike in all
-    panels. Raises `ValueError` without curves, and for another suffix than .png, .svg and .pdf.
+    panels. The legend begins with the methods of `order`. Panels below each other share their scale. Raises
+    `ValueError` without curves, and for another suffix than .png, .svg and .pdf.
     """
     path = picture_path(path)
-    figure = comparison_figure(curves, title=title, metric=metric)
+    figure = comparison_figure(curves, title=title, metric=metric, order=order)
     paths = list(dict.fromkeys((path, path.with_suffix(".png"), path.with_suffix(".svg"))))
     for name in paths:
         save(figure, name)
     return paths
 
 
-def comparison_figure(curves: Sequence[Curve], *, title: str, metric: str = "top1") -> Figure:
+def comparison_figure(
+    curves: Sequence[Curve], *, title: str, metric: str = "top1", order: Sequence[str] = ()
+) -> Figure:
     """The figure of `comparison`."""
     if not curves:
         raise ValueError("there are no curves to draw")
     panels = list(dict.fromkeys(curve.panel for curve in curves))
-    names = list(dict.fromkeys(curve.name for curve in curves))
+    used = {curve.name: None for curve in curves}
+    names = [*(name for name in order if name in used), *(name for name in used if name not in order)]
     looks = {name: _look(i) for i, name in enumerate(names)}
     wide = min(2, len(panels))
     rows = -(-len(panels) // wide)
     figure = Figure(figsize=(5.2 * wide, 4.0 * rows + 0.8), layout="constrained")
     heading = figure.suptitle(title, fontsize=10, x=0.01, ha="left", fontweight="bold")
     heading.set_parse_math(False)
-    axes = figure.subplots(rows, wide, sharey=True, squeeze=False).ravel()
+    axes = figure.subplots(rows, wide, sharey="col", squeeze=False).ravel()
     for axis, panel in zip(axes, panels, strict=False):
         _draw(axis, [curve for curve in curves if curve.panel == panel], looks=looks)
         axis.set_title(panel, fontsize=9)

@@ -293,7 +293,7 @@ def draw(rows: Sequence[dict[str, Any]], out: Path) -> None:
             )
             for (panel, method), found in curves.items()
         ]
-        paths = comparison(drawn, title=f"{task}: test clips", path=out / f"{task}.png")
+        paths = comparison(drawn, title=f"{task}: test clips", path=out / f"{task}.png", order=METHODS)
         cli.notice(f"wrote {', '.join(map(str, paths))}")
 
 

@@ -24,6 +24,11 @@ def test_eleven_methods_look_different_and_alike_in_every_panel():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*NAMES, "not beaten"]
 
 
+def test_the_legend_follows_an_order_that_is_given():
+    figure = comparison_figure([curve("b"), curve("c"), curve("a")], title="x", order=("a", "b", "z"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c", "not beaten"]
+
+
 def test_points_that_another_beats_are_not_joined():
     beaten = Curve(panel="a", name="worse", gmacs=(0.7,), quality=(0.6,), intervals=((0.5, 0.7),))
     (axis,) = comparison_figure([curve("better"), beaten], title="x").axes
