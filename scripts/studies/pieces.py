@@ -23,6 +23,7 @@ from jaxprune.models import Classifier
 from jaxprune.parallel.processes import StopOnSignal
 from jaxprune.reduction.policy import Policy
 from jaxprune.training.finetune import finetune
+from jaxprune.training.learning import Cosine
 from jaxprune.training.run_directory import MODEL, RESULT
 from jaxprune.training.settings import Recipe
 from jaxprune.training.start import AnyRecipe
@@ -48,13 +49,18 @@ def located(made: AnyRecipe, root: Path) -> AnyRecipe:
 def second_stage(first: Recipe, *, epochs: int) -> Recipe:
     """The recipe of a tuning that follows training without pruning: shorter, at half the learning rate.
 
-    Without masks of the spectrogram: they would stop where the keep rate falls, and go on where it is 1 or drawn.
+    Without masks of the spectrogram: they would stop where the keep rate falls, and go on where it is 1 or drawn. It
+    warms up for two epochs at most, and evaluates four times at least.
     """
+    schedule, every = first.schedule, min(first.loop.evaluate_every, max(1, epochs // 4))
+    if isinstance(schedule, Cosine):
+        schedule = dataclasses.replace(schedule, warmup_epochs=min(2, schedule.warmup_epochs))
     return dataclasses.replace(
         first,
         augment=dataclasses.replace(first.augment, time_mask=0, freq_mask=0),
         optimizer=dataclasses.replace(first.optimizer, base_lr=first.optimizer.base_lr / 2),
-        loop=dataclasses.replace(first.loop, epochs=epochs),
+        schedule=schedule,
+        loop=dataclasses.replace(first.loop, epochs=epochs, evaluate_every=every),
     )
 
 

@@ -57,6 +57,8 @@ def recipe(*, root: Path, start: Path, **changes) -> PretrainingRecipe:
         "start": dataclasses.replace(made.start, checkpoint=str(start)),
         "data": dataclasses.replace(made.data, dataset="tones", root=str(root), frames=FRAMES, mean=-6.0, std=4.0),
         "mask": RandomMask(ratio=0.5),
+        "decoder": dataclasses.replace(made.decoder, width=48),
+        "augment": dataclasses.replace(made.augment, speed=(1.0, 1.0)),
         "schedule": dataclasses.replace(made.schedule, warmup_epochs=1.0),
         "loop": dataclasses.replace(made.loop, epochs=3, batch=8),
     }
@@ -66,7 +68,8 @@ def recipe(*, root: Path, start: Path, **changes) -> PretrainingRecipe:
 def options(*, root: Path, start: Path, out: Path) -> list[str]:
     """The same on the command line, with seed 7."""
     return f"""audiomae-arabic-words-pretrain --data.dataset tones --data.root {root} --data.frames {FRAMES}
-    --data.mean -6 --data.std 4 --start.checkpoint {start} --mask.ratio 0.5 --schedule.warmup-epochs 1
+    --data.mean -6 --data.std 4 --start.checkpoint {start} --mask.ratio 0.5 --decoder.width 48
+    --augment.speed 1 1 --schedule.warmup-epochs 1
     --loop.epochs 3 --loop.batch 8 --seed 7 --out {out}""".split()
 
 
