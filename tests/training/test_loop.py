@@ -259,11 +259,11 @@ def test_epochs_end_with_an_evaluation_and_a_save(dataset, run):
 
 
 @pytest.mark.parametrize(("every", "due"), [(2, [8, 12]), (5, [10, 12])])
-def test_evaluations_come_every_few_epochs_and_at_the_end(dataset, run, every, due):
+def test_evaluations_come_every_few_epochs_and_at_the_end(dataset, run, monkeypatch, every, due):
     trained, saved = run.rewound.training(), []
-    trained.recipe = dataclasses.replace(
-        trained.recipe, loop=dataclasses.replace(trained.recipe.loop, evaluate_every=every)
-    )
+    loop = dataclasses.replace(trained.recipe.loop, evaluate_every=every)
+    # The training is other tests', too.
+    monkeypatch.setattr(trained, "recipe", dataclasses.replace(trained.recipe, loop=loop))
     trained.put(trained.state.replace(step=jax.numpy.int32(2 * STEPS)))
     with batches(dataset, recipe()) as loader:
         events = list(
