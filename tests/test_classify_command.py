@@ -13,6 +13,7 @@ from helpers import ROOT
 from quick import quick_compiling  # noqa: F401
 
 import jaxprune
+from jaxprune.cli import options as options_of_commands
 
 SCRIPT = ROOT / "scripts" / "classify.py"
 
@@ -74,13 +75,15 @@ def test_trained_weights_are_not_called_random_and_nameless_classes_get_numbers(
     assert "0.8 at block 0, 0.6 at block 1" in out
 
 
-def test_pictures_are_written_and_bfloat16_is_a_choice(run, checkpoint, tmp_path):
+def test_pictures_are_written_and_bfloat16_is_a_choice(run, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(options_of_commands, "cpu_flags", lambda: [])
     picture = tmp_path / "new" / "kept.svg"
     options = ["--keep-rate", "0.5", "--picture", picture, "--most-pictured", "1", "--dtype", "bfloat16", "--json"]
     code, text, notices = run(checkpoint, FOLDER / "choir.flac", *options)
     assert code == 0
     assert "the picture shows the first 1 of 2 windows" in notices
     assert json.loads(text)["dtype"] == "bfloat16"
+    assert "bfloat16 may be slower here than float32" in notices
     assert f"wrote {picture}" in notices
     assert "after block 9: 8 of 64" in picture.read_text()
     assert [path.name for path in picture.parent.iterdir()] == ["kept.svg"]
