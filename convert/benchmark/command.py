@@ -89,7 +89,8 @@ class Asked:
     """compute types; PyTorch's bfloat16 is autocast."""
     torch: tuple[Literal["eager", "sdpa", "compile", "compile-sdpa", "transformers"], ...] = ("eager", "sdpa")
     """PyTorch as the authors ran it (eager), with fused attention in the blocks that do not prune (sdpa), either of
-    them through torch.compile (compile, compile-sdpa), and Hugging Face's unpruned AST (transformers)."""
+    them through torch.compile (compile, compile-sdpa), and Hugging Face's unpruned AST (transformers). None after the
+    option measures JAX alone."""
     runtimes: tuple[Literal["ort", "ort-int8", "openvino", "openvino-bfloat16", "openvino-int8"], ...] = ()
     """runtimes that run our exported files, each in its own precision whatever --dtype says; forward pass only."""
     work: tuple[Literal["forward", "step"], ...] = ("forward",)

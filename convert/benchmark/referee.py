@@ -61,7 +61,7 @@ class Plan:
     method: MethodName = "topk"
 
     def __post_init__(self):
-        for name in ("families", "sizes", "frames", "batches", "keep_rates", "dtypes", "torch", "works"):
+        for name in ("families", "sizes", "frames", "batches", "keep_rates", "dtypes", "works"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")
         if unknown := sorted(set(self.torch) - set(TORCH)):

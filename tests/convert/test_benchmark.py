@@ -212,6 +212,15 @@ def test_jax_is_compared_with_each_pytorch_and_the_fastest(digested):
     assert all(len(line) == len(report.COLUMNS) for line in lines)
 
 
+def test_jax_alone_is_compared_with_nothing(monkeypatch):
+    monkeypatch.setattr(referee, "started", lambda job: nullcontext(FakeWorker(job)))
+    plan = a_plan(keep_rates=(0.5,), torch=(), repeats=2, retries=0, side=100)
+    rows = report.digest(list(referee.run(plan, tell=lambda line: None)))
+    assert [set(row["contestants"]) for row in rows] == [{"jax"}, {"jax"}]
+    assert "nothing was compared" in report.agreement(rows)
+    assert [line[6] for line in report.table(rows)] == ["-", "-"]
+
+
 def test_peak_is_the_best_matrix_product_of_the_run(digested):
     for row in digested:
         assert row["peak_gflops"] == pytest.approx(2 * 100**3 / 0.02 / 1e9)
