@@ -84,7 +84,8 @@ class Asked:
     """shares of the arithmetic to save, beside or in place of keep rates: each is the keep rate at which topk saves it,
     so that all methods and PyTorch cost the same. For one family, size and length."""
     method: MethodName = "topk"
-    """the way to reduce tokens; tome and pool cost as much as topk does at a keep rate. PyTorch has topk alone."""
+    """the way to reduce tokens; tome and pool cost as much as topk does at a keep rate. PyTorch has topk alone.
+    dynamic has random predictors."""
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """compute types; PyTorch's bfloat16 is autocast."""
     torch: tuple[Literal["eager", "sdpa", "compile", "compile-sdpa", "transformers"], ...] = ("eager", "sdpa")

@@ -60,9 +60,14 @@ class Job:
     method: str = "topk"
 
     def config(self):
+        """The model's geometry. For learned pruning it has predictors, of random weights as all else."""
         from jaxprune.config import ModelConfig
+        from jaxprune.reduction.policy import default_blocks
+        from jaxprune.registry import LEARNED
 
-        return ModelConfig.of_size(self.family, self.size, frames=self.frames, classes=self.classes)
+        config = ModelConfig.of_size(self.family, self.size, frames=self.frames, classes=self.classes)
+        predictors = default_blocks(config.depth) if self.method == LEARNED else ()
+        return dataclasses.replace(config, predictors=predictors)
 
     def mel(self):
         import numpy as np

@@ -25,6 +25,8 @@ from jaxprune.convert.benchmark.worker import contestant_for, measure_once
 from jaxprune.convert.random_checkpoint import random_state
 from quick import quick_compiling  # noqa: F401
 
+from jaxprune.registry import LEARNED, METHODS
+
 SCRIPT = ROOT / "scripts" / "benchmark.py"
 
 
@@ -210,6 +212,27 @@ def test_jax_is_compared_with_each_pytorch_and_the_fastest(digested):
     assert [line[4] for line in lines] == ["eager", "transformers *", "jax", "eager *", "jax"]
     assert [line[6].split("\n")[0] for line in lines] == ["0.250", "0.500", "0.500", "0.250", "0.250"]
     assert all(len(line) == len(report.COLUMNS) for line in lines)
+
+
+def test_every_method_has_a_plan():
+    for method in (*METHODS, LEARNED):
+        plan = a_plan(keep_rates=(0.5,), method=method)
+        (job,) = plan.jobs()
+        assert plan.contestants("ast", 0.5) == (["torch-eager", "jax"] if method == "topk" else ["jax"])
+        assert job.config().predictors == ((3, 6, 9) if method == LEARNED else ())
+
+
+def test_learned_pruning_is_timed_with_the_weights_that_pytorch_has():
+    """And with predictors, which choose patches at 0.5 and none at 1."""
+    jax, eager = (
+        contestant_for(a_job(contestant=name, work="forward", dtype="float32", method=LEARNED))
+        for name in ("jax", "torch-eager")
+    )
+    whole, pruned = (np.array(measure_once(jax, rate, min_seconds=0.0)["numbers"]) for rate in (1.0, 0.5))
+    expected = np.array(measure_once(eager, 1.0, min_seconds=0.0)["numbers"])
+    assert np.abs(whole - expected).max() < 1e-4 < np.abs(pruned - expected).max()
+    step = contestant_for(a_job(contestant="jax", work="step", dtype="float32", method=LEARNED))
+    assert np.isfinite(measure_once(step, 0.5, min_seconds=0.0)["numbers"]).all()
 
 
 def test_jax_alone_is_compared_with_nothing(monkeypatch):
