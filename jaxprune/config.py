@@ -18,8 +18,9 @@ Activation = Literal["sigmoid", "softmax"]
 Padding = Literal["minimum", "zero"]
 PADDING_IN_WORDS: dict[Padding, str] = {"minimum": "the clip's minimum", "zero": "log-mel 0"}
 
+Size = Literal["micro", "mini", "tiny", "small", "base", "large"]
 # (width, heads, depth). AST: Gong et al. 2021; AudioMAE: Huang et al. 2022; micro and mini are ours, to train on a CPU.
-SIZES = {
+SIZES: dict[Size, tuple[int, int, int]] = {
     "micro": (64, 2, 12),
     "mini": (128, 4, 12),
     "tiny": (192, 3, 12),

@@ -4,7 +4,8 @@
     jaxprune benchmark --family ast --torch eager sdpa compile compile-sdpa transformers --keep-rates 1.0 0.5
     jaxprune benchmark --work forward step --batch 4 --keep-rates 0.7 0.5 --dtype float32 bfloat16
     jaxprune benchmark --method tome --work forward step
-    jaxprune benchmark --family ast --batch 1 8 --runtimes ort openvino openvino-bfloat16 ort-int8 openvino-int8
+    jaxprune benchmark --family ast --batch 1 8 --dtype float32 bfloat16 --torch transformers \
+        --runtimes ort ort-int8 openvino openvino-bfloat16 openvino-int8
     jaxprune benchmark --quick
 
 It needs PyTorch (`pip install "jaxprune[convert]"`) and a machine with nothing else to do. Samples during which other
@@ -22,7 +23,7 @@ import tyro
 from jaxprune.amounts import Saving
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import held
-from jaxprune.config import Family, ModelConfig
+from jaxprune.config import Family, ModelConfig, Size
 from jaxprune.registry import MethodName, rates_for
 
 from . import machine, report
@@ -72,8 +73,8 @@ class Asked:
 
     family: tuple[Family, ...] = ("audiomae",)
     """model families."""
-    size: tuple[Literal["micro", "tiny", "small", "base", "large"], ...] | None = None
-    """base, as others published or micro; base unless --quick."""
+    size: tuple[Size, ...] | None = None
+    """as published, or micro or mini; base unless --quick."""
     frames: tuple[int, ...] | None = None
     """spectrogram lengths, 10 ms each; 1024 unless --quick."""
     batch: tuple[int, ...] | None = None
@@ -93,7 +94,8 @@ class Asked:
     them through torch.compile (compile, compile-sdpa), and Hugging Face's unpruned AST (transformers). None after the
     option measures JAX alone."""
     runtimes: tuple[Literal["ort", "ort-int8", "openvino", "openvino-bfloat16", "openvino-int8"], ...] = ()
-    """runtimes that run our exported files, each in its own precision whatever --dtype says; forward pass only."""
+    """runtimes that run our exported files, each in its own precision: measured once, beside that --dtype, or beside
+    the first where it is not asked for; forward pass only."""
     work: tuple[Literal["forward", "step"], ...] = ("forward",)
     """the forward pass, or a training step: forward, backward and AdamW, labels at random."""
     device: Literal["cpu", "gpu"] = "cpu"

@@ -42,7 +42,8 @@ class Job:
     """One measurement of one worker.
 
     `contestant` is `jax`, `torch-VARIANT` or a name in `runtime_side.RUNTIMES`, `work` is forward or step. A sample
-    lasts `min_seconds` at least. `method` is the way to reduce tokens, in `jaxprune.registry`.
+    lasts `min_seconds` at least. `method` is the way to reduce tokens, in `jaxprune.registry`. `files` is the folder of
+    exported files, which runtimes share.
     """
 
     contestant: str
@@ -58,6 +59,7 @@ class Job:
     min_seconds: float
     seed: int = 0
     method: str = "topk"
+    files: str = ""
 
     def config(self):
         """The model's geometry. For learned pruning it has predictors, of random weights as all else."""

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -106,11 +107,16 @@ class Plan:
             for work, family, size, frames, batch, dtype in groups
         ]
 
-    def contestants(self, family: str, keep_rate: float) -> list[str]:
+    def contestants(self, family: str, keep_rate: float, *, dtype: str) -> list[str]:
         """The contestants measured there, by name."""
         both = self.method == "topk" or keep_rate == 1
         torch = (f"torch-{name}" for name in self.torch if both and TORCH[name].covers(family, keep_rate))
-        return [*torch, *(self.runtimes if both else ()), "jax"]
+        return [*torch, *(name for name in self.runtimes if both and self.beside(name) == dtype), "jax"]
+
+    def beside(self, runtime: str) -> str:
+        """The dtype that a runtime is measured beside: the one it computes in, or the first that was asked for."""
+        precision = RUNTIMES[runtime].precision
+        return precision if precision in self.dtypes else self.dtypes[0]
 
     def remarks(self) -> list[str]:
         """The gaps of the PyTorch variants, each in a sentence."""
@@ -136,8 +142,9 @@ def run(plan: Plan, *, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
 
 def measure(job: Job, plan: Plan, *, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """All keep rates of one group, interleaved."""
-    asked = {keep: plan.contestants(job.family, keep) for keep in plan.keep_rates}
+    asked = {keep: plan.contestants(job.family, keep, dtype=job.dtype) for keep in plan.keep_rates}
     with ExitStack() as stack:
+        job = dataclasses.replace(job, files=stack.enter_context(tempfile.TemporaryDirectory()))
         names = dict.fromkeys(name for names in asked.values() for name in names)
         workers = {name: stack.enter_context(started(dataclasses.replace(job, contestant=name))) for name in names}
         loaded = {name: worker.reply() for name, worker in workers.items()}

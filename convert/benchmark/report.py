@@ -12,6 +12,8 @@ import numpy as np
 
 from jaxprune.files import write_text
 
+from .runtime_side import RUNTIMES
+
 NOTES = (
     "ms: median of calls, each right after one of the same (interquartile range). jax/it: jax's median over that "
     "contestant's, below 1 JAX is faster (quartiles of the paired samples' ratios); on jax's line the ratio to the "
@@ -83,7 +85,6 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, An
     return {"ratio": float(np.median(ours) / np.median(theirs)), "quartiles": [float(low), float(high)]}
 
 
-LOW = ("-bfloat16", "-int8")  # contestants of another precision than the others
 COLUMNS = (
     *("model", "T x batch", "keep", "GMACs", "framework", "ms", "jax/it", "GFLOP/s", "of peak", "gain"),
     *("compile s", "peak MB", "dropped"),
@@ -136,13 +137,17 @@ def products(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> str:
     """One sentence on how closely the frameworks' numbers agree."""
-    if all(set(row["contestants"]) == {"jax"} for row in rows):
+    worst: dict[str, float] = {}
+    for row in rows:
+        for name, facts in row["contestants"].items():
+            precision = RUNTIMES[name].precision if name in RUNTIMES else row["dtype"]
+            pair = precision if precision == row["dtype"] else f"{precision} (from {row['dtype']})"
+            if name != "jax":
+                worst[pair] = max(facts["difference"], worst.get(pair, 0.0))
+    if not worst:
         return "JAX alone was measured; nothing was compared."
-    found = [pair for row in rows for pair in row["contestants"].items()]
-    exact = [facts["difference"] for name, facts in found if not name.endswith(LOW)]
-    rounded = [facts["difference"] for name, facts in found if name.endswith(LOW)]
-    low = f" Runtimes in bfloat16 and int8 differ by at most {max(rounded):.0e}." if rounded else ""
-    return f"The frameworks' numbers (logits; losses of a training step) differ by at most {max(exact):.0e}.{low}"
+    found = ", ".join(f"{difference:.0e} in {pair}" for pair, difference in worst.items())
+    return f"Numbers (logits; losses of a training step) differ from JAX's by at most {found}."
 
 
 def milliseconds(facts: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The runtimes' contestants: `RUNTIMES` lists ONNX Runtime and OpenVINO in each precision, on our exported files.
 
 A file is written by a process of its own (`exported`), so that the measured one holds the runtime and no compiler of
-JAX's. Loading a file counts as compiling it.
+JAX's. Runtimes share it. Loading a file counts as compiling it.
 """
 
 import dataclasses
@@ -9,7 +9,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,15 +53,15 @@ class Exported:
         self.job, self.variant = job, RUNTIMES[job.contestant]
         self.opens = RUNS[self.variant.runtime].opens
         self.name = "cpu"
-        self.folder = tempfile.TemporaryDirectory()
         self.mel, self.calls = job.mel(), {}
         PACKAGES[self.variant.runtime]()
 
     def prepare(self, keep_rate: float) -> dict[str, Any]:
-        path = Path(self.folder.name, f"{keep_rate:g}.onnx")
-        order = dataclasses.asdict(self.job) | {"min_seconds": 0.0}
-        what = json.dumps([order, keep_rate, self.variant.precision == "int8", str(path)])
-        subprocess.run([sys.executable, "-m", f"{__package__}.exported", what], check=True, stdout=sys.stderr)
+        int8 = self.variant.precision == "int8"
+        path = Path(self.job.files, f"{keep_rate!r}{'-int8' if int8 else ''}.onnx")
+        if not path.exists():
+            what = json.dumps([dataclasses.asdict(self.job), keep_rate, int8, str(path)])
+            subprocess.run([sys.executable, "-m", f"{__package__}.exported", what], check=True, stdout=sys.stderr)
         self.memory_before = machine.resident_bytes()  # each file brings its own weights
         began = time.perf_counter()
         run = self.opens(path, precision=self.variant.precision, threads=len(self.job.cores))

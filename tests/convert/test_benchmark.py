@@ -16,10 +16,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from benchmark_cases import a_job, a_plan
 from helpers import ROOT, random_mel, small
 from jaxprune.convert.benchmark import machine, referee, report
-from jaxprune.convert.benchmark.job import Job, Unavailable
-from jaxprune.convert.benchmark.referee import Plan, undisturbed
+from jaxprune.convert.benchmark.job import Unavailable
+from jaxprune.convert.benchmark.referee import undisturbed
 from jaxprune.convert.benchmark.torch_side import TORCH, compiled
 from jaxprune.convert.benchmark.worker import contestant_for, measure_once
 from jaxprune.convert.random_checkpoint import random_state
@@ -147,25 +148,6 @@ def test_the_same_work_in_both_frameworks(work, dtype, tolerance):
     assert np.abs(numbers["jax"] - numbers["torch-eager"]).max() < tolerance
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("ort", 1e-4), ("openvino-int8", 0.3)])  # of logits near 1
-def test_a_runtime_computes_what_pytorch_does(name, tolerance):
-    job = {"work": "forward", "dtype": "float32", "frames": 64}
-    runtime, eager = (
-        contestant_for(a_job(contestant=name, **job)),
-        contestant_for(a_job(contestant="torch-eager", **job)),
-    )
-    facts = measure_once(runtime, 0.5, min_seconds=0.0)
-    assert facts["compile_seconds"] > 0
-    assert facts["file_bytes"] > 1e6 * (0.5 if name.endswith("int8") else 2)
-    expected = measure_once(eager, 0.5, min_seconds=0.0)["numbers"]
-    assert 0 < np.abs(np.array(facts["numbers"]) - expected).max() < tolerance
-
-
-def a_job(**changes) -> Job:
-    sizes = {"family": "ast", "size": "micro", "frames": 128, "batch": 1, "classes": 10}
-    return Job(**sizes | {"device": "cpu", "cores": [0], "min_seconds": 0.0} | changes)
-
-
 class FakeWorker:
     """Answers at once; a product of matrices takes a hundredth of a call's time."""
 
@@ -198,7 +180,8 @@ def test_a_variant_is_measured_where_it_can_be(digested):
     full, pruned = digested
     assert set(full["contestants"]) == {"torch-eager", "torch-transformers", "jax"}
     assert set(pruned["contestants"]) == {"torch-eager", "jax"}
-    assert a_plan(families=("audiomae",), torch=("transformers",)).contestants("audiomae", 1.0) == ["jax"]
+    plan = a_plan(families=("audiomae",), torch=("transformers",))
+    assert plan.contestants("audiomae", 1.0, dtype="float32") == ["jax"]
 
 
 def test_jax_is_compared_with_each_pytorch_and_the_fastest(digested):
@@ -328,8 +311,3 @@ def test_program_refuses_in_one_sentence():
 def test_plan_refuses(change, told):
     with pytest.raises(ValueError, match=told):
         a_plan(**change)
-
-
-def a_plan(**changes) -> Plan:
-    plan = {"families": ("ast",), "sizes": ("micro",), "frames": (128,), "batches": (1,), "keep_rates": (1.0,)}
-    return Plan(**plan | {"dtypes": ("float32",)} | changes)
