@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from jaxprune.experiments.sweep_points import pareto
 from jaxprune.plots.clips import picture_path, save
 from jaxprune.plots.pareto import NAMES
-from jaxprune.plots.style import MARKERS, SERIES
+from jaxprune.plots.style import MARKERS, SERIES, head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,7 @@ def comparison_figure(
     wide = min(2, len(panels))
     rows = -(-len(panels) // wide)
     figure = Figure(figsize=(5.2 * wide, 4.0 * rows + 0.8), layout="constrained")
-    heading = figure.suptitle(title, fontsize=10, x=0.01, ha="left", fontweight="bold")
-    heading.set_parse_math(False)
+    head(figure, title)
     axes = figure.subplots(rows, wide, sharey="col", squeeze=False).ravel()
     for axis, panel in zip(axes, panels, strict=False):
         _draw(axis, [curve for curve in curves if curve.panel == panel], looks=looks)

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from jaxprune.experiments.ablation import UNPRUNED
 from jaxprune.experiments.sweep_points import Point
 from jaxprune.plots.clips import picture_path, save
-from jaxprune.plots.style import MARKERS, SERIES
+from jaxprune.plots.style import MARKERS, SERIES, head
 from jaxprune.training.settings import Published
 
 NAMES = {"top1": "top-1 accuracy (%)", "mean_average_precision": "mean average precision (%)"}
@@ -51,8 +51,7 @@ def pareto_front_figure(
     batches = list(dict.fromkeys(point.batch for point in points))
     colors, markers = looks(points)
     figure = Figure(figsize=(4.1 * (1 + len(batches)) + 0.4, 5.0), layout="constrained")
-    heading = figure.suptitle(title, fontsize=10, x=0.01, ha="left", fontweight="bold")
-    heading.set_parse_math(False)
+    head(figure, title)
     panels = figure.subplots(1, 1 + len(batches), sharey=True, squeeze=False)[0]
     first = [point for point in points if point.batch == batches[0]]
     _draw(panels[0], first, x="gmacs", front="best_by_macs", colors=colors, markers=markers, hollow=False)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from jaxprune.export.precisions import Pair, front
 from jaxprune.plots.clips import picture_path, save
 from jaxprune.plots.pareto import NAMES
-from jaxprune.plots.style import MARKERS, SERIES
+from jaxprune.plots.style import MARKERS, SERIES, head
 
 
 def precision_front(pairs: Sequence[Pair], *, title: str, path: str | os.PathLike[str]) -> Path:
@@ -17,8 +17,7 @@ def precision_front(pairs: Sequence[Pair], *, title: str, path: str | os.PathLik
     suffix that is no picture's."""
     path = picture_path(path)
     figure = Figure(figsize=(9.0, 4.6), layout="constrained")
-    heading = figure.suptitle(title, fontsize=10, x=0.01, ha="left", fontweight="bold")
-    heading.set_parse_math(False)
+    head(figure, title)
     time, kept = figure.subplots(1, 2, sharey=True)
     best = front(pairs)
     time.plot([p.milliseconds for p in best], [100 * p.quality for p in best], "--", color="0.55", linewidth=1)

@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from helpers import ROOT
@@ -18,9 +19,9 @@ from jaxprune.cli.progress import show
 from jaxprune.config import Card
 from jaxprune.data.records import Dataset, Record
 from jaxprune.training.finetune import finetune
-from jaxprune.training.run import Beginning, Options, Outcome
+from jaxprune.training.run import Beginning, Options, Outcome, slower_in_bfloat16
 from jaxprune.training.run_directory import read_metrics
-from jaxprune.training.settings import Loop, Start
+from jaxprune.training.settings import Loop, Precision, Start
 from jaxprune.training.start import Sources, fitted, starting_model
 
 SCRIPT = ROOT / "scripts" / "finetune.py"
@@ -57,6 +58,21 @@ def short(clips: Path, start: Path):
         prune=dataclasses.replace(recipe().prune, shrink_start=0, shrink_epochs=0),
         loop=Loop(epochs=EPOCHS, batch=8),
     )
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_bfloat16_on_a_cpu_is_remarked_on(clips, start, tmp_path, compute):
+    made = dataclasses.replace(short(clips, start), precision=Precision(compute=compute))
+    events = finetune(made, tmp_path / "run", seed=7)
+    begun = next(events)
+    events.close()
+    told = [note for note in begun.notes if "bfloat16 may be slower than in float32" in note]
+    assert len(told) == (compute == "bfloat16")
+
+
+def test_bfloat16_is_not_remarked_on_elsewhere(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert slower_in_bfloat16("bfloat16") == ()
 
 
 def arguments(clips: Path, start: Path, out: Path) -> list[str]:
