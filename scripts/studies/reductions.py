@@ -222,7 +222,8 @@ def table(study: Study, trained: Sequence[str]) -> list[dict[str, Any]]:
         parts = {"accuracy": right, "difference": right - right[:, [whole]], "against_topk": right - rival}
         columns = zip(*(of_columns(name, values, who) for name, values in parts.items()), strict=True)
         for (tuned, one), place, found in zip(settings, rivals, columns, strict=True):
-            facts = {"model": study.name, "task": study.recipe.data.dataset, "tuned": tuned, "split": split}
+            facts = {"model": study.name, "task": study.recipe.data.dataset, "data": study.dataset.name}
+            facts |= {"tuned": tuned, "split": split}
             facts |= {name: one[name] for name in ("method", "asked", "saving", "gmacs")} | {"clips": len(who)}
             accuracy, difference, against = found
             rows.append(facts | accuracy | difference | ({} if place is None else against))
@@ -293,7 +294,8 @@ def draw(rows: Sequence[dict[str, Any]], out: Path) -> None:
             )
             for (panel, method), found in curves.items()
         ]
-        paths = comparison(drawn, title=f"{task}: test clips", path=out / f"{task}.png", order=METHODS)
+        title = f"{next(row['data'] for row in rows if row['task'] == task)}: test clips"
+        paths = comparison(drawn, title=title, path=out / f"{task}.png", order=METHODS)
         cli.notice(f"wrote {', '.join(map(str, paths))}")
 
 
