@@ -38,8 +38,10 @@ class Jax:
         self.dtype = jnp.dtype(job.dtype)
         model = fill(abstract(config, dtype=self.dtype), weights, source="random weights")
         self.graph, self.state = nnx.split(self.ready(model))
-        # Copied: a policy of learned pruning holds weights of the model, which a step gives away.
-        self.policy = lambda keep_rate: jax.tree.map(jnp.array, reduced(model, job.method, keep_rate))
+        # A policy of learned pruning holds predictors. They are copies, because a step gives the model's weights away.
+        chooser, (graph, state) = abstract(config, dtype=self.dtype), nnx.split(model.predictors)
+        chooser.predictors = nnx.merge(graph, jax.tree.map(jnp.array, state))
+        self.policy = lambda keep_rate: reduced(chooser, job.method, keep_rate)
         self.mel = jax.device_put(job.mel())
         self.compiled, self.temp_bytes = {}, {}
         self.program = jax.jit(lambda state, mel, policy: nnx.merge(self.graph, state)(mel, policy).logits)
