@@ -201,7 +201,9 @@ def test_every_method_has_a_plan():
     for method in (*METHODS, LEARNED):
         plan = a_plan(keep_rates=(0.5,), method=method)
         (job,) = plan.jobs()
-        assert plan.contestants("ast", 0.5) == (["torch-eager", "jax"] if method == "topk" else ["jax"])
+        assert plan.contestants("ast", 0.5, dtype="float32") == (
+            ["torch-eager", "jax"] if method == "topk" else ["jax"]
+        )
         assert job.config().predictors == ((3, 6, 9) if method == LEARNED else ())
 
 
