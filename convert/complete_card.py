@@ -8,7 +8,7 @@ with the path.
 import dataclasses
 import math
 
-from jaxprune.config import LARGEST, Activation, Card, ModelConfig, Padding
+from jaxprune.config import LARGEST, Activation, Card, MethodName, ModelConfig, Padding
 from jaxprune.families import FAMILIES
 from jaxprune.features import MELS, MOST_MELS, STATISTICS
 from jaxprune.reduction.policy import default_blocks
@@ -74,6 +74,7 @@ class Said:
     std: float | None = None
     padding: Padding | None = None
     keep_rates: tuple[float, ...] = ()
+    method: MethodName = "topk"
     notes: tuple[str, ...] = ()
 
 
@@ -120,6 +121,7 @@ def make_card(geometry: Geometry, hints: Hints, *, said: Said, source: str) -> t
             trained=geometry.classes is not None,
             padding=padding,
             keep_rates=said.keep_rates,
+            method=said.method,
         )
     except ValueError as error:
         raise ValueError(f"describes a model that cannot be built: {error}") from error

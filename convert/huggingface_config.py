@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from jaxprune.config import LARGEST, Activation, Card, Padding
+from jaxprune.config import LARGEST, Activation, Card, MethodName, Padding
 from jaxprune.data.labels import from_id2label
 from jaxprune.features import MELS, SAMPLE_RATE, STATISTICS
 from jaxprune.json_files import fit
@@ -109,6 +109,7 @@ class HuggingFaceConfig(Said):
             std=std,
             padding=own.get("padding", "zero"),  # ASTFeatureExtractor knows no other
             keep_rates=tuple(own.get("keep_rates", ())),
+            method=own.get("method", "topk"),
             notes=notes,
         )
 
@@ -116,7 +117,10 @@ class HuggingFaceConfig(Said):
 def own_facts(card: Card) -> dict[str, Any]:
     """Fields of config.json that tell how scores become probabilities, and what transformers has no place for."""
     kind = {activation: kind for kind, activation in _ACTIVATIONS.items()}[card.activation]
-    return {"problem_type": kind, OWN: {"padding": card.padding, "keep_rates": list(card.keep_rates)}}
+    own = {"padding": card.padding, "keep_rates": list(card.keep_rates)}
+    if card.method not in ("topk", "dynamic"):  # top-k is what no method means; predictors have no place there
+        own["method"] = card.method
+    return {"problem_type": kind, OWN: own}
 
 
 class _Own(TypedDict, total=False):
@@ -124,6 +128,7 @@ class _Own(TypedDict, total=False):
 
     padding: Padding
     keep_rates: list[float]
+    method: MethodName
 
 
 def _own(config: Mapping[str, Any], path: Path) -> _Own:

@@ -90,6 +90,7 @@ def _pruning(card: Card) -> list[str]:
         if rates
         else "The card names no keep rate that the model was trained for."
     )
+    trained += "" if card.method == "topk" else f" The method is {card.method}, which costs as much as top-k at them."
     how = f"jaxprune convert {PREFIX}ORG/NAME model\njaxprune classify model SOUND.wav --keep-rate "
     rate = f"{min(card.keep_rates, default=0.7):g}"
     return [

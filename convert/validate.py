@@ -108,8 +108,9 @@ def _subject(
 
 def classifier(container: Container, *, source: Path, facts: Facts, how: Several, tolerance: float) -> Subject:
     """A classifier to compare. Raises `ValueError` for one without a head, and a method that PyTorch has not."""
-    torch_methods.check(how.method)
     checkpoint = read_torch(source, container=container, **vars(facts))
+    how = how.of(checkpoint.card)
+    torch_methods.check(how.method)
     for note in checkpoint.notes:
         notice(note)
     if checkpoint.missing:

@@ -8,7 +8,7 @@ Both are frozen, validated when built, and written as JSON beside every checkpoi
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jaxprune.families import FAMILIES, Family
 from jaxprune.json_files import fit
@@ -18,7 +18,12 @@ Activation = Literal["sigmoid", "softmax"]
 Padding = Literal["minimum", "zero"]
 PADDING_IN_WORDS: dict[Padding, str] = {"minimum": "the clip's minimum", "zero": "log-mel 0"}
 
+# The ways to reduce tokens; `jaxprune.registry` has them by name.
+MethodName = Literal[
+    "topk", "evit", "tome", "tome-plain", "dynamic", "random", "grid", "loudest", "varied", "pool", "hybrid"
+]
 Size = Literal["micro", "mini", "tiny", "small", "base", "large"]
+
 # (width, heads, depth). AST: Gong et al. 2021; AudioMAE: Huang et al. 2022; micro and mini are ours, to train on a CPU.
 SIZES: dict[Size, tuple[int, int, int]] = {
     "micro": (64, 2, 12),
@@ -158,9 +163,10 @@ class Card:
     where the weights came from. `trained` is false where weights, or the head alone, are still random. `padding` fills
     a short clip: with its minimum in the token-pruning work and in what is trained here, which cards without the field
     mean; with 0 in Hugging Face, the original AST and AudioMAE. `keep_rates` are those that it was trained for,
-    falling: the target of one run, or all that a run drew from; empty when unknown. `decoder` describes
-    the decoder of a pretraining model (`jaxprune.pretraining.checkpoint`), whose classes mean nothing; a classifier has
-    none.
+    falling: the target of one run, or all that a run drew from; empty when unknown. `method` is the way to reduce
+    tokens that it was trained for, and is run with unless another is asked for; cards without the field mean top-k.
+    `decoder` describes the decoder of a pretraining model (`jaxprune.pretraining.checkpoint`), whose classes mean
+    nothing; a classifier has none.
     """
 
     model: ModelConfig
@@ -172,6 +178,7 @@ class Card:
     trained: bool = True
     padding: Padding = "minimum"
     keep_rates: tuple[float, ...] = ()
+    method: MethodName = "topk"
     decoder: dict[str, Any] | None = None
 
     def __post_init__(self):
@@ -188,6 +195,8 @@ class Card:
             object.__setattr__(self, "activation", "sigmoid")
         if self.padding not in ("minimum", "zero"):
             raise ValueError(f"padding is {self.padding!r}; it must be 'minimum' (the clip's own) or 'zero'")
+        if self.method not in get_args(MethodName):
+            raise ValueError(f"method is {self.method!r:.80}; it must be one of {', '.join(get_args(MethodName))}")
         if not math.isfinite(self.mean) or not math.isfinite(self.std) or self.std <= 0:
             raise ValueError(f"feature mean {self.mean} and std {self.std} must be finite and std positive")
         if len(self.keep_rates) > MOST_RATES or not all(0 < rate <= 1 for rate in self.keep_rates):
@@ -211,13 +220,15 @@ class Card:
         return min(self.keep_rates) <= keep_rate <= self.highest_keep_rate
 
     def to_json(self) -> dict[str, Any]:
-        """The card as plain values; `from_json` reads them back. It does not mention predictors and trained keep rates
-        where there are none, so that earlier versions read it too."""
+        """The card as plain values; `from_json` reads them back. It does not mention predictors, trained keep
+        rates and a method other than top-k where there are none, so that earlier versions read it too."""
         plain = dataclasses.asdict(self)
         if not self.model.predictors:
             del plain["model"]["predictors"]
         if not self.keep_rates:
             del plain["keep_rates"]
+        if self.method == type(self).method:
+            del plain["method"]
         if self.decoder is None:
             del plain["decoder"]
         return plain

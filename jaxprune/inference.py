@@ -38,7 +38,7 @@ def classify(
     checkpoint: str | os.PathLike[str],
     *,
     keep_rate: Amount = 0.7,
-    method: MethodName = "topk",
+    method: MethodName | None = None,
     top: int = 5,
     batch: int = BATCH,
     mels: int = 0,
@@ -48,8 +48,9 @@ def classify(
 
     `checkpoint` is the directory of a model, a training run, or the name of a shipped model. `keep_rate` is read as
     `topk` reads it, 1 prunes nothing; or it is a `jaxprune.Saving` or `jaxprune.Merges`. `method` is the way to
-    reduce tokens, by its name in `jaxprune.registry`. All else is as in `classify_clips`. A file that cannot be used is
-    left out and named in the report's `refused`. Raises `ValueError` where no file can be used.
+    reduce tokens, by its name in `jaxprune.registry`; by default the one that the model was trained for. All else is as
+    in `classify_clips`. A file that cannot be used is left out and named in the report's `refused`. Raises `ValueError`
+    where no file can be used.
     """
     paths = [Path(paths)] if isinstance(paths, str | os.PathLike) else list(map(Path, paths))
     if not paths:
@@ -73,7 +74,7 @@ def classify_clips(
     *,
     card: Card,
     keep_rate: Amount,
-    method: MethodName = "topk",
+    method: MethodName | None = None,
     top: int = 5,
     batch: int = BATCH,
     mels: int = 0,
@@ -201,7 +202,7 @@ class Prepared:
         *,
         card: Card,
         keep_rate: Amount,
-        method: MethodName = "topk",
+        method: MethodName | None = None,
         top: int = 5,
         mels: int = 0,
     ):
@@ -237,20 +238,20 @@ class _Files:
 class _Program:
     """The classification by one model: its settings, checked, and the runs over windows, compiled once a batch size."""
 
-    def __init__(self, card: Card, keep_rate: Amount, *, method: MethodName, top: int, batch: int, mels: int):
+    def __init__(self, card: Card, keep_rate: Amount, *, method: MethodName | None, top: int, batch: int, mels: int):
         for name, value, lowest in (("top", top, 1), ("batch", batch, 1), ("mels", mels, 0)):
             if value < lowest:
                 raise ValueError(f"{name} is {value}; it must be at least {lowest}")
         self.samples = sample_count(card.model.frames)
         self._card, self._top, self._batch, self._mels = card, top, batch, mels
-        depth, self._method = card.model.depth, method
+        depth, self._method = card.model.depth, method or card.method
         told = isinstance(keep_rate, Saving | Merges)
         self._amount = keep_rate if told else stage_rates(keep_rate, depth=depth)
         # After these blocks it is told what is left.
         self._blocks = (default_blocks(depth) or (depth - 1,)) if told else tuple(self._amount)
         self._compiled: dict[int, Callable[..., WindowOutput]] = {}
-        if method != LEARNED:
-            by_name(method)
+        if self._method != LEARNED:
+            by_name(self._method)
 
     def run(self, model: Classifier, windows: Iterator[tuple[Path, Window]]) -> Report:
         """Classifies the windows, of which there is at least one, and holds one batch of them at a time."""

@@ -10,14 +10,13 @@ import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune import methods
 from jaxprune.amounts import Amount, Merges, Saving
-from jaxprune.config import ModelConfig
+from jaxprune.config import MethodName, ModelConfig
 from jaxprune.cost import macs_of_stages
 from jaxprune.learned import dynamic, rate_for_saving
 from jaxprune.models import CLASSES, Classifier
@@ -29,9 +28,6 @@ from jaxprune.reduction.scores import ClsAttention, PatchMean, PatchStd, Random,
 from jaxprune.reduction.selection import MaskedTopK, keep_count
 from jaxprune.reduction.tokens import Reduction
 
-MethodName = Literal[
-    "topk", "evit", "tome", "tome-plain", "dynamic", "random", "grid", "loudest", "varied", "pool", "hybrid"
-]
 MERGING = {"tome": True, "tome-plain": False}  # ToMe, with proportional attention and without it
 LEARNED = "dynamic"  # needs the model's predictors, where the others need its geometry
 Rates = Mapping[int, float]

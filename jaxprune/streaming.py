@@ -18,12 +18,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxprune.amounts import Rates
+from jaxprune.amounts import Amount
 from jaxprune.checkpoint import load, load_card
-from jaxprune.config import Card
+from jaxprune.config import Card, MethodName
 from jaxprune.features import HOP, SAMPLE_RATE, WINDOW, fit_frames, frame_count, log_mel, normalize, sample_count
-from jaxprune.models import Classifier, topk
+from jaxprune.models import Classifier
 from jaxprune.reduction.policy import Policy
+from jaxprune.registry import reduced
 from jaxprune.window_program import ACTIVATIONS
 
 FRAME_SECONDS = HOP / SAMPLE_RATE  # from one frame to the next
@@ -98,19 +99,20 @@ def stream(
     blocks: Iterable[Float[np.ndarray, "_"]],
     *,
     card: Card | None = None,
-    keep_rate: Rates = 1.0,
+    keep_rate: Amount = 1.0,
+    method: MethodName | None = None,
     listening: Listening = DEFAULT,
 ) -> Iterator[Event]:
     """Events in a sound that comes in blocks, each told when it is over: `for event in stream("ast-words", blocks)`.
 
     `model` is a checkpoint's directory or name, or a loaded model with its `card`. `blocks` are 16 kHz mono, full scale
-    at 1, of any lengths. Raises `ValueError` as `segments` does.
+    at 1, of any lengths. `keep_rate` and `method` are as in `jaxprune.classify`. Raises `ValueError` as `segments`.
     """
     if not isinstance(model, Classifier):
         model, card = load(model), load_card(model)
     if card is None:
         raise ValueError("a loaded model was given without its card; pass card=jaxprune.load_card(...)")
-    heard = segments(model, blocks, card=card, keep_rate=keep_rate, listening=listening)
+    heard = segments(model, blocks, card=card, keep_rate=keep_rate, method=method, listening=listening)
     return events(heard, labels=names(card), listening=listening)
 
 
@@ -148,7 +150,8 @@ def segments(
     blocks: Iterable[Float[np.ndarray, "_"]],
     *,
     card: Card,
-    keep_rate: Rates = 1.0,
+    keep_rate: Amount = 1.0,
+    method: MethodName | None = None,
     listening: Listening = DEFAULT,
 ) -> Iterator[Segment]:
     """The scores of one stretch after the other, as soon as the sound for them is there.
@@ -158,7 +161,7 @@ def segments(
     config, batch = model.config, listening.batch
     hop = listening.hop_frames(config.frames)
     graph, state = nnx.split(model)
-    run, policy = _program(graph, card=card, hop=hop, batch=batch), topk(model, keep_rate)
+    run, policy = _program(graph, card=card, hop=hop, batch=batch), reduced(model, method or card.method, keep_rate)
     sound = _Sound(blocks, mels=config.mels, chunk=hop * batch)
     latest: deque[np.ndarray] = deque(maxlen=listening.smooth)
     begin = 0.0

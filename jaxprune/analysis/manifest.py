@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from jaxprune.config import ModelConfig, Padding
+from jaxprune.config import MethodName, ModelConfig, Padding
 from jaxprune.json_files import fit, read_json
 
 KIND, VERSION = "jaxprune extraction", 1
@@ -29,6 +29,7 @@ class _CardPart:
     activation: str = "softmax"
     padding: Padding = "minimum"
     keep_rates: list[float] = dataclasses.field(default_factory=list)
+    method: MethodName = "topk"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

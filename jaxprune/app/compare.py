@@ -67,7 +67,8 @@ class Bench:
     def __init__(self, checkpoint: str | os.PathLike[str]):
         self.name = Path(checkpoint).name
         self.card, self._model = load_card(checkpoint), load(checkpoint)
-        self.methods = (*METHODS, *([LEARNED] if self.card.model.predictors else []))
+        every = (*METHODS, *([LEARNED] if self.card.model.predictors else []))
+        self.methods = tuple(sorted(every, key=lambda name: name != self.card.method))  # the trained one first
         self._prepared = functools.lru_cache(maxsize=_PREPARED)(self._prepare)
         self._lock = threading.Lock()
 

@@ -59,6 +59,7 @@ def main(
     _use_one_heap()
     tell_if_slower(dtype)
     card = checkpoints.load_card(checkpoint)
+    how = how.of(card)
     amount = how.amount(default=card.highest_keep_rate, depth=card.model.depth)
     if picture is not None:
         plots = _pictures(picture, most=most_pictured)

@@ -48,6 +48,7 @@ def main(
     with held(out):
         dataset = on.read()
         card, model = on.card(dataset), on.model()
+        how = how.of(card)
         policies = how.policies(model, default=rates_to_measure([card]))
         if not all(isinstance(amount, float) for amount in policies):  # JAX sorts names, so all are of one type
             policies = {in_words(amount): policy for amount, policy in policies.items()}

@@ -98,6 +98,7 @@ def main(
     settings = Settings(format=format, precision=precision, sound=input, batch=clips, platforms=platforms)
     check_options(out, settings, calibrate=calibrate)
     card = checkpoints.load_card(checkpoint)
+    how = how.of(card)
     amount = how.amount(default=1.0, depth=card.model.depth)
     with locked(out):
         check_free(out, marker=FACTS, overwrite=overwrite)  # before the work, not after it

@@ -58,6 +58,7 @@ def main(
             raise ValueError(f"{name} is {value}; it must be at least {lowest}")
     dataset = on.read()
     card, model = on.card(dataset), on.model()
+    how = how.of(card)
     amount = how.amount(default=0.7, depth=model.config.depth)
     policy = reduced(model, how.method, amount)
     batch = min(batch, len(dataset.clips(on.split)))

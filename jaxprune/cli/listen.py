@@ -27,8 +27,8 @@ from jaxprune import checkpoint as checkpoints
 from jaxprune import files, live_sound
 from jaxprune.audio import blocks_of
 from jaxprune.cli import console as cli
+from jaxprune.cli.reducing import UNTOLD, OneReduction
 from jaxprune.parallel.processes import StopOnSignal
-from jaxprune.reduction.policy import at_blocks
 from jaxprune.streaming import DEFAULT, FRAME_SECONDS, Event, Listening, Segment, events, names, segments
 
 MICROPHONE, PIPE = "microphone", "-"
@@ -39,8 +39,7 @@ def main(
     source: Annotated[str, tyro.conf.arg(metavar="SOURCE")] = MICROPHONE,
     /,
     *,
-    keep_rate: float = 1.0,
-    blocks: tuple[int, ...] = (),
+    how: OneReduction = UNTOLD,
     listening: Annotated[Listening, tyro.conf.arg(name="")] = DEFAULT,
     events_to: Annotated[Path | None, tyro.conf.arg(name="events")] = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -53,8 +52,7 @@ def main(
     Args:
         checkpoint: a directory of jaxprune convert or jaxprune finetune, or the name of a shipped model.
         source: a sound file, - for raw mono samples on stdin, or microphone.
-        keep_rate: share of the patches kept at each pruning block, above 0 and at most 1; 1 prunes nothing.
-        blocks: the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given.
+        how: the reduction; none unless told.
         listening: windows and events.
         events_to: file for the events: .jsonl (JSON lines), .csv, or .txt (a label track for Audacity, and for ELAN
             as tab-delimited text).
@@ -71,10 +69,14 @@ def main(
         cli.notice(notice)
     if not card.trained:
         cli.notice(f"{checkpoint}: random weights: the labels mean nothing")
-    model, keep = checkpoints.load(checkpoint), at_blocks(blocks, keep_rate)
+    how = how.of(card)
+    amount = how.amount(default=1.0, depth=card.model.depth)
+    for remark in how.remarks(checkpoint, card, amount):
+        cli.notice(remark)
+    model, asked = checkpoints.load(checkpoint), {"keep_rate": amount, "method": how.method}
     with StopOnSignal(signal.SIGINT, signal.SIGTERM) as stop:
         watch = Watch(sound, stop=stop)
-        heard = segments(model, watch.blocks(), card=card, keep_rate=keep, listening=listening)
+        heard = segments(model, watch.blocks(), card=card, listening=listening, **asked)
         found = events(watch.timed(heard), labels=names(card), listening=listening)
         told = printed(found, show=as_json_line if as_json else in_words)
         if events_to is None:

@@ -190,10 +190,10 @@ def marked(amount: Amount, card: Card) -> str:
 
 
 def trained_for(card: Card) -> str:
-    """The keep rates of a card that has some, in words."""
-    if len(card.keep_rates) == 1:
-        return f"keep rate {card.keep_rates[0]:g}"
-    return f"the keep rates {' '.join(f'{rate:g}' for rate in card.keep_rates)}"
+    """The keep rates of a card that has some, and its method if that is not top-k, in words."""
+    several = len(card.keep_rates) > 1
+    rates = f"{'the keep rates' if several else 'keep rate'} {' '.join(f'{rate:g}' for rate in card.keep_rates)}"
+    return rates if card.method == "topk" else f"{card.method} at {rates}"
 
 
 def check_labels(card: Card, dataset: Dataset) -> None:

@@ -54,6 +54,7 @@ def main(
     with held(out), held(picture):
         dataset = on.read()
         card, model = on.card(dataset), on.model()
+        how = how.of(card)
         batches = on.batches(dataset, model, batch=batch)
         with batches:
             pairs = measure(

@@ -6,7 +6,7 @@ A command with one setting takes `One`, one that measures several takes `Several
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -17,16 +17,22 @@ from jaxprune.models import Classifier
 from jaxprune.reduction.policy import DEFAULT_BLOCKS, Policy, at_blocks, stage_rates
 from jaxprune.registry import LEARNED, MethodName, reduced
 
+Options = TypeVar("Options")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Method:
     """The options of both."""
 
-    method: MethodName = "topk"
-    """the way to reduce tokens; tome, pool and hybrid cost as much as topk does at a keep rate. tome-plain is tome
-    without proportional attention."""
+    method: MethodName | None = None
+    """the way to reduce tokens, by default the one that the checkpoint was trained for; tome, pool and hybrid cost as
+    much as topk does at a keep rate. tome-plain is tome without proportional attention."""
     blocks: tuple[int, ...] = ()
     """the blocks that prune, counted from 0; those of 3, 6 and 9 that the model has unless given."""
+
+    def of(self: Options, card: Card) -> Options:
+        """The options with the method named: the card's where none was."""
+        return self if self.method else dataclasses.replace(self, method=card.method)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,8 @@ class One(_Method):
         reduces = min(rates, default=1) < 1 or not isinstance(amount, dict)
         if card.model.predictors and self.method != LEARNED and reduces:
             yield f"{checkpoint} has learned predictors, and {self.method} does not ask them (--method {LEARNED} does)"
+        elif self.method != card.method and reduces and min(card.keep_rates, default=1) < 1:
+            yield f"{self.method}: {checkpoint} was trained for {trained_for(card)}"
         if outside := [f"{rate:g}" for rate in rates if not card.covers(rate)]:
             yield f"keep rate {' and '.join(outside)}: {checkpoint} was trained for {trained_for(card)}"
 
@@ -100,7 +108,9 @@ class Several(_Method):
     def policies(self, model: Classifier, *, default: Sequence[float]) -> dict[Amount, Policy]:
         """A policy for each amount, for `jaxprune.evaluation.evaluate.evaluate`. Raises `ValueError` as `reduced`."""
         return {
-            amount: reduced(model, self.method, at_blocks(self.blocks, amount) if isinstance(amount, float) else amount)
+            amount: reduced(
+                model, self.method or "topk", at_blocks(self.blocks, amount) if isinstance(amount, float) else amount
+            )
             for amount in self.amounts(default=default)
         }
 

@@ -25,65 +25,23 @@ from jaxprune.analysis.identity import describe, model_digest
 from jaxprune.analysis.tables import Table
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import OnDataset, Subject, check_folder, rates_to_measure, trained_for, with_data
+from jaxprune.cli.sweep_grid import SCORES, UNTOLD, Grid
 from jaxprune.config import Card
 from jaxprune.cost import macs
 from jaxprune.data.records import Dataset
 from jaxprune.experiments.ablation import (
     UNPRUNED,
-    OtherMethod,
-    ScoreName,
     Setting,
-    method_settings,
-    saving_settings,
-    score_settings,
 )
 from jaxprune.experiments.ablation_tables import METRICS
 from jaxprune.experiments.sweep import Candidate, Store, measure_quality, measure_time
 from jaxprune.experiments.sweep_points import Point, fastest, points
 from jaxprune.models import Classifier, topk
 from jaxprune.plots.pareto import pareto_front
-from jaxprune.reduction.policy import default_blocks
 from jaxprune.training.recipes import recipe
 from jaxprune.training.settings import Published
 
 UNSTEADY = 0.1  # how much calls may vary before it is said
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Grid:
-    """The settings to sweep: every score at every keep rate on every set of blocks."""
-
-    keep_rates: tuple[str, ...] = ()
-    """a rate for all blocks of a set, or one for each with commas between; no pruning is always measured. By default
-    those that a checkpoint was trained for, or 0.9 0.8 0.7 0.6 0.5 where none was trained for several."""
-    blocks: tuple[str, ...] = ()
-    """sets of blocks that prune, counted from 0, with commas between; those of 3, 6 and 9 that the model has unless
-    given."""
-    scores: tuple[ScoreName, ...] = ("attention",)
-    """what chooses the patches."""
-    methods: tuple[OtherMethod, ...] = ()
-    """other ways to reduce tokens to measure beside, at the cost of topk at the same rates."""
-    savings: tuple[float, ...] = ()
-    """shares of the unpruned model's arithmetic to save, beside or in place of keep rates: all scores and methods at
-    equal cost."""
-    seeds: tuple[int, ...] = (0,)
-    """of the random score."""
-
-    def settings(self, model: Classifier, *, rates: Sequence[float]) -> list[Setting]:
-        """All combinations, at the `rates` where none were asked for.
-
-        Raises `ValueError` for what are no numbers, and as `score_settings`.
-        """
-        sets = self.blocks or (",".join(map(str, default_blocks(model.config.depth))),)
-        asked = self.keep_rates or (() if self.savings else tuple(f"{rate!r}" for rate in rates if rate < 1))
-        pruned = [by_block(places, keep) for places in sets for keep in asked]
-        settings = score_settings(model, scores=self.scores, rates=pruned, seeds=self.seeds)
-        settings += method_settings(model, methods=self.methods, rates=pruned)
-        if self.savings and len(self.blocks) > 1:
-            raise ValueError("--savings and several sets of --blocks were given; give one set, or keep rates")
-        blocks = tuple(by_block(self.blocks[0], "1")) if self.blocks else ()
-        chosen = {"scores": self.scores, "methods": self.methods, "seeds": self.seeds}
-        return settings + saving_settings(model, savings=self.savings, blocks=blocks, **chosen)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +69,7 @@ def main(
     *,
     out: Path,
     also: tuple[Path, ...] = (),
-    grid: Annotated[Grid, tyro.conf.arg(name="")] = Grid(),
+    grid: Annotated[Grid, tyro.conf.arg(name="")] = UNTOLD,
     timing: Annotated[Timing, tyro.conf.arg(name="")] = Timing(),
     max_drop: float = 1.0,
     share: float = 0.75,
@@ -140,7 +98,8 @@ def main(
     first = candidates[0].model
     scored = () if published is None else scores_of(published, first)
     rates = rates_to_measure(one.card for one in candidates)
-    settings = {one.name: grid.settings(one.model, rates=rates) for one in candidates}
+    asked = {"rates": rates, "trained": [one.card.method for one in candidates]}
+    settings = {one.name: grid.settings(one.model, **asked) for one in candidates}
     with files.locked(out):
         store = Store(out / "sweep.json", about=about(candidates[0], on=on, dataset=dataset, batch=evaluation_batch))
         device = f"{jax.devices()[0].device_kind} ({platform.machine()}), {on.dtype}"
@@ -264,21 +223,6 @@ def candidates_at(paths: Sequence[Path], *, on: OnDataset, dataset: Dataset) -> 
     return found
 
 
-def by_block(places: str, keep: str) -> dict[int, float]:
-    """Keep rates by block from "3,6,9" and "0.7", or "0.83,0.61,0.47". Raises `ValueError` where they do not fit."""
-    try:
-        blocks, rates = [int(place) for place in places.split(",")], [float(rate) for rate in keep.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"{places!r} and {keep!r} are not blocks and keep rates; write 3,6,9 and 0.7, or 0.83,0.61,0.47"
-        ) from None
-    if len(set(blocks)) < len(blocks) or len(rates) not in (1, len(blocks)):
-        raise ValueError(
-            f"the keep rates {keep} do not fit the blocks {places}; give one rate, or one for each block once"
-        )
-    return dict(zip(blocks, rates * len(blocks) if len(rates) == 1 else rates, strict=True))
-
-
 def print_points(
     found: list[Point],
     chosen: dict[int, Point],
@@ -344,7 +288,8 @@ def remarks(point: Point, chosen: dict[int, Point], *, card: Card) -> list[str]:
     """A point's marks in the table."""
     rates = point.keep.split("/") if point.blocks else ["1"]
     known = [float(rate) for rate in rates if cli.is_number(rate)]  # savings are no keep rates
-    said = [] if all(map(card.covers, known)) else ["not trained for"]
+    other = card.method != "topk" and point.score not in (UNPRUNED, SCORES.get(card.method, card.method))
+    said = [] if all(map(card.covers, known)) and not other else ["not trained for"]
     said += [] if point.pays else ["does not pay"]
     said += ["not beaten"] if point.best_by_time else []
     return said + (["fastest within"] if chosen.get(point.batch) == point else [])

@@ -133,11 +133,14 @@ def _summary(analyses: Mapping[str, SavedAnalysis]) -> Html:
 
 
 def _trained(saved: SavedAnalysis) -> str:
-    """The keep rates that a run's model was trained for, in a sentence; nothing where its card does not know."""
-    rates = [f"{rate:g}" for rate in saved.manifest["checkpoint"]["card"].get("keep_rates", ())]
+    """The method and the keep rates that a run's model was trained for, in a sentence, top-k not being mentioned;
+    nothing where its card does not know."""
+    card = saved.manifest["checkpoint"]["card"]
+    rates, method = [f"{rate:g}" for rate in card.get("keep_rates", ())], card.get("method", "topk")
     if not rates:
         return ""
-    return f"the model was trained for keep rate{'s' if len(rates) > 1 else ''} {', '.join(rates)}."
+    by = "" if method == "topk" else f"{method} at "
+    return f"the model was trained for {by}keep rate{'s' if len(rates) > 1 else ''} {', '.join(rates)}."
 
 
 def _measured(path: Path) -> Html:

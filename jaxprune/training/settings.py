@@ -271,6 +271,7 @@ class Recipe:
             source=source,
             padding=facts.fill,
             keep_rates=self.prune.rates,
+            method=self.prune.method,
         )
 
     @property
