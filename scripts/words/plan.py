@@ -28,7 +28,7 @@ class Corpus:
     takes: int = 2
     validation: float = 0.1
     test: float = 0.2
-    snr: tuple[float, float] = (0.0, 20.0)
+    snr: tuple[float, float] = (10.0, 30.0)
     peak: tuple[float, float] = (-20.0, -1.0)
     background: int = 60
 

@@ -1,6 +1,6 @@
-"""Trains the models that come with jaxprune on the spoken corpus, and measures what pruning them costs and saves.
+"""Trains micro models on the spoken corpus, `ast-words` among them, and measures what pruning them costs and saves.
 
-    python -m scripts.words.make corpus
+    python -m scripts.words.make corpus --snr 0 20
     python -m scripts.words.train ast --corpus corpus --out runs/words-ast
 
 Hours on two CPU cores, in stages; the same command goes on where it was cut off. A shallow model is trained from

@@ -50,7 +50,7 @@ def test_the_default_plan_is_large_and_keeps_voices_apart():
     shares = [len(splits[split]) / len(plan) for split in splits]
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
     assert {s.accent for s in splits["train"]} == {*ENGLISH, *ACCENTS}
-    for values, low, high in (([u.snr for u in plan], 0, 20), ([u.peak for u in plan], -20, -1)):
+    for values, low, high in (([u.snr for u in plan], 10, 30), ([u.peak for u in plan], -20, -1)):
         assert low <= min(values) < low + 0.1 * (high - low) < high - 0.1 * (high - low) < max(values) <= high
 
 
