@@ -27,6 +27,7 @@ FORMATS = (".flac", ".mp3", ".ogg", ".wav")
 FALLING = ("0.9", "0.8", "0.7", "0.6", "0.5", "0.4")
 MODEL = "ast-words"  # the shipped one that knows these words
 RECIPE = "ast-words"  # that fits it
+BATCH = "32"  # clips timed together; merging compiles for long, so one size must do
 PICTURES = 30  # every so many-th spoken word has its patches drawn
 
 
@@ -77,7 +78,7 @@ def tuned(run: Path) -> list[str]:
 def trained(out: Path, *, also: Sequence[Path]) -> Iterator[list[str]]:
     """Accuracy, cost and time of the model that comes with the library and of others, and the patches that it keeps."""
     table = ["manifest", "--path", str(WORDS / "words.csv")]
-    options = ["--also", *map(str, also), "--keep-rates", *FALLING, "--batch", "1", "32"]
+    options = ["--also", *map(str, also), "--keep-rates", *FALLING, "--batch", BATCH]
     yield ["sweep", MODEL, "--out", str(out / "sweep"), *options, *table]
     some = sorted(str(path) for path in WORDS.rglob("*.flac"))[::PICTURES]
     yield ["classify", MODEL, *some, "--keep-rate", "0.7", "--top", "1", "--picture", str(out / "kept.png")]

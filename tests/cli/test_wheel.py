@@ -75,9 +75,10 @@ def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_recordings_are_labelled_as_in_the_checkout_without_torch(installed, tmp_path, capsys):
+@pytest.mark.parametrize(("model", "rate"), [("ast-words", "0.7"), ("audiomae-arabic-words", "1")])
+def test_recordings_are_labelled_as_in_the_checkout_without_torch(installed, tmp_path, capsys, model, rate):
     clips = [shutil.copy(path, tmp_path) for path in SPOKEN]
-    options = ["classify", "ast-words", *clips, "--keep-rate", "0.7", "--json"]
+    options = ["classify", model, *clips, "--keep-rate", rate, "--json"]
     done = run(installed, tmp_path, "jaxprune", *options)
     assert done.returncode == 0, done.stderr
     with pytest.raises(SystemExit, match="0"):
