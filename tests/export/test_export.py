@@ -1,6 +1,7 @@
 """Exported files against PyTorch and against the model: logits and kept patches, in every runtime and form."""
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from jaxprune.reduction.selection import Within
 from jaxprune.registry import reduced
 
 FAMILIES = ("ast", "audiomae")
-FORMS = [(0.7, "mel", 3), (0.7, "mel", None), (0.7, "waveform", 3), (1.0, "mel", None), (0.5, "waveform", None)]
+FORMS = list(itertools.product((1.0, 0.7, 0.5), ("mel", "waveform"), (3, None)))
 
 
 @functools.cache
