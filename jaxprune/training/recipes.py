@@ -23,9 +23,12 @@ from jaxprune.training.settings import (
     Start,
     StepDecay,
 )
+from jaxprune.training.variation import UNCHANGED
 
 EARLIER_VERSION = "an earlier version of Lee & Lee 2025 (arXiv 2504.01690)"
 ESC50_SEEDS = (12, 34, 56, 78, 90)
+# The voices of words may be another's; those of speakers are their own.
+OTHER_SPEEDS, OTHER_PITCHES = (0.85, 1.15), (0.9, 1.1)
 
 
 def recipe(name: str) -> Recipe:
@@ -86,7 +89,7 @@ def words(family: Family) -> Recipe:
     )
 
 
-def arabic(family: Family, task: str, *, classes: int) -> Recipe:
+def arabic(family: Family, task: str, *, classes: int, speed: tuple[float, float] = UNCHANGED) -> Recipe:
     """Ours: a small model on real recordings, the words or the speakers of Arabic Speech Commands."""
     return Recipe(
         name=f"{family}-arabic-{task}",
@@ -99,7 +102,7 @@ def arabic(family: Family, task: str, *, classes: int) -> Recipe:
             time_mask=20,
             freq_mask=24,
             drop_path=0.05,
-            speed=(0.85, 1.15),
+            speed=speed,
             time_shift=0.1,
         ),
         optimizer=AdamW(base_lr=4e-3, b2=0.98, weight_decay=0.05, layer_decay=1.0, clip=1.0),
@@ -110,13 +113,15 @@ def arabic(family: Family, task: str, *, classes: int) -> Recipe:
     )
 
 
-def pretrained_arabic(task: str, *, classes: int) -> Recipe:
+def pretrained_arabic(
+    task: str, *, classes: int, speed: tuple[float, float] = UNCHANGED, pitch: tuple[float, float] = UNCHANGED
+) -> Recipe:
     """`arabic` for the encoder of `audiomae-arabic-words-pretrain`: twice as wide, its first blocks slower."""
-    micro = arabic("audiomae", task, classes=classes)
+    micro = arabic("audiomae", task, classes=classes, speed=speed)
     return dataclasses.replace(
         micro,
         start=dataclasses.replace(micro.start, size="mini"),
-        augment=dataclasses.replace(micro.augment, pitch=(0.9, 1.1), drop_path=0.1),
+        augment=dataclasses.replace(micro.augment, pitch=pitch, drop_path=0.1),
         optimizer=dataclasses.replace(micro.optimizer, base_lr=2e-3, layer_decay=0.85),
         schedule=Cosine(warmup_epochs=5),
         prune=dataclasses.replace(micro.prune, buckets=1),
@@ -205,8 +210,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             ),
             words("ast"),
             words("audiomae"),
-            arabic("ast", "words", classes=40),
-            pretrained_arabic("words", classes=40),
+            arabic("ast", "words", classes=40, speed=OTHER_SPEEDS),
+            pretrained_arabic("words", classes=40, speed=OTHER_SPEEDS, pitch=OTHER_PITCHES),
             arabic("ast", "speakers", classes=30),
             pretrained_arabic("speakers", classes=30),
         )

@@ -19,12 +19,13 @@ from jaxprune.config import Card
 from jaxprune.data.batches import eval_batches
 from jaxprune.data.records import Dataset, Split
 from jaxprune.evaluation.per_clip import answer
+from jaxprune.json_files import read_json
 from jaxprune.models import Classifier
 from jaxprune.parallel.processes import StopOnSignal
 from jaxprune.reduction.policy import Policy
 from jaxprune.training.finetune import finetune
 from jaxprune.training.learning import Cosine
-from jaxprune.training.run_directory import MODEL, RESULT
+from jaxprune.training.run_directory import MODEL, RECIPE, RESULT
 from jaxprune.training.settings import Recipe
 from jaxprune.training.start import AnyRecipe
 
@@ -44,6 +45,11 @@ class Run:
 def located(made: AnyRecipe, root: Path) -> AnyRecipe:
     """The recipe with the place of its clips."""
     return dataclasses.replace(made, data=dataclasses.replace(made.data, root=str(root)))
+
+
+def recipe_of(run: Path) -> Recipe:
+    """The recipe that a run was made with."""
+    return Recipe.from_json({name: value for name, value in read_json(run / RECIPE).items() if name != "seed"})
 
 
 def second_stage(first: Recipe, *, epochs: int) -> Recipe:

@@ -45,7 +45,18 @@ from jaxprune.training.learning import Distill
 from jaxprune.training.run_directory import MODEL, RECIPE, RESULT
 from jaxprune.training.settings import Prune, Recipe
 from jaxprune.training.start import Sources
-from scripts.studies.pieces import STOPPED, Run, correct, done, ends, located, of_columns, second_stage, speakers
+from scripts.studies.pieces import (
+    STOPPED,
+    Run,
+    correct,
+    done,
+    ends,
+    located,
+    of_columns,
+    recipe_of,
+    second_stage,
+    speakers,
+)
 
 METHODS = ("topk", "evit", "tome", "tome-plain", "hybrid", "dynamic", "pool", "random", "grid", "loudest", "varied")
 SAVINGS = (0.0, 0.15, 0.3, 0.45, 0.6)
@@ -126,13 +137,12 @@ def opened(run: Path, out: Path, *, root: Path | None, settled: dict[str, Any]) 
     """
     if not (run / RESULT).is_file():
         raise ValueError(f"{run} holds no finished run; train one with jaxprune finetune and --prune.keep-rate 1")
-    saved = read_json(run / RECIPE)
-    recipe = Recipe.from_json({name: value for name, value in saved.items() if name != "seed"})
+    recipe = recipe_of(run)
     if recipe.prune.draws or recipe.prune.keep_rate < 1:
         raise ValueError(f"{run} was trained with pruning ({recipe.prune.in_words}); name a run without")
     recipe = recipe if root is None else located(recipe, root)
     task = recipe.data.dataset.removeprefix("arabic")
-    place = out / f"{recipe.start.family}-{task}-{saved['seed']}"
+    place = out / f"{recipe.start.family}-{task}-{read_json(run / RECIPE)['seed']}"
     place.mkdir(parents=True, exist_ok=True)
     settled = settled | {"start": str(run.resolve())}
     known = read_json(place / "settings.json") if (place / "settings.json").exists() else settled

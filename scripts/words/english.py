@@ -14,12 +14,10 @@ from typing import Annotated
 import tyro
 
 from jaxprune.cli import console as cli
-from jaxprune.cli.progress import show
 from jaxprune.parallel.processes import StopOnSignal
-from jaxprune.training.finetune import finetune
 from jaxprune.training.recipes import recipe
 from jaxprune.training.settings import Recipe
-from scripts.studies.pieces import STOPPED
+from scripts.studies.pieces import STOPPED, Run, done
 from scripts.words.voices import WORDS
 
 START = "audiomae-arabic-words"  # the recipe's name, and the shipped model's
@@ -35,8 +33,8 @@ def main(corpus: Annotated[Path, tyro.conf.Positional], *, out: Path, epochs: in
         seed: decides the head's first weights, the order and the augmentation.
     """
     with StopOnSignal() as stop:
-        events = finetune(english(corpus, epochs=epochs), out, seed=seed, stop=stop)
-        return 0 if show(events, out, title=out.name).result is not None else STOPPED
+        run = Run(name=out.name, recipe=english(corpus, epochs=epochs))
+        return 0 if done(run, out.parent, seed=seed, stop=stop) else STOPPED
 
 
 def english(corpus: Path, *, epochs: int) -> Recipe:

@@ -30,13 +30,11 @@ from jaxprune.cost import macs
 from jaxprune.data.published import SpeechCommands
 from jaxprune.data.records import Dataset, Record
 from jaxprune.files import whole_directory, write_text
-from jaxprune.json_files import read_json
 from jaxprune.reduction.policy import Policy
 from jaxprune.registry import reduced
-from jaxprune.training.run_directory import RECIPE
 from jaxprune.training.settings import Recipe
 from jaxprune.training.start import Sources
-from scripts.studies.pieces import correct, located
+from scripts.studies.pieces import correct, located, recipe_of
 
 MANIFEST = "words.csv"
 WORSE = 0.001  # of accuracy that half precision may lose or gain
@@ -90,11 +88,6 @@ def main(
     for written in (path, *([] if corpus is None else [write_clips(corpus, clips_out)])):
         size = sum(file.stat().st_size for file in written.rglob("*") if file.is_file())
         cli.notice(f"wrote {written}, {size / 1e6:.2f} MB")
-
-
-def recipe_of(run: Path) -> Recipe:
-    """The recipe that a run was made with."""
-    return Recipe.from_json({name: value for name, value in read_json(run / RECIPE).items() if name != "seed"})
 
 
 def origin(recipe: Recipe) -> str:

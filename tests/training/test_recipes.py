@@ -251,3 +251,11 @@ def test_every_field_has_a_comment_for_its_help():
 def test_precision_is_one_of_two():
     with pytest.raises(Exception, match="float16"):
         Precision(compute="float16")
+
+
+@pytest.mark.parametrize("family", ["ast", "audiomae"])
+def test_speakers_are_trained_at_their_own_speed_and_pitch(family):
+    words, speakers = (RECIPES[f"{family}-arabic-{task}"].augment for task in ("words", "speakers"))
+    assert words.speed == (0.85, 1.15)
+    assert (speakers.speed, speakers.pitch) == (variation.UNCHANGED, variation.UNCHANGED)
+    assert dataclasses.replace(words, speed=variation.UNCHANGED, pitch=variation.UNCHANGED) == speakers
