@@ -89,7 +89,7 @@ def words(family: Family) -> Recipe:
     )
 
 
-def arabic(family: Family, task: str, *, classes: int, speed: tuple[float, float] = UNCHANGED) -> Recipe:
+def arabic(family: Family, task: str, *, classes: int, epochs: int, speed: tuple[float, float] = UNCHANGED) -> Recipe:
     """Ours: a small model on real recordings, the words or the speakers of Arabic Speech Commands."""
     return Recipe(
         name=f"{family}-arabic-{task}",
@@ -108,16 +108,21 @@ def arabic(family: Family, task: str, *, classes: int, speed: tuple[float, float
         optimizer=AdamW(base_lr=4e-3, b2=0.98, weight_decay=0.05, layer_decay=1.0, clip=1.0),
         schedule=Cosine(warmup_epochs=2),
         prune=Prune(keep_rate=1.0, shrink_start=1, shrink_epochs=4),
-        loop=Loop(epochs=60, batch=64, loss="ce", ema=0.999, label_smoothing=0.1),
+        loop=Loop(epochs=epochs, batch=64, loss="ce", ema=0.999, label_smoothing=0.1),
         precision=Precision(compute="float32"),
     )
 
 
 def pretrained_arabic(
-    task: str, *, classes: int, speed: tuple[float, float] = UNCHANGED, pitch: tuple[float, float] = UNCHANGED
+    task: str,
+    *,
+    classes: int,
+    epochs: int,
+    speed: tuple[float, float] = UNCHANGED,
+    pitch: tuple[float, float] = UNCHANGED,
 ) -> Recipe:
     """`arabic` for the encoder of `audiomae-arabic-words-pretrain`: twice as wide, its first blocks slower."""
-    micro = arabic("audiomae", task, classes=classes, speed=speed)
+    micro = arabic("audiomae", task, classes=classes, epochs=epochs, speed=speed)
     return dataclasses.replace(
         micro,
         start=dataclasses.replace(micro.start, size="mini"),
@@ -210,10 +215,10 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             ),
             words("ast"),
             words("audiomae"),
-            arabic("ast", "words", classes=40, speed=OTHER_SPEEDS),
-            pretrained_arabic("words", classes=40, speed=OTHER_SPEEDS, pitch=OTHER_PITCHES),
-            arabic("ast", "speakers", classes=30),
-            pretrained_arabic("speakers", classes=30),
+            arabic("ast", "words", classes=40, epochs=60, speed=OTHER_SPEEDS),
+            pretrained_arabic("words", classes=40, epochs=60, speed=OTHER_SPEEDS, pitch=OTHER_PITCHES),
+            arabic("ast", "speakers", classes=30, epochs=30),
+            pretrained_arabic("speakers", classes=30, epochs=30),
         )
     }
 )
