@@ -2,9 +2,10 @@
 
     python -m scripts.words.make corpus
     python -m scripts.words.english corpus --out runs/english
-    python -m scripts.words.ship runs/english audiomae-english-words --corpus corpus
+    python -m scripts.words.ship runs/english/dynamic audiomae-english-words --corpus corpus
 
-The same command goes on where it was cut off. Each step draws how much ToMe saves, so that one model serves any saving.
+First each step draws how much ToMe saves. Then predictors learn which patches to prune, and the model with them. The
+same command goes on where it was cut off.
 """
 
 import dataclasses
@@ -14,27 +15,45 @@ from typing import Annotated
 import tyro
 
 from jaxprune.cli import console as cli
+from jaxprune.learned import rate_for_saving
 from jaxprune.parallel.processes import StopOnSignal
+from jaxprune.registry import LEARNED
+from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.recipes import recipe
-from jaxprune.training.settings import Recipe
-from scripts.studies.pieces import STOPPED, Run, done
+from jaxprune.training.settings import Prune, Recipe
+from scripts.studies.pieces import STOPPED, Run, done, second_stage
 from scripts.words.voices import WORDS
 
 START = "audiomae-arabic-words"  # the recipe's name, and the shipped model's
+SAVING = 0.45  # that the predictors learn; below it they lose less, beyond it they break down
 
 
-def main(corpus: Annotated[Path, tyro.conf.Positional], *, out: Path, epochs: int = 30, seed: int = 0) -> int:
+def main(
+    corpus: Annotated[Path, tyro.conf.Positional],
+    *,
+    out: Path,
+    epochs: int = 20,
+    learned_epochs: int = 10,
+    seed: int = 0,
+) -> int:
     """Train it.
 
     Args:
         corpus: what scripts/words/make.py wrote.
-        out: directory of the run; the same one goes on.
-        epochs: passes over the training clips.
-        seed: decides the head's first weights, the order and the augmentation.
+        out: directory of both runs; the same one goes on.
+        epochs: passes over the training clips while tokens are merged.
+        learned_epochs: passes while the predictors learn.
+        seed: decides first weights, the order and the augmentation.
     """
+    merging = english(corpus, epochs=epochs)
     with StopOnSignal() as stop:
-        run = Run(name=out.name, recipe=english(corpus, epochs=epochs))
-        return 0 if done(run, out.parent, seed=seed, stop=stop) else STOPPED
+        for run in (
+            Run(name="tome", recipe=merging),
+            Run(name="dynamic", recipe=learned(merging, epochs=learned_epochs), start="tome"),
+        ):
+            if not done(run, out, seed=seed, stop=stop):
+                return STOPPED
+    return 0
 
 
 def english(corpus: Path, *, epochs: int) -> Recipe:
@@ -54,6 +73,17 @@ def english(corpus: Path, *, epochs: int) -> Recipe:
         schedule=dataclasses.replace(arabic.schedule, warmup_epochs=2),
         prune=dataclasses.replace(arabic.prune, method="tome", sample=("1", "0.876", "0.73", "0.556")),
         loop=dataclasses.replace(arabic.loop, epochs=epochs, evaluate_every=5),
+    )
+
+
+def learned(merging: Recipe, *, epochs: int) -> Recipe:
+    """The second stage: predictors learn to save 45 %, in the first fifth alone. The first stage's model teaches."""
+    blocks = merging.prune.blocks
+    return dataclasses.replace(
+        second_stage(merging, epochs=epochs),
+        name=f"{merging.name}-dynamic",
+        prune=Prune(method=LEARNED, keep_rate=rate_for_saving(merging.model(), blocks, SAVING), blocks=blocks),
+        dynamic=Dynamic(slow=1.0, alone=epochs // 5),
     )
 
 

@@ -40,8 +40,11 @@ MANIFEST = "words.csv"
 WORSE = 0.001  # of accuracy that half precision may lose or gain
 # What models are trained on, by the beginning of their recipe's name.
 DATA = {
-    "audiomae-arabic-words": "Arabic Speech Commands by Ghandoura, Hjabo and Al Dakkak (2021), real recordings of 40 "
-    "words, licence CC BY 4.0",
+    **dict.fromkeys(
+        ("audiomae-arabic", "ast-arabic"),
+        "Arabic Speech Commands by Ghandoura, Hjabo and Al Dakkak (2021), real recordings of 40 words by 30 speakers, "
+        "licence CC BY 4.0",
+    ),
     **dict.fromkeys(
         ("audiomae-english-words", "audiomae-words", "ast-words"),
         "35 English words spoken by espeak-ng in artificial noise (scripts.words.make), licence CC0 1.0",
