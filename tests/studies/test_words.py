@@ -14,20 +14,23 @@ from jaxprune.data.published import Manifest
 from jaxprune.evaluation.evaluate import evaluate, keep_policies
 
 SHIPPED = sorted(jaxprune.SHIPPED.iterdir())
-CLIPS, MODEL = TESTS / "words" / "words.csv", jaxprune.SHIPPED / "ast-words"
+CLIPS, MODEL = TESTS / "words" / "words.csv", jaxprune.SHIPPED / "audiomae-english-words"
 
 
 def test_the_shipped_model_knows_most_of_the_shipped_words():
-    """Its accuracy on the whole test split is in the README; these are a sixteenth of it."""
+    """Its accuracy on the whole test split is on its card; these are a sixteenth of it. Learned pruning at 0.7 saves a
+    third, for under a point."""
     model, card, dataset = jaxprune.load(MODEL), jaxprune.load_card(MODEL), Manifest(path=CLIPS).read()
     check_labels(card, dataset)
     assert {len(dataset.labels), len({record.labels for record in dataset.clips("test")})} == {35}
+    policies = keep_policies(model, (1.0, 0.7), method=card.method)
     with eval_batches(dataset, "test", frames=model.config.frames, batch_size=70) as batches:
-        found = evaluate(model, batches, card=card, policies=keep_policies(model, (1.0, 0.5)), single_label=True)
+        found = evaluate(model, batches, card=card, policies=policies, single_label=True)
     assert found.clips == 210
     assert not found.unusable
-    assert found.rates[1.0].metrics["top1"] > 0.5
-    assert found.rates[0.5].metrics["top1"] < found.rates[1.0].metrics["top1"]
+    assert found.rates[1.0].metrics["top1"] > 0.9
+    assert found.rates[0.7].metrics["top1"] > found.rates[1.0].metrics["top1"] - 0.01
+    assert found.rates[0.7].macs < 0.67 * found.rates[1.0].macs
 
 
 @pytest.mark.parametrize("model", SHIPPED, ids=lambda path: path.name)
