@@ -24,15 +24,19 @@ def dynamic(model: Classifier, ratios: float | Sequence[float], predictors: Pred
 
     The patches of highest probability stay, chosen before the block's attention. `ratios` are shares of all patches,
     one a stage, falling; one number r stands for r, r ** 2, r ** 3, as published. `predictors` are the model's own
-    unless given: one a stage for blocks 3, 6 and 9, or a mapping from 0-based block to predictor.
+    unless given: one a stage for blocks 3, 6 and 9, or a mapping from 0-based block to predictor. A stage that would
+    keep all patches that reach it is left out: its predictor would be computed for nothing.
 
     Raises `ValueError` where there are no predictors, for predictors of another width or number, and for ratios outside
     (0, 1], ratios that rise, and a ratio that keeps nothing.
     """
     stages = _stages(model, predictors)
     counts = [ratio_count(ratio, model.config.patches) for ratio in stage_ratios(ratios, stages=len(stages))]
+    before = (model.config.patches, *counts)
     reductions = {
-        block: Predicted(count, predictor) for (block, predictor), count in zip(stages.items(), counts, strict=True)
+        block: Predicted(count, predictor)
+        for (block, predictor), count, there in zip(stages.items(), counts, before, strict=False)
+        if count < there
     }
     return Policy(model.score, reductions)
 
