@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32
 
 from jaxprune.data.held import Held
-from jaxprune.data.order import ALONE, PAD, InOrder, ProcessRows, Shuffled, local_rows
-from jaxprune.data.records import Dataset, Record, Split
+from jaxprune.data.order import ALONE, PAD, InOrder, ProcessRows, Shuffled, by_chance, each_once, local_rows
+from jaxprune.data.records import Dataset, Record, Split, rarity
 from jaxprune.features import WINDOW, sample_count
 
 Crop = Callable[[int, np.random.Generator], int]
@@ -86,6 +86,7 @@ def train_batches(
     batch_size: int,
     epochs: int,
     seed: int,
+    balanced: bool = False,
     crop: Crop = anywhere,
     vary: Vary = as_it_is,
     process: ProcessRows = ALONE,
@@ -95,10 +96,11 @@ def train_batches(
     """Full batches of a split for `epochs` epochs. Each epoch has its own order, drawn from (seed, epoch).
 
     `batch_size` counts clips over all processes; the batches hold this process's share. Clips that do not fill the last
-    batch of an epoch are left out, different ones each time. Every row has weight 1. The next usable clip of the data
-    set stands in for an unusable one. `frames` and `crop` decide which part of a long clip stays, and `vary` what is
-    done to it (`jaxprune.data.background`), both by (seed, place). Raises `ValueError` for too few clips. While
-    running, raises it for more than the share `unusable` of bad ones.
+    batch of an epoch are left out, different ones each time. `balanced` draws clips with replacement instead, by
+    `rarity`. Every row has weight 1. The next usable clip of the data set stands in for an unusable one. `frames` and
+    `crop` decide which part of a long clip stays, and `vary` what is done to it (`jaxprune.data.background`), both by
+    (seed, place). Raises `ValueError` for too few clips. While running, raises it for more than the share `unusable` of
+    bad ones.
     """
     clips = dataset.clips(split)
     rows = local_rows(batch_size, process)
@@ -107,7 +109,8 @@ def train_batches(
         raise ValueError(f"epochs is {epochs} and seed {seed}; they must be at least 1 and 0")
     if steps == 0:
         raise ValueError(f"{dataset.name} has {len(clips)} {split} clips, too few for one batch of {batch_size}")
-    order = Shuffled(clips=len(clips), steps=steps, epochs=epochs, batch_size=batch_size, seed=seed, process=process)
+    draw = by_chance(rarity(clips, classes=len(dataset.labels))) if balanced else each_once(len(clips))
+    order = Shuffled(draw=draw, steps=steps, epochs=epochs, batch_size=batch_size, seed=seed, process=process)
     load = _Load(
         clips,
         classes=len(dataset.labels),

@@ -6,8 +6,13 @@ process.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float, Int
+
+# An epoch's record indices, by a generator of its own.
+Draw = Callable[[np.random.Generator], Int[np.ndarray, "clips"]]
 
 PAD = -1  # the index of a row without a clip
 
@@ -34,11 +39,21 @@ def local_rows(batch_size: int, process: ProcessRows) -> int:
     return batch_size // process.count
 
 
+def each_once(clips: int) -> Draw:
+    """Every clip once, in random order."""
+    return functools.partial(_permuted, clips)
+
+
+def by_chance(chances: Float[np.ndarray, "clips"]) -> Draw:
+    """As many clips as there are, drawn with replacement; `chances` sum to 1."""
+    return functools.partial(_chosen, chances)
+
+
 class Shuffled:
     """A random access list of (record index, global row) for all epochs of a training run, of one process's rows."""
 
-    def __init__(self, *, clips: int, steps: int, epochs: int, batch_size: int, seed: int, process: ProcessRows):
-        self._clips, self._seed, self._process = clips, seed, process
+    def __init__(self, *, draw: Draw, steps: int, epochs: int, batch_size: int, seed: int, process: ProcessRows):
+        self._draw, self._seed, self._process = draw, seed, process
         self._epoch_rows = steps * batch_size
         self._local = batch_size // process.count
         self._rows = epochs * steps * self._local
@@ -49,7 +64,7 @@ class Shuffled:
     def __getitem__(self, row: int) -> tuple[int, int]:
         place = _place(row, self._local, self._process)
         epoch, within = divmod(place, self._epoch_rows)
-        return int(_permutation(self._seed, epoch, self._clips)[within]), place
+        return int(_drawn(self._draw, self._seed, epoch)[within]), place
 
 
 class InOrder:
@@ -75,5 +90,13 @@ def _place(row: int, local: int, process: ProcessRows) -> int:
 
 
 @functools.lru_cache(maxsize=4)  # threads read ahead over the end of an epoch
-def _permutation(seed: int, epoch: int, clips: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(clips)
+def _drawn(draw: Draw, seed: int, epoch: int) -> Int[np.ndarray, "clips"]:
+    return draw(np.random.default_rng([seed, epoch]))
+
+
+def _permuted(clips: int, rng: np.random.Generator) -> Int[np.ndarray, "clips"]:
+    return rng.permutation(clips)
+
+
+def _chosen(chances: Float[np.ndarray, "clips"], rng: np.random.Generator) -> Int[np.ndarray, "clips"]:
+    return rng.choice(len(chances), size=len(chances), p=chances)

@@ -157,6 +157,16 @@ def class_counts(records: Sequence[Record], *, classes: int) -> Int[np.ndarray, 
     return np.bincount([label for record in records for label in record.labels], minlength=classes)
 
 
+def rarity(records: Sequence[Record], *, classes: int) -> Float[np.ndarray, "clips"]:
+    """The chances that draw clips of every class alike: the sum over a clip's classes of 1 / clips of the class.
+
+    As the AST was trained on AudioSet-2M (Gong et al. 2021). The chances sum to 1.
+    """
+    share = 1 / np.maximum(class_counts(records, classes=classes), 1)
+    chances = np.array([share[list(record.labels)].sum() for record in records])
+    return chances / chances.sum()
+
+
 def _listed_twice(records: Sequence[Record], places: Mapping[str, Location | None]) -> list[str]:
     """The clips that stand twice in the list, and the files that are in two splits under several names."""
     seen: dict[str, Split] = {}

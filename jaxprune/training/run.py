@@ -277,7 +277,13 @@ class Run(abc.ABC):
             folder = Path(augment.background)
             vary = background(folder, snr=augment.background_snr, share=augment.background_share)
         return train_batches(
-            self.dataset, batch_size=loop.batch, epochs=loop.epochs, seed=self.seed, vary=vary, **self._reading()
+            self.dataset,
+            batch_size=loop.batch,
+            epochs=loop.epochs,
+            seed=self.seed,
+            balanced=loop.balanced,
+            vary=vary,
+            **self._reading(),
         )
 
     @property

@@ -129,6 +129,8 @@ class Loop(Passes):
 
     # bce: every class yes or no (multi-label, or mixed labels); ce: one class among all.
     loss: Literal["bce", "ce"] = "ce"
+    # Draws each epoch's clips with replacement, all classes alike (the AST's way on AudioSet-2M; Gong et al. 2021).
+    balanced: bool = False
     # Share of each target that is spread over all classes, with the loss ce (Szegedy et al. 2016: 0.1).
     label_smoothing: float = 0.0
 

@@ -1,5 +1,6 @@
 """Batches against a brute-force reading of the same files: content, order, shards, resumption, bad clips."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ from batches_cases import FRAMES, SAMPLES, THREADS, corpus, train
 from jaxprune.audio import load_audio
 from jaxprune.data.batches import PAD, Batch, Workers, anywhere, eval_batches, from_start
 from jaxprune.data.order import ProcessRows
-from jaxprune.data.records import Dataset
+from jaxprune.data.records import Dataset, Record, rarity
 from jaxprune.features import fit_frames, frame_count, log_mel
 
 
@@ -90,6 +91,29 @@ def test_training_epochs_are_shuffles_without_repetition(tmp_path):
     same(found, collect(train(dataset, epochs=6)))
     others = np.concatenate([b.indices for b in collect(train(dataset, epochs=6, seed=6))])
     assert (others != np.concatenate(epochs)).any()
+
+
+def test_balanced_training_draws_rare_classes_as_often_as_others(tmp_path):
+    """Two clips of class 0 and nine of class 1. The original weighs a clip by 1 / clips of its class."""
+    made = corpus(tmp_path, long=False)
+    relabelled = [dataclasses.replace(one, labels=(0 if i < 2 else 1,)) for i, one in enumerate(made.records)]
+    dataset = dataclasses.replace(made, records=tuple(relabelled))
+    found = collect(train(dataset, epochs=200, balanced=True))
+    drawn = np.concatenate([b.indices for b in found])
+    assert np.isin(drawn, (0, 1)).mean() == pytest.approx(0.5, abs=0.05)  # 1,600 draws: four standard errors
+    counts = np.bincount(drawn, minlength=11)
+    assert counts[:2] == pytest.approx(400, rel=0.15)
+    assert counts[2:] == pytest.approx(800 / 9, rel=0.4)
+    same(found, collect(train(dataset, epochs=200, balanced=True)))
+    plain = train(dataset, epochs=200)
+    assert np.isin(np.concatenate([b.indices for b in collect(plain)]), (0, 1)).mean() == pytest.approx(
+        2 / 11, abs=0.04
+    )
+
+
+def test_a_clip_of_two_classes_has_the_chances_of_both():
+    records = [Record(path=str(i), labels=labels, split="train") for i, labels in enumerate([(0,), (0,), (0, 1), (2,)])]
+    np.testing.assert_allclose(rarity(records, classes=4), np.array([1 / 3, 1 / 3, 1 / 3 + 1, 1]) / 3)
 
 
 def test_training_crops_anywhere_and_evaluation_at_the_start(tmp_path):
