@@ -39,8 +39,8 @@ def comparison(
     """Draws the curves as a PNG and an SVG file beside each other, and returns the files.
 
     The dashed line joins the points of a panel that no other beats. Bars are intervals. A method looks alike in all
-    panels. The legend begins with the methods of `order`. Panels below each other share their scale. Raises
-    `ValueError` without curves, and for another suffix than .png, .svg and .pdf.
+    panels, and in all pictures with the same `order`, whose methods begin the legend. Panels below each other share
+    their scale. Raises `ValueError` without curves, and for another suffix than .png, .svg and .pdf.
     """
     path = picture_path(path)
     figure = comparison_figure(curves, title=title, metric=metric, order=order)
@@ -58,8 +58,8 @@ def comparison_figure(
         raise ValueError("there are no curves to draw")
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     used = {curve.name: None for curve in curves}
-    names = [*(name for name in order if name in used), *(name for name in used if name not in order)]
-    looks = {name: _look(i) for i, name in enumerate(names)}
+    looks = {name: _look(i) for i, name in enumerate(dict.fromkeys((*order, *used)))}
+    names = [name for name in looks if name in used]
     wide = min(2, len(panels))
     rows = -(-len(panels) // wide)
     figure = Figure(figsize=(5.2 * wide, 4.0 * rows + 0.8), layout="constrained")

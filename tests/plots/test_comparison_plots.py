@@ -29,6 +29,14 @@ def test_the_legend_follows_an_order_that_is_given():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c", "not beaten"]
 
 
+def test_a_method_looks_the_same_whoever_it_is_drawn_with():
+    def colour(*names):
+        (axis,) = comparison_figure([curve(name) for name in names], title="x", order=("a", "b", "c")).axes
+        return axis.containers[-1].lines[0].get_color()
+
+    assert colour("c") == colour("a", "c") == colour("a", "b", "c") != colour("a", "b")
+
+
 def test_points_that_another_beats_are_not_joined():
     beaten = Curve(panel="a", name="worse", gmacs=(0.7,), quality=(0.6,), intervals=((0.5, 0.7),))
     (axis,) = comparison_figure([curve("better"), beaten], title="x").axes
