@@ -109,17 +109,11 @@ def train_batches(
         raise ValueError(f"epochs is {epochs} and seed {seed}; they must be at least 1 and 0")
     if steps == 0:
         raise ValueError(f"{dataset.name} has {len(clips)} {split} clips, too few for one batch of {batch_size}")
-    draw = by_chance(rarity(clips, classes=len(dataset.labels))) if balanced else each_once(len(clips))
+    classes, samples = len(dataset.labels), sample_count(frames)
+    draw = by_chance(rarity(clips, classes=classes)) if balanced else each_once(len(clips))
     order = Shuffled(draw=draw, steps=steps, epochs=epochs, batch_size=batch_size, seed=seed, process=process)
     load = _Load(
-        clips,
-        classes=len(dataset.labels),
-        samples=sample_count(frames),
-        crop=crop,
-        vary=vary,
-        seed=seed,
-        substitutes=_TRIES,
-        held=workers.held,
+        clips, classes=classes, samples=samples, crop=crop, vary=vary, seed=seed, substitutes=_TRIES, held=workers.held
     )
     name = f"{dataset.name} {split}"
     return Batches(order, load, rows=rows, steps=steps, process=process, workers=workers, limit=unusable, name=name)

@@ -102,6 +102,10 @@ class FineTuning(Run):
         return self.kind.end(model)
 
     @property
+    def balanced(self) -> bool:
+        return self.recipe.loop.balanced
+
+    @property
     def each_epoch(self) -> dict[str, Any]:
         return {"keep_rates": self.recipe.prune.watched, "metric": self._metric}
 

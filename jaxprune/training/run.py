@@ -240,6 +240,11 @@ class Run(abc.ABC):
         return model
 
     @property
+    def balanced(self) -> bool:
+        """True if clips of rare classes are drawn more often. Without labels there are none."""
+        return False
+
+    @property
     @abc.abstractmethod
     def each_epoch(self) -> dict[str, Any]:
         """The arguments of an evaluation after an epoch (`Task.evaluate`)."""
@@ -281,7 +286,7 @@ class Run(abc.ABC):
             batch_size=loop.batch,
             epochs=loop.epochs,
             seed=self.seed,
-            balanced=loop.balanced,
+            balanced=self.balanced,
             vary=vary,
             **self._reading(),
         )
