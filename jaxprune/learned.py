@@ -4,6 +4,7 @@ A model that has predictors brings them along (`ModelConfig.predictors`); others
 `jaxprune.reduction.dynamic`, the recipe that trains them is `jaxprune.training.dynamic`'s.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -31,14 +32,18 @@ def dynamic(model: Classifier, ratios: float | Sequence[float], predictors: Pred
     (0, 1], ratios that rise, and a ratio that keeps nothing.
     """
     stages = _stages(model, predictors)
-    counts = [ratio_count(ratio, model.config.patches) for ratio in stage_ratios(ratios, stages=len(stages))]
-    before = (model.config.patches, *counts)
-    reductions = {
-        block: Predicted(count, predictor)
-        for (block, predictor), count, there in zip(stages.items(), counts, before, strict=False)
-        if count < there
-    }
-    return Policy(model.score, reductions)
+    counts = stage_counts(model.config, tuple(stages), ratios)
+    return Policy(model.score, {block: Predicted(count, stages[block]) for block, count in counts.items()})
+
+
+def stage_counts(config: ModelConfig, blocks: Sequence[int], ratios: float | Sequence[float]) -> dict[int, int]:
+    """The patches that each stage keeps, by its block, of rising `blocks`; stages that would keep all are left out.
+
+    Raises `ValueError` as `dynamic` for the ratios.
+    """
+    counts = [ratio_count(ratio, config.patches) for ratio in stage_ratios(ratios, stages=len(blocks))]
+    entering = itertools.pairwise((config.patches, *counts))
+    return {block: count for block, (there, count) in zip(blocks, entering, strict=True) if count < there}
 
 
 def rate_for_saving(config: ModelConfig, blocks: Sequence[int], saving: float) -> float:
@@ -46,11 +51,7 @@ def rate_for_saving(config: ModelConfig, blocks: Sequence[int], saving: float) -
     `jaxprune.tome` for a saving that cannot be had."""
 
     def stages(rate: float) -> dict[int, Counted]:
-        ratios = stage_ratios(rate, stages=len(blocks))
-        return {
-            block: Counted(ratio_count(ratio, config.patches))
-            for block, ratio in zip(sorted(blocks), ratios, strict=True)
-        }
+        return {block: Counted(count) for block, count in stage_counts(config, sorted(blocks), rate).items()}
 
     rates = (step / 1000 for step in range(1, 1001))
     lowest = next(rate for rate in rates if math.trunc(config.patches * rate ** len(blocks)) > 0)

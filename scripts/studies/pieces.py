@@ -15,18 +15,21 @@ from jaxtyping import Bool, Num
 
 from jaxprune.analysis.bootstrap import DEFAULT, mean, ratio
 from jaxprune.cli.progress import show
-from jaxprune.config import Card
+from jaxprune.config import Card, ModelConfig
 from jaxprune.data.batches import eval_batches
 from jaxprune.data.records import Dataset, Split
 from jaxprune.evaluation.per_clip import answer
 from jaxprune.json_files import read_json
+from jaxprune.learned import rate_for_saving
 from jaxprune.models import Classifier
 from jaxprune.parallel.processes import StopOnSignal
 from jaxprune.reduction.policy import Policy
+from jaxprune.registry import LEARNED
+from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.finetune import finetune
 from jaxprune.training.learning import Cosine
 from jaxprune.training.run_directory import MODEL, RECIPE, RESULT
-from jaxprune.training.settings import Recipe
+from jaxprune.training.settings import Prune, Recipe
 from jaxprune.training.start import AnyRecipe
 
 STOPPED = 143
@@ -67,6 +70,18 @@ def second_stage(first: Recipe, *, epochs: int) -> Recipe:
         optimizer=dataclasses.replace(first.optimizer, base_lr=first.optimizer.base_lr / 2),
         schedule=schedule,
         loop=dataclasses.replace(first.loop, epochs=epochs, evaluate_every=every),
+    )
+
+
+def learning(recipe: Recipe, config: ModelConfig, *, blocks: tuple[int, ...], saving: float) -> Recipe:
+    """The recipe with predictors that learn a saving: alone in the first fifth, then with the rest at equal speed.
+
+    `config` is the geometry of the model that it starts from.
+    """
+    return dataclasses.replace(
+        recipe,
+        prune=Prune(method=LEARNED, keep_rate=rate_for_saving(config, blocks, saving), blocks=blocks),
+        dynamic=Dynamic(slow=1.0, alone=recipe.loop.epochs // 5),
     )
 
 

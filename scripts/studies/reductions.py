@@ -33,14 +33,12 @@ from jaxprune.data.records import Dataset
 from jaxprune.files import write_json
 from jaxprune.inference import Result, classify_clips
 from jaxprune.json_files import read_json
-from jaxprune.learned import rate_for_saving
 from jaxprune.models import Classifier, topk
 from jaxprune.parallel.processes import StopOnSignal
 from jaxprune.plots.clips import retained_patches
 from jaxprune.plots.comparison import Curve, comparison
 from jaxprune.reduction.policy import DEFAULT_BLOCKS, Policy, default_blocks
 from jaxprune.registry import LEARNED, MethodName, rates_for, reduced
-from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.learning import Distill
 from jaxprune.training.run_directory import MODEL, RECIPE, RESULT
 from jaxprune.training.settings import Prune, Recipe
@@ -51,6 +49,7 @@ from scripts.studies.pieces import (
     correct,
     done,
     ends,
+    learning,
     located,
     of_columns,
     recipe_of,
@@ -170,12 +169,11 @@ def tunings(
     drawn = ("1", *(f"{rate:.3g}" for rate in rates))
     for method in methods:
         if method == LEARNED:
-            prune = Prune(method=method, keep_rate=rate_for_saving(config, blocks, learned), blocks=blocks)
-            # The rest of the model learns as fast as with other methods, after the predictors had a start.
-            learning = Dynamic(slow=1.0, alone=epochs // 5)
+            recipe = learning(short, config, blocks=blocks, saving=learned)
         else:
-            prune, learning = Prune(method=method, keep_rate=1.0, sample=drawn, blocks=blocks), base.dynamic
-        recipe = dataclasses.replace(short, name=f"{base.name}-{method}", prune=prune, dynamic=learning)
+            prune = Prune(method=method, keep_rate=1.0, sample=drawn, blocks=blocks)
+            recipe = dataclasses.replace(short, prune=prune)
+        recipe = dataclasses.replace(recipe, name=f"{base.name}-{method}")
         yield method, Run(name=method, recipe=recipe)
 
 

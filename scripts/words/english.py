@@ -15,13 +15,10 @@ from typing import Annotated
 import tyro
 
 from jaxprune.cli import console as cli
-from jaxprune.learned import rate_for_saving
 from jaxprune.parallel.processes import StopOnSignal
-from jaxprune.registry import LEARNED
-from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.recipes import recipe
-from jaxprune.training.settings import Prune, Recipe
-from scripts.studies.pieces import STOPPED, Run, done, second_stage
+from jaxprune.training.settings import Recipe
+from scripts.studies.pieces import STOPPED, Run, done, learning, second_stage
 from scripts.words.voices import WORDS
 
 START = "audiomae-arabic-words"  # the recipe's name, and the shipped model's
@@ -77,14 +74,9 @@ def english(corpus: Path, *, epochs: int) -> Recipe:
 
 
 def learned(merging: Recipe, *, epochs: int) -> Recipe:
-    """The second stage: predictors learn to save 45 %, in the first fifth alone. The first stage's model teaches."""
-    blocks = merging.prune.blocks
-    return dataclasses.replace(
-        second_stage(merging, epochs=epochs),
-        name=f"{merging.name}-dynamic",
-        prune=Prune(method=LEARNED, keep_rate=rate_for_saving(merging.model(), blocks, SAVING), blocks=blocks),
-        dynamic=Dynamic(slow=1.0, alone=epochs // 5),
-    )
+    """The second stage: predictors learn to save 45 %. The first stage's model teaches."""
+    short = dataclasses.replace(second_stage(merging, epochs=epochs), name=f"{merging.name}-dynamic")
+    return learning(short, merging.model(), blocks=merging.prune.blocks, saving=SAVING)
 
 
 if __name__ == "__main__":
