@@ -60,6 +60,7 @@ def main(
     families: tuple[Family, ...] = ("ast", "audiomae"),
     tasks: tuple[Literal["words", "speakers"], ...] = ("words", "speakers"),
     tuned: tuple[float, ...] = (1.0, 0.9, 0.7, 0.5),
+    tuning_epochs: int = 0,
     seeds: tuple[int, ...] = (0, 1, 2),
 ) -> int:
     """Train and measure everything, and print the tables.
@@ -70,6 +71,7 @@ def main(
         families: ast and audiomae.
         tasks: words, or the speakers who say them.
         tuned: keep rates that a model each is tuned for; must hold 1, the model that the others are compared with.
+        tuning_epochs: of each tuning; 0 is a third of those without pruning.
         seeds: of weights, order and augmentation; a run each.
     """
     if 1.0 not in tuned:
@@ -80,7 +82,8 @@ def main(
             if PRETRAINED in starts.values() and not pretrained(root, out / PRETRAINED, stop=stop):
                 return STOPPED
             starts |= {name: str(out / PRETRAINED) for name, start in starts.items() if start == PRETRAINED}
-            planned = list(runs(located(recipe(f"{family}-arabic-{task}"), root), starts=starts, tuned=tuned))
+            base = located(recipe(f"{family}-arabic-{task}"), root)
+            planned = list(runs(base, starts=starts, tuned=tuned, epochs=tuning_epochs or base.loop.epochs // 3))
             place = out / f"{family}-{task}-{seed}"
             for run in planned:
                 if not done(run, place, seed=seed, stop=stop):
@@ -99,14 +102,14 @@ def pretrained(root: Path, place: Path, *, stop: StopOnSignal) -> bool:
     return show(events, place, title=PRETRAINED, wording=WORDING).result is not None
 
 
-def runs(base: Recipe, *, starts: Mapping[str, str], tuned: Sequence[float]) -> Iterator[Run]:
+def runs(base: Recipe, *, starts: Mapping[str, str], tuned: Sequence[float], epochs: int) -> Iterator[Run]:
     """The trainings of one family, task and seed, each after the one that it starts from.
 
-    The unpruned ones come first: their names with the checkpoints that they start from.
+    The unpruned ones come first: their names with the checkpoints that they start from. `epochs` are of each tuning.
     """
     for name, start in starts.items():
         yield Run(name=name, recipe=dataclasses.replace(base, start=dataclasses.replace(base.start, checkpoint=start)))
-    short = second_stage(base, epochs=base.loop.epochs // 3)
+    short = second_stage(base, epochs=epochs)
     for rate in tuned:
         falling = dataclasses.replace(base.prune, keep_rate=rate, shrink_start=1, shrink_epochs=4)
         name = f"tuned-{rate:g}"

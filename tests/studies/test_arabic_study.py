@@ -72,7 +72,7 @@ def test_every_model_is_measured_at_every_rate_beside_the_unpruned_one(clips, li
 
 def test_what_is_finished_is_not_trained_again(clips, little, tmp_path, monkeypatch):
     base = pieces.located(arabic.recipe("ast-arabic-words"), clips)
-    run = next(arabic.runs(base, starts=arabic.STARTS["ast", "words"], tuned=()))
+    run = next(arabic.runs(base, starts=arabic.STARTS["ast", "words"], tuned=(), epochs=5))
     monkeypatch.setattr(pieces, "finetune", lambda *_, **__: pytest.fail("it was trained again"))
     (tmp_path / run.name).mkdir()
     (tmp_path / run.name / "result.json").write_text("{}")
