@@ -6,7 +6,8 @@
 A RUN is a finished fine-tuning run without pruning. Its model is measured under every method at every saving of
 multiply-accumulates. Then each method tunes the model once, with a saving drawn in each step, and what comes out is
 measured at the same savings. Learned pruning cannot draw, so it is tuned for one saving. All methods have the same
-steps, augmentation and learning rate.
+steps, augmentation and learning rate. The tuning's seed is the run's own; of runs that differ in the seed alone, there
+is a table of their mean, too.
 
 The same command goes on where it was cut off, and one with more methods adds them. `results.json` has a row for each
 model, method, saving and split, with intervals over clips and over speakers (`scripts.studies.pieces`). There is a
@@ -19,65 +20,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
-from jaxtyping import Bool
 
 from jaxprune import checkpoint
 from jaxprune.amounts import Saving
 from jaxprune.audio import Clip
 from jaxprune.cli import console as cli
-from jaxprune.cli.options import read
-from jaxprune.cost import macs
-from jaxprune.data.records import Dataset
 from jaxprune.files import write_json
 from jaxprune.inference import Result, classify_clips
-from jaxprune.json_files import read_json
-from jaxprune.models import Classifier, topk
+from jaxprune.models import Classifier
 from jaxprune.parallel.processes import StopOnSignal
 from jaxprune.plots.clips import retained_patches
 from jaxprune.plots.comparison import Curve, comparison
-from jaxprune.reduction.policy import DEFAULT_BLOCKS, Policy, default_blocks
-from jaxprune.registry import LEARNED, MethodName, rates_for, reduced
+from jaxprune.reduction.policy import DEFAULT_BLOCKS, default_blocks
+from jaxprune.registry import LEARNED, MethodName, rates_for
 from jaxprune.training.learning import Distill
-from jaxprune.training.run_directory import MODEL, RECIPE, RESULT
+from jaxprune.training.run_directory import MODEL
 from jaxprune.training.settings import Prune, Recipe
-from jaxprune.training.start import Sources
-from scripts.studies.pieces import (
-    STOPPED,
-    Run,
-    correct,
-    done,
-    ends,
-    learning,
-    located,
-    of_columns,
-    recipe_of,
-    second_stage,
-    speakers,
-)
+from scripts.studies.pieces import STOPPED, Run, done, ends, learning, located, second_stage
+from scripts.studies.reduction_answers import REFERENCE, UNTUNED, Study, measure, named, opened, table
 
 METHODS = ("topk", "evit", "tome", "tome-plain", "hybrid", "dynamic", "pool", "random", "grid", "loudest", "varied")
 SAVINGS = (0.0, 0.15, 0.3, 0.45, 0.6)
-SPLITS = ("validation", "test")
-UNTUNED = "untuned"
-REFERENCE = "topk"
-Setting = tuple[MethodName, float]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Study:
-    """One unpruned run, and the directory of all that is made from it."""
-
-    start: Path
-    recipe: Recipe
-    dataset: Dataset
-    place: Path
-
-    @property
-    def name(self) -> str:
-        """Family, task and seed, such as ast-words-0."""
-        return self.place.name
 
 
 def main(
@@ -90,7 +54,6 @@ def main(
     epochs: int = 20,
     learned_saving: float = 0.45,
     tune: bool = True,
-    seed: int = 0,
 ) -> int:
     """Measure and tune everything, and print the tables.
 
@@ -103,52 +66,52 @@ def main(
         epochs: of tuning.
         learned_saving: the saving that learned pruning is tuned for, and at which regions are drawn.
         tune: without it the untuned models alone are measured.
-        seed: of order, augmentation and what is drawn.
     """
     savings = tuple(sorted({0.0, *savings}))
-    rows: list[dict[str, Any]] = []
+    trained = (UNTUNED, *(methods if tune else ()))
+    studies = [opened(run, out, root=root, settled={"epochs": epochs, "savings": list(savings)}) for run in runs]
+    untuned = [(REFERENCE, 0.0), *((m, s) for m in methods if m != LEARNED for s in savings if s)]
+    tables: dict[str, list[dict[str, Any]]] = {}
     with StopOnSignal() as stop:
-        for run in runs:
-            study = opened(run, out, root=root, settled={"epochs": epochs, "savings": list(savings), "seed": seed})
+        for study in studies:
             started = checkpoint.load(study.start / MODEL)
-            untuned = [(REFERENCE, 0.0), *((m, s) for m in methods if m != LEARNED for s in savings if s)]
             measure(study, UNTUNED, study.start / MODEL, untuned)
             tuned = tunings(study, started, methods, savings=savings, epochs=epochs, learned=learned_saving)
-            trained = [UNTUNED]
             for method, training in tuned if tune else ():
-                if not done(training, study.place, seed=seed, stop=stop):
+                if not done(training, study.place, seed=study.seed, stop=stop):
                     return STOPPED
                 measure(study, method, study.place / method / MODEL, [(method, saving) for saving in savings])
-                trained.append(method)
             regions(study, trained, methods, saving=learned_saving)
-            found = table(study, trained)
-            print_rows(found, title=f"{study.name}, test clips")
-            rows += found
-            write_json(out / "results.json", rows)
-            draw(rows, out)
+            add(tables, [study], trained, out=out)
+    for group in alike(studies):
+        if len(group) > 1:
+            add(tables, group, trained, out=out)
     return 0
 
 
-def opened(run: Path, out: Path, *, root: Path | None, settled: dict[str, Any]) -> Study:
-    """The study of a run. Raises `ValueError` for what is no finished unpruned run, and for other settings than before.
+def alike(studies: Sequence[Study]) -> list[list[Study]]:
+    """The studies in groups whose recipes are equal, wherever the clips are: those differ in the seed alone."""
+    found: list[tuple[Recipe, list[Study]]] = []
+    for study in studies:
+        made = located(study.recipe, Path())
+        group = next((members for recipe, members in found if recipe == made), None)
+        if group is None:
+            found.append((made, [study]))
+        else:
+            group.append(study)
+    return [members for _, members in found]
 
-    `settled` is what one directory must have in common.
-    """
-    if not (run / RESULT).is_file():
-        raise ValueError(f"{run} holds no finished run; train one with jaxprune finetune and --prune.keep-rate 1")
-    recipe = recipe_of(run)
-    if recipe.prune.draws or recipe.prune.keep_rate < 1:
-        raise ValueError(f"{run} was trained with pruning ({recipe.prune.in_words}); name a run without")
-    recipe = recipe if root is None else located(recipe, root)
-    task = recipe.data.dataset.removeprefix("arabic")
-    place = out / f"{recipe.start.family}-{task}-{read_json(run / RECIPE)['seed']}"
-    place.mkdir(parents=True, exist_ok=True)
-    settled = settled | {"start": str(run.resolve())}
-    known = read_json(place / "settings.json") if (place / "settings.json").exists() else settled
-    if others := [name for name, value in settled.items() if known.get(name) != value]:
-        raise ValueError(f"{place} holds a study with other {' and '.join(others)}; choose another --out")
-    write_json(place / "settings.json", settled)
-    return Study(start=run, recipe=recipe, dataset=read(Sources().of(recipe)), place=place)
+
+def add(
+    tables: dict[str, list[dict[str, Any]]], studies: Sequence[Study], trained: Sequence[str], *, out: Path
+) -> None:
+    """Adds one table to those that there are by name, prints it, and writes all."""
+    name = named(studies)
+    tables[name] = table(studies, trained)
+    print_rows(tables[name], title=f"{name}, test clips")
+    rows = [row for found in tables.values() for row in found]
+    write_json(out / "results.json", rows)
+    draw(rows, out)
 
 
 def tunings(
@@ -177,75 +140,6 @@ def tunings(
         yield method, Run(name=method, recipe=recipe)
 
 
-def measure(study: Study, trained: str, directory: Path, settings: Sequence[Setting]) -> None:
-    """Adds to the file of a model's answers what it lacks: for each setting the cost, and the clips labelled right."""
-    file = study.place / f"answers-{trained}.json"
-    known = read_json(file) if file.exists() else {}
-    missing = [setting for setting in settings if key(*setting) not in known]
-    if not missing:
-        return
-    model, card = checkpoint.load(directory), checkpoint.load_card(directory)
-    policies = {key(*setting): policy_of(model, *setting) for setting in missing}
-    whole = macs(model, topk(model, {}))
-    right = {
-        split: correct(study.dataset, split, model=model, card=card, policies=policies)
-        for split in SPLITS
-        if split in study.dataset.sizes()
-    }
-    for (method, saving), (name, policy) in zip(missing, policies.items(), strict=True):
-        cost = macs(model, policy)
-        known[name] = {"method": method, "asked": saving, "gmacs": cost / 1e9, "saving": 1 - cost / whole}
-        known[name]["right"] = {split: _to_hex(found[name]) for split, found in right.items()}
-    write_json(file, known)
-
-
-def key(method: MethodName, saving: float) -> str:
-    """The name of a setting."""
-    return f"{method} {saving:g}"
-
-
-def policy_of(model: Classifier, method: MethodName, saving: float) -> Policy:
-    """The policy of a setting; at 0 nothing is reduced."""
-    return reduced(model, method, saving=saving) if saving else topk(model, {})
-
-
-def table(study: Study, trained: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each model, setting and split. Differences are clip by clip: from the unpruned model without tuning,
-    and from top-k at the same saving, tuned alike."""
-    settings = [
-        (name != UNTUNED, of_one)
-        for name in trained
-        for of_one in read_json(study.place / f"answers-{name}.json").values()
-    ]
-    rows = []
-    for split in SPLITS:
-        if split not in study.dataset.sizes():
-            continue
-        who = speakers(study.dataset, split)
-        right = np.stack([_from_hex(one["right"][split], clips=len(who)) for _, one in settings], axis=1).astype(int)
-        column = {(tuned, one["method"], one["asked"]): i for i, (tuned, one) in enumerate(settings)}
-        whole = column[False, REFERENCE, 0.0]
-        rivals = [column.get((tuned, REFERENCE, one["asked"])) for tuned, one in settings]
-        rival = right[:, [whole if i is None else i for i in rivals]]
-        parts = {"accuracy": right, "difference": right - right[:, [whole]], "against_topk": right - rival}
-        columns = zip(*(of_columns(name, values, who) for name, values in parts.items()), strict=True)
-        for (tuned, one), place, found in zip(settings, rivals, columns, strict=True):
-            facts = {"model": study.name, "task": study.recipe.data.dataset, "data": study.dataset.name}
-            facts |= {"tuned": tuned, "split": split}
-            facts |= {name: one[name] for name in ("method", "asked", "saving", "gmacs")} | {"clips": len(who)}
-            accuracy, difference, against = found
-            rows.append(facts | accuracy | difference | ({} if place is None else against))
-    return rows
-
-
-def _to_hex(right: Bool[np.ndarray, "clips"]) -> str:
-    return np.packbits(right).tobytes().hex()
-
-
-def _from_hex(text: str, *, clips: int) -> Bool[np.ndarray, "clips"]:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=clips).astype(bool)
-
-
 def print_rows(rows: Sequence[dict[str, Any]], *, title: str) -> None:
     """The table of the test clips, by saving."""
     columns = (
@@ -255,7 +149,8 @@ def print_rows(rows: Sequence[dict[str, Any]], *, title: str) -> None:
         "saved",
         "accuracy %",
         "over speakers",
-        "lost",
+        "points",
+        "by seed",
         "against topk",
         "over speakers",
     )
@@ -270,18 +165,21 @@ def print_rows(rows: Sequence[dict[str, Any]], *, title: str) -> None:
             f"{100 * row['saving']:.1f} %",
             f"{100 * row['accuracy']:.2f}",
             ends(row["accuracy_over_speakers"]),
-            f"{-100 * row['difference']:.2f}",
+            f"{100 * row['difference']:+.2f}",
+            ", ".join(f"{100 * points:+.2f}" for points in row["difference_by_seed"]),
             f"{100 * row['against_topk']:+.2f}" if "against_topk" in row else "",
             ends(row["against_topk_over_speakers"]) if "against_topk" in row else "",
         )
         for row in chosen
     ]
-    notes = ["95 % intervals. Lost: points of percent against the model without tuning and pruning."]
+    notes = ["95 % intervals. Points of percent are against the model without tuning and pruning."]
     cli.print_table(title, columns, lines, notes=notes)
 
 
 def draw(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """A picture a task, with a panel for each model, untuned and tuned."""
+    """A picture a task, with a panel for each model, or the mean of its seeds, untuned and tuned."""
+    averaged = {(row["kind"], seed) for row in rows if len(row["seeds"]) > 1 for seed in row["seeds"]}
+    rows = [row for row in rows if len(row["seeds"]) > 1 or (row["kind"], row["seeds"][0]) not in averaged]
     for task in dict.fromkeys(row["task"] for row in rows):
         curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in rows:

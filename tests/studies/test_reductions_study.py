@@ -15,24 +15,35 @@ from jaxprune.models import build
 from jaxprune.reduction import policy
 from jaxprune.training.recipes import recipe
 from jaxprune.training.run_directory import open_run
-from scripts.studies import pieces, reductions
+from scripts.studies import pieces, reduction_answers, reductions
 
 METHODS, SAVINGS = ("topk", "dynamic"), (0.0, 0.1)
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch) -> Path:
-    """A finished run without pruning, of a model that reduces after its second block."""
+def clips(tmp_path, monkeypatch) -> Path:
+    """Clips of noise, for models that reduce after their second block."""
     monkeypatch.setattr(policy, "DEFAULT_BLOCKS", (1,))
     (tmp_path / "clips").mkdir()
+    return write_clips(tmp_path / "clips")
+
+
+def finished(clips: Path, *, seed: int, epochs: int = 3) -> Path:
+    """A finished run without pruning."""
+    run = clips.parent / f"run-{seed}"
     config = small("ast", width=24, depth=2, frames=98, classes=2)
     card = Card(model=config, mean=-8.5, std=4.2, activation="softmax", source="a test")
-    made = pieces.located(recipe("ast-arabic-words"), write_clips(tmp_path / "clips"))
-    made = dataclasses.replace(made, loop=dataclasses.replace(made.loop, epochs=3, batch=20))
-    open_run(tmp_path / "run", made, seed=5)
-    (tmp_path / "run" / "result.json").write_text("{}")
-    jaxprune.save(tmp_path / "run" / "model", build(config), card=card)
-    return tmp_path / "run"
+    made = pieces.located(recipe("ast-arabic-words"), clips)
+    made = dataclasses.replace(made, loop=dataclasses.replace(made.loop, epochs=epochs, batch=20))
+    open_run(run, made, seed=seed)
+    (run / "result.json").write_text("{}")
+    jaxprune.save(run / "model", build(config, seed=seed), card=card)
+    return run
+
+
+@pytest.fixture
+def run(clips) -> Path:
+    return finished(clips, seed=5)
 
 
 @pytest.fixture
@@ -67,11 +78,25 @@ def test_every_method_is_measured_untuned_and_tuned_at_every_saving(run, asked, 
 
     # The same again measures nothing and trains nothing; the result is the same.
     monkeypatch.setattr(pieces, "finetune", lambda *_, **__: pytest.fail("it was trained again"))
-    monkeypatch.setattr(reductions, "correct", lambda *_, **__: pytest.fail("it was measured again"))
+    monkeypatch.setattr(reduction_answers, "correct", lambda *_, **__: pytest.fail("it was measured again"))
     assert reductions.main((run,), **asked) == 0
     assert json.loads((asked["out"] / "results.json").read_text()) == rows
     with pytest.raises(ValueError, match="holds a study with other epochs; choose another --out"):
         reductions.main((run,), **asked | {"epochs": 4})
+
+
+def test_runs_that_differ_in_the_seed_alone_have_their_mean_beside_them(clips, asked, capsys):
+    runs = (finished(clips, seed=1), finished(clips, seed=2), finished(clips, seed=3, epochs=4))
+    assert reductions.main(runs, **asked | {"methods": ("topk",), "tune": False}) == 0
+    rows = json.loads((asked["out"] / "results.json").read_text())
+    one, two, other, mean = (rows[start : start + 4] for start in range(0, len(rows), 4))
+    assert [row["seeds"] for row in (one[0], two[0], other[0], mean[0])] == [[1], [2], [3], [1, 2]]
+    for row, first, second in zip(mean, one, two, strict=True):
+        assert row["model"] == "ast-words, seeds 1 and 2"
+        assert row["accuracy"] == pytest.approx((first["accuracy"] + second["accuracy"]) / 2)
+        assert row["difference_by_seed"] == [first["difference"], second["difference"]]
+        assert row["difference"] == pytest.approx(sum(row["difference_by_seed"]) / 2)
+    assert "ast-words, seeds 1 and 2, test clips" in capsys.readouterr().out
 
 
 def test_what_is_no_unpruned_run_is_refused(tmp_path, asked):
