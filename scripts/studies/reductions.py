@@ -90,10 +90,11 @@ def main(
 
 
 def alike(studies: Sequence[Study]) -> list[list[Study]]:
-    """The studies in groups whose recipes are equal, wherever the clips are: those differ in the seed alone."""
+    """The studies in groups of equal training, whatever it is called and wherever the clips are: in a group they differ
+    in the seed alone."""
     found: list[tuple[Recipe, list[Study]]] = []
     for study in studies:
-        made = located(study.recipe, Path())
+        made = dataclasses.replace(located(study.recipe, Path()), name="", source="")
         group = next((members for recipe, members in found if recipe == made), None)
         if group is None:
             found.append((made, [study]))
