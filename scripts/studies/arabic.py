@@ -2,15 +2,18 @@
 
     python -m scripts.studies.arabic data/arabic-speech-commands --out runs/arabic
     python -m scripts.studies.arabic data/arabic-speech-commands --out runs/arabic --families ast --tasks words
+    python -m scripts.studies.arabic data/arabic-speech-commands --out runs/shipped --families audiomae --tasks words \
+        --start audiomae-arabic-words --epochs 10 --tuning-epochs 10 --tuned 1 --seeds 0
 
 For each family, task and seed a model is trained without pruning. From it others are tuned, all for as many steps: at
 one keep rate each, at any keep rate, and at any keep rate with the unpruned pass as teacher. The one tuned at 1 never
 prunes. The others are compared with it, because more steps alone give accuracy, too.
 
 AST starts from the shipped `ast-words`, AudioMAE from an encoder that is pretrained here, once; on words it is trained
-from random weights, too, to tell what the pretraining gives. Each model is then measured at every keep rate, on the
-validation clips, by which everything was chosen, and on the test clips. The same command goes on where it was cut off.
-Intervals are over clips, and over speakers (`scripts.studies.pieces`).
+from random weights, too, to tell what the pretraining gives. `--start` names another checkpoint in place of these:
+after a trained one few epochs are enough. Each model is then measured at every keep rate, on the validation clips, by
+which everything was chosen, and on the test clips. The same command goes on where it was cut off. Intervals are over
+clips, and over speakers (`scripts.studies.pieces`).
 """
 
 import dataclasses
@@ -35,7 +38,6 @@ from jaxprune.training.learning import ITSELF, Distill
 from jaxprune.training.pretrain import pretrain
 from jaxprune.training.pretraining_settings import PRETRAINING_RECIPES
 from jaxprune.training.recipes import recipe
-from jaxprune.training.run_directory import RESULT
 from jaxprune.training.settings import Recipe
 from scripts.studies.pieces import STOPPED, Run, correct, done, ends, located, second_stage, shares, speakers
 
@@ -59,6 +61,8 @@ def main(
     out: Path,
     families: tuple[Family, ...] = ("ast", "audiomae"),
     tasks: tuple[Literal["words", "speakers"], ...] = ("words", "speakers"),
+    start: str = "",
+    epochs: int = 0,
     tuned: tuple[float, ...] = (1.0, 0.9, 0.7, 0.5),
     tuning_epochs: int = 0,
     seeds: tuple[int, ...] = (0, 1, 2),
@@ -70,19 +74,25 @@ def main(
         out: directory of all runs, models and results; the same one goes on.
         families: ast and audiomae.
         tasks: words, or the speakers who say them.
+        start: the checkpoint that models without pruning start from, of the only family trained; left out, ast-words
+            and the encoder that is pretrained here.
+        epochs: of each training without pruning; 0 is the recipe's.
         tuned: keep rates that a model each is tuned for; must hold 1, the model that the others are compared with.
         tuning_epochs: of each tuning; 0 is a third of those without pruning.
         seeds: of weights, order and augmentation; a run each.
     """
     if 1.0 not in tuned:
         raise ValueError(f"--tuned is {list(tuned)}; it must hold 1, the model that the others are compared with")
+    if start and set(families) != {known := checkpoint.load_card(start).model.family}:
+        raise ValueError(f"--start {start} holds an {known}; train that family alone: --families {known}")
     with StopOnSignal() as stop:
         for seed, family, task in itertools.product(seeds, families, tasks):
-            starts = dict(STARTS[family, task])
+            starts = {UNPRUNED: start} if start else dict(STARTS[family, task])
             if PRETRAINED in starts.values() and not pretrained(root, out / PRETRAINED, stop=stop):
                 return STOPPED
-            starts |= {name: str(out / PRETRAINED) for name, start in starts.items() if start == PRETRAINED}
+            starts |= {name: str(out / PRETRAINED) for name, path in starts.items() if path == PRETRAINED}
             base = located(recipe(f"{family}-arabic-{task}"), root)
+            base = dataclasses.replace(base, loop=dataclasses.replace(base.loop, epochs=epochs or base.loop.epochs))
             planned = list(runs(base, starts=starts, tuned=tuned, epochs=tuning_epochs or base.loop.epochs // 3))
             place = out / f"{family}-{task}-{seed}"
             for run in planned:
@@ -96,8 +106,6 @@ def main(
 
 def pretrained(root: Path, place: Path, *, stop: StopOnSignal) -> bool:
     """Pretrains the encoder unless it is done; False where it was asked to stop before the end."""
-    if (place / RESULT).exists():
-        return True
     events = pretrain(located(PRETRAINING_RECIPES[PRETRAINING], root), place, seed=0, stop=stop)
     return show(events, place, title=PRETRAINED, wording=WORDING).result is not None
 

@@ -28,7 +28,7 @@ from jaxprune.registry import LEARNED
 from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.finetune import finetune
 from jaxprune.training.learning import Cosine
-from jaxprune.training.run_directory import MODEL, RECIPE, RESULT
+from jaxprune.training.run_directory import MODEL, RECIPE
 from jaxprune.training.settings import Prune, Recipe
 from jaxprune.training.start import AnyRecipe
 
@@ -86,11 +86,11 @@ def learning(recipe: Recipe, config: ModelConfig, *, blocks: tuple[int, ...], sa
 
 
 def done(run: Run, place: Path, *, seed: int, stop: StopOnSignal) -> bool:
-    """Trains a run unless it is finished; False where it was asked to stop before the end."""
-    directory = place / run.name
-    if (directory / RESULT).exists():
-        return True
-    made = run.recipe
+    """Trains a run unless it is finished; False where it was asked to stop before the end.
+
+    Raises `ValueError` where the directory holds a run with other settings.
+    """
+    directory, made = place / run.name, run.recipe
     if run.start:
         made = dataclasses.replace(
             made, start=dataclasses.replace(made.start, checkpoint=str(place / run.start / MODEL))

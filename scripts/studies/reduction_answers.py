@@ -39,13 +39,9 @@ class Study:
     recipe: Recipe
     dataset: Dataset
     place: Path
-
+    # Family and task, such as ast-words.
+    kind: str
     seed: int
-
-    @property
-    def kind(self) -> str:
-        """Family and task, such as ast-words."""
-        return f"{self.recipe.start.family}-{self.recipe.data.dataset.removeprefix('arabic')}"
 
     @property
     def name(self) -> str:
@@ -65,15 +61,15 @@ def opened(run: Path, out: Path, *, root: Path | None, settled: dict[str, Any]) 
         raise ValueError(f"{run} was trained with pruning ({recipe.prune.in_words}); name a run without")
     recipe = recipe if root is None else located(recipe, root)
     seed = read_json(run / RECIPE)["seed"]
-    task = recipe.data.dataset.removeprefix("arabic")
-    place = out / f"{recipe.start.family}-{task}-{seed}"
+    kind = f"{recipe.start.family}-{recipe.data.dataset.removeprefix('arabic')}"
+    place = out / f"{kind}-{seed}"
     place.mkdir(parents=True, exist_ok=True)
     settled = settled | {"start": str(run.resolve())}
     known = read_json(place / "settings.json") if (place / "settings.json").exists() else settled
     if others := [name for name, value in settled.items() if known.get(name) != value]:
         raise ValueError(f"{place} holds a study with other {' and '.join(others)}; choose another --out")
     write_json(place / "settings.json", settled)
-    return Study(start=run, recipe=recipe, dataset=read(Sources().of(recipe)), place=place, seed=seed)
+    return Study(start=run, recipe=recipe, dataset=read(Sources().of(recipe)), place=place, kind=kind, seed=seed)
 
 
 def measure(study: Study, trained: str, directory: Path, settings: Sequence[Setting]) -> None:

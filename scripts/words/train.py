@@ -21,7 +21,6 @@ import tyro
 
 from jaxprune import checkpoint
 from jaxprune.cli import console as cli
-from jaxprune.cli.progress import show
 from jaxprune.config import Family
 from jaxprune.data.batches import eval_batches
 from jaxprune.data.published import SpeechCommands
@@ -30,13 +29,11 @@ from jaxprune.evaluation.timing import milliseconds
 from jaxprune.files import write_text
 from jaxprune.models import Classifier, build, deepened
 from jaxprune.parallel.processes import StopOnSignal
-from jaxprune.training.finetune import finetune
 from jaxprune.training.recipes import recipe
-from jaxprune.training.run_directory import RESULT
 from jaxprune.training.settings import Recipe
+from scripts.studies.pieces import STOPPED, Run, done, located
 
 SHALLOW = 2  # blocks of the model that is trained first
-STOPPED = 143
 
 
 def main(
@@ -63,8 +60,7 @@ def main(
     """
     if 1.0 not in tuned:
         raise ValueError(f"--tuned is {list(tuned)}; it must hold 1, the model that the others are compared with")
-    base = recipe(f"{family}-words")
-    base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=str(corpus)))
+    base = located(recipe(f"{family}-words"), corpus)
     with StopOnSignal() as stop:
         stages = (("shallow", shallow(base), SHALLOW), ("deep", deep(base), 12)) if start is None else ()
         for name, stage, depth in stages:
@@ -72,12 +68,12 @@ def main(
             if not first.exists():
                 before = checkpoint.load(out / "shallow" / "model") if depth > SHALLOW else None
                 save_start(first, stage, depth=depth, before=before, labels=SpeechCommands(root=corpus).read().labels)
-            if not done(from_checkpoint(stage, first), out / name, seed=seed, stop=stop):
+            if not done(Run(name=name, recipe=from_checkpoint(stage, first)), out, seed=seed, stop=stop):
                 return STOPPED
         for rate in tuned:
             stage = dataclasses.replace(base, prune=dataclasses.replace(base.prune, keep_rate=rate))
-            stage = from_checkpoint(stage, start or str(out / "deep" / "model"))
-            if not done(stage, out / f"tuned-{rate:g}", seed=seed, stop=stop):
+            run = Run(name=f"tuned-{rate:g}", recipe=from_checkpoint(stage, start or out / "deep" / "model"))
+            if not done(run, out, seed=seed, stop=stop):
                 return STOPPED
     rows = measure(corpus, out, tuned=tuned, untuned=untuned)
     print_rows(rows, family, out)
@@ -118,14 +114,6 @@ def save_start(path: Path, stage: Recipe, *, depth: int, before: Classifier | No
     source = "random weights" if before is None else "a shallow model deepened"
     card = dataclasses.replace(stage.card(config, labels=labels, source=source), trained=before is not None)
     checkpoint.save(path, model, card=card)
-
-
-def done(stage: Recipe, out: Path, *, seed: int, stop: StopOnSignal) -> bool:
-    """Trains a stage unless it is finished; False where it was asked to stop before the end."""
-    if (out / RESULT).exists():
-        return True
-    events = finetune(stage, out, seed=seed, stop=stop)
-    return show(events, out, title=out.name).result is not None
 
 
 def measure(

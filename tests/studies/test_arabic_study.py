@@ -13,7 +13,7 @@ from study_cases import write_clips
 import jaxprune
 from jaxprune.config import Card
 from jaxprune.models import build
-from jaxprune.parallel.processes import StopOnSignal
+from jaxprune.training.finetune import FineTuning
 from jaxprune.training.recipes import recipe
 from scripts.studies import arabic, pieces
 
@@ -44,7 +44,7 @@ def little(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(arabic.STARTS, ("ast", "words"), {"unpruned": str(start)})
 
 
-def test_every_model_is_measured_at_every_rate_beside_the_unpruned_one(clips, little, tmp_path, capsys):
+def test_every_model_is_measured_at_every_rate_beside_the_unpruned_one(clips, little, tmp_path, capsys, monkeypatch):
     asked = {"out": tmp_path / "runs", "families": ("ast",), "tasks": ("words",), "tuned": (1.0, 0.7), "seeds": (0,)}
     assert arabic.main(clips, **asked) == 0
     place = tmp_path / "runs" / "ast-words-0"
@@ -69,14 +69,31 @@ def test_every_model_is_measured_at_every_rate_beside_the_unpruned_one(clips, li
             assert found[rate] == pytest.approx(accuracy)
     assert "ast, words, seed 0: test clips" in capsys.readouterr().out
 
+    # The same again trains nothing, and neither does another study in the same directory.
+    monkeypatch.setattr(FineTuning, "carry_out", lambda *_: pytest.fail("it was trained again"))
+    assert arabic.main(clips, **asked) == 0
+    assert json.loads((place / "rates.json").read_text()) == rows
+    with pytest.raises(ValueError, match=r"tuned-1 holds a finished run with other settings \(loop.epochs is 5 there"):
+        arabic.main(clips, **asked | {"tuning_epochs": 6})
 
-def test_what_is_finished_is_not_trained_again(clips, little, tmp_path, monkeypatch):
-    base = pieces.located(arabic.recipe("ast-arabic-words"), clips)
-    run = next(arabic.runs(base, starts=arabic.STARTS["ast", "words"], tuned=(), epochs=5))
-    monkeypatch.setattr(pieces, "finetune", lambda *_, **__: pytest.fail("it was trained again"))
-    (tmp_path / run.name).mkdir()
-    (tmp_path / run.name / "result.json").write_text("{}")
-    assert pieces.done(run, tmp_path, seed=0, stop=StopOnSignal())
+
+def test_a_checkpoint_may_stand_in_for_the_pretrained_encoder(clips, little, tmp_path, monkeypatch):
+    planned = []
+    monkeypatch.setattr(arabic, "done", lambda run, *_, **__: planned.append(run) or True)
+    monkeypatch.setattr(arabic, "measure", lambda *_: [])
+    start, asked = "audiomae-arabic-words", {"out": tmp_path / "runs", "tasks": ("words",), "seeds": (0,)}
+    assert (
+        arabic.main(clips, **asked, families=("audiomae",), start=start, epochs=6, tuning_epochs=4, tuned=(1.0,)) == 0
+    )
+    found = [(run.name, run.start, run.recipe.start.checkpoint, run.recipe.loop.epochs) for run in planned]
+    assert found == [
+        ("unpruned", "", start, 6),
+        ("tuned-1", "unpruned", "", 4),
+        ("any", "unpruned", "", 4),
+        ("any-taught", "unpruned", "", 4),
+    ]
+    with pytest.raises(ValueError, match="--start audiomae-arabic-words holds an audiomae; train that family alone"):
+        arabic.main(clips, **asked, start=start)
 
 
 def test_intervals_over_speakers_draw_all_clips_of_a_speaker_together():

@@ -13,6 +13,7 @@ import jaxprune
 from jaxprune.config import Card
 from jaxprune.models import build
 from jaxprune.reduction import policy
+from jaxprune.training.finetune import FineTuning
 from jaxprune.training.recipes import recipe
 from jaxprune.training.run_directory import open_run
 from scripts.studies import pieces, reduction_answers, reductions
@@ -77,12 +78,14 @@ def test_every_method_is_measured_untuned_and_tuned_at_every_saving(run, asked, 
         assert (asked["out"] / f"regions-ast-words-5-{trained}.png").stat().st_size > 10_000
 
     # The same again measures nothing and trains nothing; the result is the same.
-    monkeypatch.setattr(pieces, "finetune", lambda *_, **__: pytest.fail("it was trained again"))
+    monkeypatch.setattr(FineTuning, "carry_out", lambda *_: pytest.fail("it was trained again"))
     monkeypatch.setattr(reduction_answers, "correct", lambda *_, **__: pytest.fail("it was measured again"))
     assert reductions.main((run,), **asked) == 0
     assert json.loads((asked["out"] / "results.json").read_text()) == rows
     with pytest.raises(ValueError, match="holds a study with other epochs; choose another --out"):
         reductions.main((run,), **asked | {"epochs": 4})
+    with pytest.raises(ValueError, match=r"dynamic holds a finished run with other settings .*prune.keep_rate"):
+        reductions.main((run,), **asked | {"learned_saving": 0.08})
 
 
 def test_runs_that_differ_in_the_seed_alone_have_their_mean_beside_them(clips, asked, capsys):
