@@ -4,8 +4,8 @@ Every function is pure: a key and a batch in, a batch out, each clip drawn on it
 numbers that may be traced (`Amounts`), so switching masks off is a value, not another program: a probability or a width
 of 0 returns its input bit for bit. Patch masking changes shapes, so its share is static. What a recipe leaves out
 altogether would cost time even at 0, so its program is without it. Speed and time shift are `jaxprune.training.tempo`'s
-matter, pitch `jaxprune.training.pitch`'s, features `jaxprune.features`', settings `jaxprune.training.variation`'s,
-drop-path `jaxprune.vit`'s.
+matter, pitch `jaxprune.training.pitch`'s, filters `jaxprune.training.filters`', features `jaxprune.features`', settings
+`jaxprune.training.variation`'s, drop-path `jaxprune.vit`'s.
 """
 
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxprune.config import ModelConfig, Padding
 from jaxprune.families import FAMILIES
 from jaxprune.features import MELS, fit_frames, frame_count, log_mel, normalize, sample_count
+from jaxprune.training.filters import random_filter
 from jaxprune.training.pitch import draw_warp
 from jaxprune.training.tempo import Number, change_speed, inside, shift_in_time
 from jaxprune.training.variation import UNCHANGED, Augment
@@ -29,7 +30,7 @@ NOISE = 0.1  # the most that one factor scales uniform noise by
 @struct.dataclass
 class Amounts:
     """Amounts of each augmentation: probabilities a clip, greatest widths of masks, the lowest and highest `speed` and
-    `pitch`, and `time_shift` in seconds. All zero changes nothing.
+    `pitch`, `time_shift` in seconds, and `filter` in dB. All zero changes nothing.
 
     A pytree, so new numbers do not retrace. None makes a program without the part.
     """
@@ -42,6 +43,7 @@ class Amounts:
     speed: tuple[Number, Number] | None = None
     pitch: tuple[Number, Number] | None = None
     time_shift: Number | None = None
+    filter: Number | None = None
 
 
 class Batch(NamedTuple):
@@ -55,7 +57,8 @@ def amounts(settings: Augment) -> Amounts:
     """A recipe's amounts, as float32 scalars of a type that never retraces. Masks may stop during a run (`Augment`), so
     a width of 0 is a number, too."""
     masks = {name: getattr(settings, name) for name in ("time_mask", "freq_mask")}
-    rest = {name: getattr(settings, name) for name in ("mixup", "roll", "noise", "speed", "pitch", "time_shift")}
+    parts = ("mixup", "roll", "noise", "speed", "pitch", "time_shift", "filter")
+    rest = {name: getattr(settings, name) for name in parts}
     used = {name: value for name, value in rest.items() if value not in (0, UNCHANGED)}
     return Amounts(**jax.tree.map(jnp.float32, masks | used))
 
@@ -75,8 +78,8 @@ def training_input(
 ) -> Batch:
     """`features.model_input` with every augmentation in the originals' order, and the labels that go with it.
 
-    Change the speed, shift in time, roll and scale each waveform, mix waveforms, log-mel at another pitch, cut or
-    pad, mask (before normalising), normalise, add noise and roll frames. With all amounts 0 it is `model_input`
+    Change the speed, shift in time, roll and scale each waveform, mix waveforms, log-mel at another pitch, filter,
+    cut or pad, mask (before normalising), normalise, add noise and roll frames. With all amounts 0 it is `model_input`
     exactly. `lengths` are true lengths in samples, at least 400; `labels` are one-hot or multi-hot.
     """
     keys = jax.random.split(key, 4)
@@ -95,6 +98,8 @@ def training_input(
     if amounts.pitch is not None:
         warp = draw_warp(jax.random.fold_in(key, 6), clips=len(waveforms), factors=amounts.pitch)
     mel = log_mel(waveforms[:, : sample_count(frames)], mels=mels, warp=warp)
+    if amounts.filter is not None:
+        mel = random_filter(jax.random.fold_in(key, 7), mel, most=amounts.filter)
     mel = fit_frames(mel, frames=frames, valid=frame_count(lengths), padding=padding)
     mel = spec_augment(keys[2], mel, time_mask=amounts.time_mask, freq_mask=amounts.freq_mask)
     mel = normalize(mel, mean=mean, std=std)

@@ -1,7 +1,7 @@
 """Settings of the variation of training clips, as a frozen dataclass.
 
-`jaxprune.training.augment`, `jaxprune.training.tempo` and `jaxprune.training.pitch` do what they say. The other
-settings of a recipe are in `jaxprune.training.settings`.
+`augment`, `tempo`, `pitch` and `filters` of `jaxprune.training` do what they say. The other settings of a recipe are in
+`jaxprune.training.settings`.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from jaxprune.training.checks import share, whole_number
 
 UNCHANGED = (1.0, 1.0)  # speeds and pitches
 LEAST, MOST = 0.5, 2.0  # of either
-MOST_DECIBELS = 100.0  # beyond, one of the two is not heard
+MOST_DECIBELS = 100.0  # between two sounds or of a filter: beyond, one is not heard
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class Augment:
     speed: tuple[float, float] = UNCHANGED
     # Lowest and highest factor on a clip's frequencies at the same speed (Jaitly and Hinton 2013: 0.9 1.1).
     pitch: tuple[float, float] = UNCHANGED
+    # Greatest gain of a random filter on a clip's spectrum, either way, in dB (Nam et al. 2022: 6).
+    filter: float = 0.0
     # Folder of sounds to mix under the clips as background noise; empty: none.
     background: str = ""
     # Lowest and highest ratio of a clip's power to that of its background noise, in dB.
@@ -56,6 +58,8 @@ class Augment:
         whole_number("freq_mask", self.freq_mask, least=0)
         if not 0 <= self.time_shift < math.inf:
             raise ValueError(f"time_shift is {self.time_shift}; it must be 0 seconds or more")
+        if not 0 <= self.filter <= MOST_DECIBELS:
+            raise ValueError(f"filter is {self.filter}; it must be from 0 to {MOST_DECIBELS:g} dB")
         least, most = self.background_snr
         if not -MOST_DECIBELS <= least <= most <= MOST_DECIBELS:
             raise ValueError(
