@@ -113,6 +113,14 @@ def log_mel(
     return jnp.log(jnp.maximum(power, np.float32(FLOOR)))
 
 
+def at_floor(mel: Float[Array | np.ndarray, "*b t f"]) -> Bool[Array, "*b t f"]:
+    """The bins of an unnormalised log-mel that have no power: those within 1e-3 of the floor's logarithm.
+
+    The margin, a power 0.1 % above the floor, is there because logarithms differ in their last bits between devices.
+    """
+    return jnp.asarray(mel) <= np.float32(np.log(FLOOR) + 1e-3)
+
+
 def fit_frames(
     mel: Float[Array | np.ndarray, "*b t f"],
     *,

@@ -18,7 +18,7 @@ from jaxprune.checkpoint import load_card
 from jaxprune.cli import console as cli
 from jaxprune.cli.options import held
 from jaxprune.config import Card
-from jaxprune.features import FLOOR, HOP, MELS, SAMPLE_RATE, WINDOW, log_mel, model_input, sample_count
+from jaxprune.features import FLOOR, HOP, MELS, SAMPLE_RATE, WINDOW, at_floor, log_mel, model_input, sample_count
 from jaxprune.files import replace_file
 from jaxprune.plots.clips import picture_path
 from jaxprune.plots.log_mel import draw_log_mel
@@ -114,8 +114,8 @@ def print_features(arrays: dict[str, Float[np.ndarray, "..."]], waveform: np.nda
         )
         for name, mel in arrays.items()
     ]
-    at_floor = np.mean(arrays["log_mel"] <= np.log(FLOOR) + 1e-3)
-    notes = [f"{100 * at_floor:.1f} % of log_mel is the floor, {np.log(FLOOR):.3f}: no power in that bin and frame."]
+    silent = float(at_floor(arrays["log_mel"]).mean())
+    notes = [f"{100 * silent:.1f} % of log_mel is the floor, {np.log(FLOOR):.3f}: no power in that bin and frame."]
     cli.print_table(title, ["", "frames", "s", "mel bins", "lowest", "mean", "std", "highest"], rows, notes=notes)
     rows = [
         (name, f"{found.largest:.2f}", f"{found.mean:.3f}", f"{found.signed:+.3f}")
