@@ -9,11 +9,11 @@ For each family, task and seed a model is trained without pruning. From it other
 one keep rate each, at any keep rate, and at any keep rate with the unpruned pass as teacher. The one tuned at 1 never
 prunes. The others are compared with it, because more steps alone give accuracy, too.
 
-AST starts from the shipped `ast-words`, AudioMAE from an encoder that is pretrained here, once; on words it is trained
-from random weights, too, to tell what the pretraining gives. `--start` names another checkpoint in place of these:
-after a trained one few epochs are enough. Each model is then measured at every keep rate, on the validation clips, by
-which everything was chosen, and on the test clips. The same command goes on where it was cut off. Intervals are over
-clips, and over speakers (`scripts.studies.pieces`).
+AST starts from the shipped `ast-words`, AudioMAE from an encoder that is pretrained here, once a task; on words it is
+trained from random weights, too, to tell what the pretraining gives. `--start` names another checkpoint in place of
+these: after a trained one few epochs are enough. Each model is then measured at every keep rate, on the validation
+clips, by which everything was chosen, and on the test clips. The same command goes on where it was cut off. Intervals
+are over clips, and over speakers (`scripts.studies.pieces`).
 """
 
 import dataclasses
@@ -87,12 +87,14 @@ def main(
         raise ValueError(f"--start {start} holds an {known}; train that family alone: --families {known}")
     with StopOnSignal() as stop:
         for seed, family, task in itertools.product(seeds, families, tasks):
-            starts = {UNPRUNED: start} if start else dict(STARTS[family, task])
-            if PRETRAINED in starts.values() and not pretrained(root, out / PRETRAINED, stop=stop):
-                return STOPPED
-            starts |= {name: str(out / PRETRAINED) for name, path in starts.items() if path == PRETRAINED}
             base = located(recipe(f"{family}-arabic-{task}"), root)
             base = dataclasses.replace(base, loop=dataclasses.replace(base.loop, epochs=epochs or base.loop.epochs))
+            starts, encoder = STARTS[family, task], out / f"{PRETRAINED}-{task}"
+            if start:
+                starts = {UNPRUNED: start}
+            if PRETRAINED in starts.values() and not pretrained(base, encoder, stop=stop):
+                return STOPPED
+            starts = {name: str(encoder) if path == PRETRAINED else path for name, path in starts.items()}
             planned = list(runs(base, starts=starts, tuned=tuned, epochs=tuning_epochs or base.loop.epochs // 3))
             place = out / f"{family}-{task}-{seed}"
             for run in planned:
@@ -104,10 +106,13 @@ def main(
     return 0
 
 
-def pretrained(root: Path, place: Path, *, stop: StopOnSignal) -> bool:
-    """Pretrains the encoder unless it is done; False where it was asked to stop before the end."""
-    events = pretrain(located(PRETRAINING_RECIPES[PRETRAINING], root), place, seed=0, stop=stop)
-    return show(events, place, title=PRETRAINED, wording=WORDING).result is not None
+def pretrained(base: Recipe, place: Path, *, stop: StopOnSignal) -> bool:
+    """Pretrains an encoder on the recipe's own training clips, unless it is done: it hears no clip of the other splits.
+
+    False where it was asked to stop before the end.
+    """
+    made = dataclasses.replace(PRETRAINING_RECIPES[PRETRAINING], name=f"{base.name}-pretrain", data=base.data)
+    return show(pretrain(made, place, seed=0, stop=stop), place, title=PRETRAINED, wording=WORDING).result is not None
 
 
 def runs(base: Recipe, *, starts: Mapping[str, str], tuned: Sequence[float], epochs: int) -> Iterator[Run]:

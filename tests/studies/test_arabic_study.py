@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +95,31 @@ def test_a_checkpoint_may_stand_in_for_the_pretrained_encoder(clips, little, tmp
     ]
     with pytest.raises(ValueError, match="--start audiomae-arabic-words holds an audiomae; train that family alone"):
         arabic.main(clips, **asked, start=start)
+
+
+def test_an_encoder_is_pretrained_on_its_own_tasks_training_clips(clips, tmp_path, monkeypatch):
+    """Speakers are split by round, words by speaker: the training clips of one task are test clips of the other."""
+    made, started = {}, {}
+
+    def pretrain(recipe, place, **_):
+        made[place] = recipe
+        return iter(())
+
+    def done(run, place, **_):
+        started[place.name, run.name] = run.recipe.start.checkpoint
+        return run.name == "unpruned"  # the others are asked to stop
+
+    monkeypatch.setattr(arabic, "pretrain", pretrain)
+    monkeypatch.setattr(arabic, "show", lambda events, *_, **__: SimpleNamespace(result=events))
+    monkeypatch.setattr(arabic, "done", done)
+    for task in ("words", "speakers"):
+        assert arabic.main(clips, out=tmp_path, families=("audiomae",), tasks=(task,), seeds=(0,)) == pieces.STOPPED
+        place = tmp_path / f"pretrained-{task}"
+        assert started[f"audiomae-{task}-0", "unpruned"] == str(place)
+        assert made[place].data.dataset == f"arabic{task}"
+        assert made[place].data.root == str(clips)
+    assert started["audiomae-words-0", "random-start"] == ""
+    assert len(made) == 2
 
 
 def test_intervals_over_speakers_draw_all_clips_of_a_speaker_together():

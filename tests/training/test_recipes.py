@@ -258,4 +258,13 @@ def test_speakers_are_trained_at_their_own_speed_and_pitch(family):
     words, speakers = (RECIPES[f"{family}-arabic-{task}"].augment for task in ("words", "speakers"))
     assert words.speed == (0.85, 1.15)
     assert (speakers.speed, speakers.pitch) == (variation.UNCHANGED, variation.UNCHANGED)
-    assert dataclasses.replace(words, speed=variation.UNCHANGED, pitch=variation.UNCHANGED) == speakers
+    assert (
+        dataclasses.replace(words, speed=variation.UNCHANGED, pitch=variation.UNCHANGED, filter=speakers.filter)
+        == speakers
+    )
+
+
+def test_speakers_who_spoke_on_few_days_are_drawn_as_often_and_heard_through_filters():
+    recipe = RECIPES["audiomae-arabic-speakers"]
+    assert (recipe.loop.balanced, recipe.augment.filter) == (True, 10)
+    assert [name for name, other in RECIPES.items() if other.augment.filter or other.loop.balanced] == [recipe.name]
