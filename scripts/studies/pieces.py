@@ -28,6 +28,7 @@ from jaxprune.registry import LEARNED
 from jaxprune.training.dynamic_settings import Dynamic
 from jaxprune.training.finetune import finetune
 from jaxprune.training.learning import Cosine
+from jaxprune.training.pretraining_settings import recipe_from_json
 from jaxprune.training.run_directory import MODEL, RECIPE
 from jaxprune.training.settings import Prune, Recipe
 from jaxprune.training.start import AnyRecipe
@@ -53,6 +54,19 @@ def located(made: AnyRecipe, root: Path) -> AnyRecipe:
 def recipe_of(run: Path) -> Recipe:
     """The recipe that a run was made with."""
     return Recipe.from_json({name: value for name, value in read_json(run / RECIPE).items() if name != "seed"})
+
+
+def lineage(recipe: AnyRecipe) -> tuple[AnyRecipe, ...]:
+    """The recipe, that of the run it starts from, and so on, without names and without places of clips and of runs.
+
+    Runs whose lineages are equal differ in seeds alone. A start that is no run keeps its place.
+    """
+    bare, start = dataclasses.replace(located(recipe, Path()), name="", source=""), recipe.start.checkpoint
+    run = Path(start).parent if Path(start).name == MODEL else Path(start)
+    if not start or not (run / RECIPE).is_file():
+        return (bare,)
+    before = recipe_from_json({name: value for name, value in read_json(run / RECIPE).items() if name != "seed"})
+    return dataclasses.replace(bare, start=dataclasses.replace(bare.start, checkpoint="")), *lineage(before)
 
 
 def second_stage(first: Recipe, *, epochs: int) -> Recipe:

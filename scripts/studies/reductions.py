@@ -36,8 +36,9 @@ from jaxprune.reduction.policy import DEFAULT_BLOCKS, default_blocks
 from jaxprune.registry import LEARNED, MethodName, rates_for
 from jaxprune.training.learning import Distill
 from jaxprune.training.run_directory import MODEL
-from jaxprune.training.settings import Prune, Recipe
-from scripts.studies.pieces import STOPPED, Run, done, ends, learning, located, second_stage
+from jaxprune.training.settings import Prune
+from jaxprune.training.start import AnyRecipe
+from scripts.studies.pieces import STOPPED, Run, done, ends, learning, lineage, second_stage
 from scripts.studies.reduction_answers import REFERENCE, UNTUNED, Study, measure, named, opened, table
 
 METHODS = ("topk", "evit", "tome", "tome-plain", "hybrid", "dynamic", "pool", "random", "grid", "loudest", "varied")
@@ -90,17 +91,12 @@ def main(
 
 
 def alike(studies: Sequence[Study]) -> list[list[Study]]:
-    """The studies in groups of equal training, whatever it is called and wherever the clips are: in a group they differ
-    in the seed alone."""
-    found: list[tuple[Recipe, list[Study]]] = []
+    """The studies in groups of equal training, whatever it is called and wherever clips and runs are: in a group they
+    differ in their seeds alone."""
+    found: dict[tuple[AnyRecipe, ...], list[Study]] = {}
     for study in studies:
-        made = dataclasses.replace(located(study.recipe, Path()), name="", source="")
-        group = next((members for recipe, members in found if recipe == made), None)
-        if group is None:
-            found.append((made, [study]))
-        else:
-            group.append(study)
-    return [members for _, members in found]
+        found.setdefault(lineage(study.recipe), []).append(study)
+    return list(found.values())
 
 
 def add(

@@ -14,6 +14,7 @@ from jaxprune.config import Card
 from jaxprune.models import build
 from jaxprune.reduction import policy
 from jaxprune.training.finetune import FineTuning
+from jaxprune.training.pretraining_settings import PRETRAINING_RECIPES
 from jaxprune.training.recipes import recipe
 from jaxprune.training.run_directory import open_run
 from scripts.studies import pieces, reduction_answers, reductions
@@ -100,6 +101,28 @@ def test_runs_that_differ_in_the_seed_alone_have_their_mean_beside_them(clips, a
         assert row["difference_by_seed"] == [first["difference"], second["difference"]]
         assert row["difference"] == pytest.approx(sum(row["difference_by_seed"]) / 2)
     assert "ast-words, seeds 1 and 2, test clips" in capsys.readouterr().out
+
+
+def test_runs_whose_starts_differ_in_the_seed_alone_are_alike(clips):
+    """Each of two runs starts from one of the same seed; both of these from one pretrained encoder."""
+    encoder = clips.parent / "encoder"
+    pretraining = PRETRAINING_RECIPES["audiomae-arabic-words-pretrain"]
+    open_run(encoder, pretraining, seed=0)
+
+    def after(recipe, start):
+        return dataclasses.replace(recipe, start=dataclasses.replace(recipe.start, checkpoint=str(start)))
+
+    def second(seed, *, epochs=3):
+        first = after(pieces.recipe_of(finished(clips, seed=seed, epochs=epochs)), encoder)
+        open_run(clips.parent / f"first-{seed}", first, seed=seed)
+        start = clips.parent / f"first-{seed}" / ("model" if seed == 1 else "")
+        return after(pieces.second_stage(first, epochs=5), start)
+
+    one, two, other = second(1), second(2), second(3, epochs=4)
+    assert pieces.lineage(one) == pieces.lineage(two)
+    assert [recipe.loop.epochs for recipe in pieces.lineage(one)] == [5, 3, 150]
+    assert pieces.lineage(other) != pieces.lineage(one)
+    assert pieces.lineage(after(one, "ast-words")) != pieces.lineage(after(one, ""))
 
 
 def test_what_is_no_unpruned_run_is_refused(tmp_path, asked):
