@@ -52,8 +52,12 @@ def located(made: AnyRecipe, root: Path) -> AnyRecipe:
 
 
 def recipe_of(run: Path) -> Recipe:
-    """The recipe that a run was made with."""
-    return Recipe.from_json({name: value for name, value in read_json(run / RECIPE).items() if name != "seed"})
+    """The recipe that a run of fine-tuning was made with. Raises `ValueError` for one of pretraining."""
+    return Recipe.from_json(_recorded(run))
+
+
+def _recorded(run: Path) -> dict[str, Any]:
+    return {name: value for name, value in read_json(run / RECIPE).items() if name != "seed"}
 
 
 def lineage(recipe: AnyRecipe) -> tuple[AnyRecipe, ...]:
@@ -65,7 +69,7 @@ def lineage(recipe: AnyRecipe) -> tuple[AnyRecipe, ...]:
     run = Path(start).parent if Path(start).name == MODEL else Path(start)
     if not start or not (run / RECIPE).is_file():
         return (bare,)
-    before = recipe_from_json({name: value for name, value in read_json(run / RECIPE).items() if name != "seed"})
+    before = recipe_from_json(_recorded(run))
     return dataclasses.replace(bare, start=dataclasses.replace(bare.start, checkpoint="")), *lineage(before)
 
 
