@@ -169,14 +169,13 @@ class Batches:
         self.unusable: dict[str, str] = {}
         self.waited = 0.0
         self._clips, self._limit, self._name, self._total = load.clips, limit, name, len(order) // rows
-        self._blank = Batch(*(np.broadcast_to(part, (rows, *np.shape(part))) for part in load.blank()[:-1]))
+        self._blank = Batch(*(np.broadcast_to(part, (rows, *part.shape[1:])) for part in load.blank(1)[:-1]))
         self._alone = process.count == 1
         options = grain.ReadOptions(
             num_threads=workers.threads, prefetch_buffer_size=max(workers.ahead, workers.threads)
         )
-        # Rows are batched before they are read ahead. So they do not depend on the workers.
-        rows_of_batches = grain.MapDataset.source(order).map(load).batch(rows, drop_remainder=True, batch_fn=_stack)
-        ready = rows_of_batches.to_iter_dataset(options)
+        # Whole batches are read ahead, so their rows do not depend on the workers.
+        ready = grain.MapDataset.range(self._total).map(_Numbered(order, load, rows)).to_iter_dataset(options)
         if workers.processes:
             _parse_no_flags()
             ready = ready.mp_prefetch(
@@ -252,32 +251,22 @@ _TRIES = 16  # clips tried in place of an unusable one
 _VARIED = 1  # sets the draws of `vary` apart from the crop's
 
 
-class _Row(NamedTuple):
-    """One row of a `Batch`. `refused` is the index of the clip that could not be used here, or -1."""
-
-    waveform: Any
-    length: Any
-    target: Any
-    weight: Any
-    index: Any
-    refused: Any
-
-
 class _Rows(NamedTuple):
-    waveforms: Any
-    lengths: Any
-    targets: Any
-    weights: Any
-    indices: Any
-    refused: Any
+    """The arrays of a `Batch`, and `refused`: in each row the index of the clip that could not be used here, or -1."""
 
-
-def _stack(rows: Sequence[_Row]) -> _Rows:
-    return _Rows(*(np.stack(column) for column in zip(*rows, strict=True)))
+    waveforms: Float32[np.ndarray, "b samples"]
+    lengths: Int32[np.ndarray, "b"]
+    targets: Float32[np.ndarray, "b y"]
+    weights: Float32[np.ndarray, "b"]
+    indices: Int32[np.ndarray, "b"]
+    refused: Int32[np.ndarray, "b"]
 
 
 class _Load:
-    """Decodes, cuts, varies and pads the clip of one row."""
+    """Decodes, cuts, varies and pads the clips of some rows, into the arrays of all of them.
+
+    A small model on a GPU waits for the interpreter that this takes, so rows are not made one by one and stacked.
+    """
 
     def __init__(
         self,
@@ -296,39 +285,60 @@ class _Load:
         self._substitutes = substitutes
         self._held = Held(clips, megabytes=held)
 
-    def __call__(self, row: tuple[int, int]) -> _Row:
-        index, place = row
-        refused = PAD
-        for step in range(1 + self._substitutes if index != PAD else 0):
+    def __call__(self, rows: Sequence[tuple[int, int]]) -> _Rows:
+        filled = self.blank(len(rows))
+        for row, (index, place) in enumerate(rows):
+            filled.indices[row] = index
+            if index != PAD:
+                self._fill(filled, row, index=index, place=place)
+        return filled
+
+    def blank(self, rows: int) -> _Rows:
+        """Rows of weight 0."""
+        silence, nothing = np.zeros((rows, self._samples), np.float32), np.zeros((rows, self._classes), np.float32)
+        none = np.full(rows, PAD, np.int32)
+        return _Rows(silence, np.full(rows, WINDOW, np.int32), nothing, np.zeros(rows, np.float32), none, none.copy())
+
+    def _fill(self, filled: _Rows, row: int, *, index: int, place: int) -> None:
+        """Puts the clip there, or the first after it that can be used. In evaluation the row of a bad one stays
+        blank."""
+        for step in range(1 + self._substitutes):
             candidate = (index + step) % len(self.clips)
             try:
-                waveform = self._held.load(candidate)
+                sound = self._held.load(candidate)
             except ValueError:
-                refused = index
+                filled.refused[row] = index
                 continue
-            return self._row(waveform, candidate, place, refused)
+            sound = self._vary(self._cut(sound, place), (self._seed, place, _VARIED))
+            filled.waveforms[row, : len(sound)] = sound
+            filled.lengths[row] = len(sound)
+            filled.targets[row, list(self.clips[candidate].labels)] = 1
+            filled.weights[row] = 1
+            filled.indices[row] = candidate
+            return
         if self._substitutes:
             raise ValueError(
                 f"{self.clips[index].path}: neither this clip nor the {self._substitutes} after it can be used"
             )
-        return self.blank(index, refused)
 
-    def blank(self, index: int = PAD, refused: int = PAD) -> _Row:
-        """A row of weight 0."""
-        silence, nothing = np.zeros(self._samples, np.float32), np.zeros(self._classes, np.float32)
-        return _Row(silence, np.int32(WINDOW), nothing, np.float32(0), np.int32(index), np.int32(refused))
+    def _cut(self, sound: Float[np.ndarray, "..."], place: int) -> Float[np.ndarray, "..."]:
+        spare = len(sound) - self._samples
+        if spare <= 0:
+            return sound
+        start = self._crop(spare, np.random.default_rng([self._seed, place]))
+        return sound[start : start + self._samples]
 
-    def _row(self, waveform: Float[np.ndarray, "..."], index: int, place: int, refused: int) -> _Row:
-        spare = len(waveform) - self._samples
-        if spare > 0:
-            start = self._crop(spare, np.random.default_rng([self._seed, place]))
-            waveform = waveform[start : start + self._samples]
-        waveform = self._vary(waveform, (self._seed, place, _VARIED))
-        padded = np.zeros(self._samples, np.float32)
-        padded[: len(waveform)] = waveform
-        target = np.zeros(self._classes, np.float32)
-        target[list(self.clips[index].labels)] = 1
-        return _Row(padded, np.int32(len(waveform)), target, np.float32(1), np.int32(index), np.int32(refused))
+
+@dataclasses.dataclass(frozen=True)
+class _Numbered:
+    """A batch by its number. Grain has batches alone to count, since it takes 10 microseconds for each thing."""
+
+    order: "Shuffled | InOrder"
+    load: _Load
+    rows: int
+
+    def __call__(self, batch: int) -> _Rows:
+        return self.load([self.order[row] for row in range(batch * self.rows, (batch + 1) * self.rows)])
 
 
 def _reason(clip: Record) -> str:

@@ -90,14 +90,7 @@ class LearnedPruning(Classification):
 
     def plan(self, step: int) -> Plan:
         """An update's plan, the same for every step: all augmentation stays on."""
-        settings = self.recipe.augment
-        return Plan(
-            keep_rate_now=self.recipe.prune.keep_rate,
-            policy=Policy(self.score, {}),
-            amounts=augment.amounts(settings),
-            drop_path=jnp.float32(settings.drop_path),
-            hidden=settings.patch_mask,
-        )
+        return Plan(keep_rate_now=self.recipe.prune.keep_rate, policy=Policy(self.score, {}), **self._augmented)
 
     def losses(self, model: Classifier, key: Key[Array, ""], sound: Sound, plan: Plan) -> Float[Array, "b"]:
         """Each clip's loss, augmented and with patches masked out before the blocks."""

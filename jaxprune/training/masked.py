@@ -47,10 +47,11 @@ class MaskedPrediction:
                 raise ValueError(f"the model's {name} is {has}, but the recipe {recipe.name} calls for {wants}")
         self.recipe, self.config, self.steps_per_epoch = recipe, model.config, steps_per_epoch
         self.visible = recipe.mask.count(model.config) / model.config.patches
+        self._plan = Plan(keep_rate_now=self.visible, amounts=augment.amounts(recipe.augment))
 
     def plan(self, step: int) -> Plan:
-        """An update's plan."""
-        return Plan(keep_rate_now=self.visible, amounts=augment.amounts(self.recipe.augment))
+        """An update's plan, the same for every step."""
+        return self._plan
 
     def losses(self, model: Pretraining, key: Key[Array, ""], sound: Sound, plan: Plan) -> Float[Array, "b"]:
         """Each clip's loss, under a mask of its own."""
