@@ -3,7 +3,7 @@
 This module prepares only sound. Log-mel, mixing, masking and normalisation run on the device (`jaxprune.features`,
 `jaxprune.training.augment`). The records, the settings and a batch's number decide what is in it. Threads, decoding
 processes and interruptions do not. Grain decodes ahead and remembers the place. The order is ours
-(`jaxprune.data.order`), so another version of Grain changes no run.
+(`jaxprune.data.order`), so another version of Grain changes no run. A batch is put together in `jaxprune.data.rows`.
 
 `Record.load` refuses clips that are damaged, silent or under 25 ms. `Batches.unusable` names them. More than a given
 share of them is an error. Several processes find it when they compare (`count_bad`). In training another clip takes
@@ -12,20 +12,17 @@ the place of a bad one, in evaluation a row of weight 0.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float32, Int32
 
-from jaxprune.data.held import Held
 from jaxprune.data.order import ALONE, PAD, InOrder, ProcessRows, Shuffled, by_chance, each_once, local_rows
 from jaxprune.data.records import Dataset, Record, Split, rarity
-from jaxprune.features import WINDOW, sample_count
-
-Crop = Callable[[int, np.random.Generator], int]
-Vary = Callable[[Float[np.ndarray, "samples"], Sequence[int]], Float[np.ndarray, "samples"]]
+from jaxprune.data.rows import TRIES, Crop, Load, Numbered, Vary, anywhere, as_it_is, from_start
+from jaxprune.features import sample_count
 
 
 class Batch(NamedTuple):
@@ -63,21 +60,6 @@ class Workers:
             raise ValueError(f"{self}: threads and ahead must be at least 1, processes and held at least 0")
 
 
-def from_start(spare: int, rng: np.random.Generator) -> int:
-    """Keeps the head of a long clip. The published code does so everywhere: it cuts its spectrogram at T frames."""
-    return 0
-
-
-def anywhere(spare: int, rng: np.random.Generator) -> int:
-    """Keeps a random stretch of a long clip, for training. Clips within T frames stay whole. Not in the paper."""
-    return int(rng.integers(spare + 1))
-
-
-def as_it_is(waveform: Float[np.ndarray, "samples"], seed: Sequence[int]) -> Float[np.ndarray, "samples"]:
-    """Changes nothing."""
-    return waveform
-
-
 def train_batches(
     dataset: Dataset,
     split: Split = "train",
@@ -112,8 +94,8 @@ def train_batches(
     classes, samples = len(dataset.labels), sample_count(frames)
     draw = by_chance(rarity(clips, classes=classes)) if balanced else each_once(len(clips))
     order = Shuffled(draw=draw, steps=steps, epochs=epochs, batch_size=batch_size, seed=seed, process=process)
-    load = _Load(
-        clips, classes=classes, samples=samples, crop=crop, vary=vary, seed=seed, substitutes=_TRIES, held=workers.held
+    load = Load(
+        clips, classes=classes, samples=samples, crop=crop, vary=vary, seed=seed, substitutes=TRIES, held=workers.held
     )
     name = f"{dataset.name} {split}"
     return Batches(order, load, rows=rows, steps=steps, process=process, workers=workers, limit=unusable, name=name)
@@ -139,7 +121,7 @@ def eval_batches(
     rows = local_rows(batch_size, process)
     steps = -(-len(clips) // batch_size)
     order = InOrder(clips=len(clips), steps=steps, batch_size=batch_size, process=process)
-    load = _Load(clips, classes=len(dataset.labels), samples=sample_count(frames), crop=crop, seed=0, substitutes=0)
+    load = Load(clips, classes=len(dataset.labels), samples=sample_count(frames), crop=crop, seed=0, substitutes=0)
     name = f"{dataset.name} {split}"
     return Batches(order, load, rows=rows, steps=steps, process=process, workers=workers, limit=unusable, name=name)
 
@@ -153,8 +135,8 @@ class Batches:
 
     def __init__(
         self,
-        order: "Shuffled | InOrder",
-        load: "_Load",
+        order: Shuffled | InOrder,
+        load: Load,
         *,
         rows: int,
         steps: int,
@@ -175,7 +157,7 @@ class Batches:
             num_threads=workers.threads, prefetch_buffer_size=max(workers.ahead, workers.threads)
         )
         # Whole batches are read ahead, so their rows do not depend on the workers.
-        ready = grain.MapDataset.range(self._total).map(_Numbered(order, load, rows)).to_iter_dataset(options)
+        ready = grain.MapDataset.range(self._total).map(Numbered(order, load, rows)).to_iter_dataset(options)
         if workers.processes:
             _parse_no_flags()
             ready = ready.mp_prefetch(
@@ -245,100 +227,6 @@ class Batches:
                 f"{self._name}: {bad} of {len(self._clips)} clips cannot be used; at most {allowed} "
                 f"({self._limit:.2%}) may be: {first}"
             )
-
-
-_TRIES = 16  # clips tried in place of an unusable one
-_VARIED = 1  # sets the draws of `vary` apart from the crop's
-
-
-class _Rows(NamedTuple):
-    """The arrays of a `Batch`, and `refused`: in each row the index of the clip that could not be used here, or -1."""
-
-    waveforms: Float32[np.ndarray, "b samples"]
-    lengths: Int32[np.ndarray, "b"]
-    targets: Float32[np.ndarray, "b y"]
-    weights: Float32[np.ndarray, "b"]
-    indices: Int32[np.ndarray, "b"]
-    refused: Int32[np.ndarray, "b"]
-
-
-class _Load:
-    """Decodes, cuts, varies and pads the clips of some rows, into the arrays of all of them.
-
-    A small model on a GPU waits for the interpreter that this takes, so rows are not made one by one and stacked.
-    """
-
-    def __init__(
-        self,
-        clips: tuple[Record, ...],
-        *,
-        classes: int,
-        samples: int,
-        crop: Crop,
-        seed: int,
-        substitutes: int,
-        vary: Vary = as_it_is,
-        held: int = 0,
-    ):
-        self.clips = clips
-        self._classes, self._samples, self._crop, self._vary, self._seed = classes, samples, crop, vary, seed
-        self._substitutes = substitutes
-        self._held = Held(clips, megabytes=held)
-
-    def __call__(self, rows: Sequence[tuple[int, int]]) -> _Rows:
-        filled = self.blank(len(rows))
-        for row, (index, place) in enumerate(rows):
-            filled.indices[row] = index
-            if index != PAD:
-                self._fill(filled, row, index=index, place=place)
-        return filled
-
-    def blank(self, rows: int) -> _Rows:
-        """Rows of weight 0."""
-        silence, nothing = np.zeros((rows, self._samples), np.float32), np.zeros((rows, self._classes), np.float32)
-        none = np.full(rows, PAD, np.int32)
-        return _Rows(silence, np.full(rows, WINDOW, np.int32), nothing, np.zeros(rows, np.float32), none, none.copy())
-
-    def _fill(self, filled: _Rows, row: int, *, index: int, place: int) -> None:
-        """Puts the clip there, or the first after it that can be used. In evaluation the row of a bad one stays
-        blank."""
-        for step in range(1 + self._substitutes):
-            candidate = (index + step) % len(self.clips)
-            try:
-                sound = self._held.load(candidate)
-            except ValueError:
-                filled.refused[row] = index
-                continue
-            sound = self._vary(self._cut(sound, place), (self._seed, place, _VARIED))
-            filled.waveforms[row, : len(sound)] = sound
-            filled.lengths[row] = len(sound)
-            filled.targets[row, list(self.clips[candidate].labels)] = 1
-            filled.weights[row] = 1
-            filled.indices[row] = candidate
-            return
-        if self._substitutes:
-            raise ValueError(
-                f"{self.clips[index].path}: neither this clip nor the {self._substitutes} after it can be used"
-            )
-
-    def _cut(self, sound: Float[np.ndarray, "..."], place: int) -> Float[np.ndarray, "..."]:
-        spare = len(sound) - self._samples
-        if spare <= 0:
-            return sound
-        start = self._crop(spare, np.random.default_rng([self._seed, place]))
-        return sound[start : start + self._samples]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Numbered:
-    """A batch by its number. Grain has batches alone to count, since it takes 10 microseconds for each thing."""
-
-    order: "Shuffled | InOrder"
-    load: _Load
-    rows: int
-
-    def __call__(self, batch: int) -> _Rows:
-        return self.load([self.order[row] for row in range(batch * self.rows, (batch + 1) * self.rows)])
 
 
 def _reason(clip: Record) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from jaxprune.data.records import Record
-from jaxprune.data.shard_files import FULL_SCALE, waveform
+from jaxprune.data.shard_files import FULL_SCALE
 
 
 class Held:
@@ -24,11 +24,14 @@ class Held:
         self._clips, self._room = clips, megabytes * 10**6
         self._sounds: dict[int, np.ndarray] = {}
 
-    def load(self, index: int) -> Float[np.ndarray, "samples"]:
-        """A clip's sound, float32, the same numbers each time. Raises `ValueError` as `Record.load` does."""
+    def load(self, index: int) -> Shaped[np.ndarray, "samples"]:
+        """A clip's sound, of which `shard_files.waveform` makes the same float32 numbers each time.
+
+        Raises `ValueError` as `Record.load` does.
+        """
         sound = self._sounds.get(index)
         if sound is not None:
-            return waveform(sound)
+            return sound
         loaded = self._clips[index].load()
         # Threads may take the last room twice: a clip or two too many do no harm.
         if self._room > 0 and (small := compact(loaded)).nbytes <= self._room:

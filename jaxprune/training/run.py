@@ -17,9 +17,10 @@ import jax
 from flax import nnx
 
 from jaxprune.data.background import background
-from jaxprune.data.batches import Batches, Workers, as_it_is, eval_batches, train_batches
+from jaxprune.data.batches import Batches, Workers, eval_batches, train_batches
 from jaxprune.data.order import ProcessRows
 from jaxprune.data.records import Dataset, Split
+from jaxprune.data.rows import as_it_is
 from jaxprune.files import locked, write_text
 from jaxprune.parallel.devices import Layout, divided, whole
 from jaxprune.parallel.processes import by_first, gather, is_first, together

@@ -11,9 +11,10 @@ import pytest
 from batches_cases import FRAMES, SAMPLES, THREADS, corpus, train
 
 from jaxprune.audio import load_audio
-from jaxprune.data.batches import PAD, Batch, Workers, anywhere, eval_batches, from_start
+from jaxprune.data.batches import PAD, Batch, Workers, eval_batches
 from jaxprune.data.order import ProcessRows
 from jaxprune.data.records import Dataset, Record, rarity
+from jaxprune.data.rows import anywhere, from_start
 from jaxprune.features import fit_frames, frame_count, log_mel
 
 

@@ -158,6 +158,14 @@ def test_masking_and_spec_augment_are_off_from_shrink_start_in_the_step_itself(s
     assert (plan.hidden, float(plan.amounts.time_mask), float(plan.amounts.freq_mask)) == (0.3 * on, 24 * on, 24 * on)
 
 
+def test_updates_share_the_arrays_of_their_plans():
+    trained = training(recipe())
+    first, second, shrinking, last = (trained.plan(step) for step in (0, 1, SHRINK * STEPS, TOTAL - 1))
+    for one, other in ((first, second), (shrinking, last)):
+        assert one.drop_path is other.drop_path
+        assert all(a is b for a, b in zip(*map(jax.tree.leaves, (one.amounts, other.amounts)), strict=True))
+
+
 def test_without_pruning_masking_goes_on_to_the_end():
     made = recipe(prune=dataclasses.replace(recipe().prune, keep_rate=1.0))
     trained = training(made)

@@ -1,0 +1,138 @@
+"""The rows of a batch: clips decoded, cut, varied and padded, into the arrays of all of them.
+
+A small model on a GPU waits for the interpreter that this takes (docs/performance.md). So rows are not made one by one
+and stacked, and no two threads put batches together at once.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, Int32, Shaped
+
+from jaxprune.data.held import Held
+from jaxprune.data.order import PAD, InOrder, Shuffled
+from jaxprune.data.records import Record
+from jaxprune.data.shard_files import waveform
+from jaxprune.features import WINDOW
+
+Crop = Callable[[int, np.random.Generator], int]
+Vary = Callable[[Float[np.ndarray, "samples"], Sequence[int]], Float[np.ndarray, "samples"]]
+
+TRIES = 16  # clips tried in place of an unusable one
+VARIED = 1  # sets the draws of `vary` apart from the crop's
+# Held while a batch is put together: two threads that want the interpreter at once take three times as long.
+ONE_AT_A_TIME = threading.Lock()
+
+
+def from_start(spare: int, rng: np.random.Generator) -> int:
+    """Keeps the head of a long clip. The published code does so everywhere: it cuts its spectrogram at T frames."""
+    return 0
+
+
+def anywhere(spare: int, rng: np.random.Generator) -> int:
+    """Keeps a random stretch of a long clip, for training. Clips within T frames stay whole. Not in the paper."""
+    return int(rng.integers(spare + 1))
+
+
+def as_it_is(waveform: Float[np.ndarray, "samples"], seed: Sequence[int]) -> Float[np.ndarray, "samples"]:
+    """Changes nothing."""
+    return waveform
+
+
+class Rows(NamedTuple):
+    """The arrays of a `Batch`, and `refused`: in each row the index of the clip that could not be used here, or -1."""
+
+    waveforms: Float32[np.ndarray, "b samples"]
+    lengths: Int32[np.ndarray, "b"]
+    targets: Float32[np.ndarray, "b y"]
+    weights: Float32[np.ndarray, "b"]
+    indices: Int32[np.ndarray, "b"]
+    refused: Int32[np.ndarray, "b"]
+
+
+class Load:
+    """The sound of some rows, each a record's index and the row's place among those of all epochs.
+
+    `substitutes` is how many clips after a bad one are tried in its place. With none its row stays blank. Up to `held`
+    MB of decoded clips stay in memory.
+    """
+
+    def __init__(
+        self,
+        clips: tuple[Record, ...],
+        *,
+        classes: int,
+        samples: int,
+        crop: Crop,
+        seed: int,
+        substitutes: int,
+        vary: Vary = as_it_is,
+        held: int = 0,
+    ):
+        self.clips = clips
+        self._classes, self._samples, self._crop, self._vary, self._seed = classes, samples, crop, vary, seed
+        self._substitutes = substitutes
+        self._held = Held(clips, megabytes=held)
+
+    def __call__(self, rows: Sequence[tuple[int, int]]) -> Rows:
+        """The rows in order. Raises `ValueError` where neither a clip nor a substitute can be used."""
+        found = [self._usable(index) for index, _ in rows]
+        with ONE_AT_A_TIME:
+            filled = self.blank(len(rows))
+            for row, ((asked, place), (index, sound)) in enumerate(zip(rows, found, strict=True)):
+                filled.indices[row] = index
+                filled.refused[row] = PAD if sound is not None and index == asked else asked
+                if sound is not None:
+                    self._fill(filled, row, sound=sound, index=index, place=place)
+        return filled
+
+    def blank(self, rows: int) -> Rows:
+        """Rows of weight 0."""
+        silence, nothing = np.zeros((rows, self._samples), np.float32), np.zeros((rows, self._classes), np.float32)
+        none = np.full(rows, PAD, np.int32)
+        return Rows(silence, np.full(rows, WINDOW, np.int32), nothing, np.zeros(rows, np.float32), none, none.copy())
+
+    def _usable(self, index: int) -> tuple[int, Shaped[np.ndarray, "..."] | None]:
+        """The first clip from `index` on that can be used, and its sound, or `index` and None for a blank row."""
+        if index == PAD:
+            return index, None
+        for step in range(1 + self._substitutes):
+            candidate = (index + step) % len(self.clips)
+            try:
+                return candidate, self._held.load(candidate)
+            except ValueError:
+                continue
+        if self._substitutes:
+            raise ValueError(
+                f"{self.clips[index].path}: neither this clip nor the {self._substitutes} after it can be used"
+            )
+        return index, None
+
+    def _fill(self, filled: Rows, row: int, *, sound: Shaped[np.ndarray, "..."], index: int, place: int) -> None:
+        sound = self._vary(waveform(self._cut(sound, place)), (self._seed, place, VARIED))
+        filled.waveforms[row, : len(sound)] = sound
+        filled.lengths[row] = len(sound)
+        filled.targets[row, list(self.clips[index].labels)] = 1
+        filled.weights[row] = 1
+
+    def _cut(self, sound: Shaped[np.ndarray, "..."], place: int) -> Shaped[np.ndarray, "..."]:
+        spare = len(sound) - self._samples
+        if spare <= 0:
+            return sound
+        start = self._crop(spare, np.random.default_rng([self._seed, place]))
+        return sound[start : start + self._samples]
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """A batch by its number. Grain has batches alone to count, since it takes 10 microseconds for each thing."""
+
+    order: Shuffled | InOrder
+    load: Load
+    rows: int
+
+    def __call__(self, batch: int) -> Rows:
+        return self.load([self.order[row] for row in range(batch * self.rows, (batch + 1) * self.rows)])
