@@ -1,7 +1,7 @@
 """Background noise from a folder, put under training clips as they are read.
 
 Noise is drawn on the host, because the files are there; all other variation is the device's
-(`jaxprune.training.augment`). A draw depends on a seed alone, which `jaxprune.data.batches` makes for each place in a
+(`jaxprune.training.augment`). A draw depends on a seed alone, which `jaxprune.data.rows` makes for each place in a
 run: so it does not depend on threads, processes or interruptions.
 """
 
@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from jaxprune.audio import load_audio, sound_header
 from jaxprune.data.folders import find
 from jaxprune.data.records import refuse
+from jaxprune.data.shard_files import waveform
 
 LONGEST = 600  # seconds of a file of noise, which is decoded whole
 HELD = 16  # decoded files that a process keeps
@@ -33,19 +34,22 @@ class Background:
     snr: tuple[float, float]
     share: float
 
-    def __call__(self, waveform: Float[np.ndarray, "samples"], seed: Sequence[int]) -> Float[np.ndarray, "samples"]:
-        """The clip with its noise; the sum may pass full scale. Raises `ValueError` for a damaged file."""
+    def __call__(self, sound: Shaped[np.ndarray, "samples"], seed: Sequence[int]) -> Shaped[np.ndarray, "samples"]:
+        """The clip with its noise, float32; the sum may pass full scale. A clip without noise stays as it is held.
+
+        Raises `ValueError` for a damaged file.
+        """
         rng = np.random.default_rng(seed)
         chance, ratio = rng.uniform(), rng.uniform(*self.snr)
         noise = _sound(self.files[rng.integers(len(self.files))])
-        start = rng.integers(max(1, len(noise) - len(waveform) + 1))
+        start = rng.integers(max(1, len(noise) - len(sound) + 1))
         if chance >= self.share:
-            return waveform
-        stretch = np.take(noise, np.arange(start, start + len(waveform)), mode="wrap")
-        ours, theirs = (np.mean(np.square(sound, dtype=np.float64)) for sound in (waveform, stretch))
+            return sound
+        clip, stretch = waveform(sound), np.take(noise, np.arange(start, start + len(sound)), mode="wrap")
+        ours, theirs = (np.mean(np.square(part, dtype=np.float64)) for part in (clip, stretch))
         if theirs == 0:
-            return waveform
-        return waveform + stretch * np.float32(np.sqrt(ours / theirs / 10 ** (ratio / 10)))
+            return sound
+        return clip + stretch * np.float32(np.sqrt(ours / theirs / 10 ** (ratio / 10)))
 
 
 def background(folder: Path, *, snr: tuple[float, float], share: float) -> Background:

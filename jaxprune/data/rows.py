@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32, Shaped
+from jaxtyping import Float32, Int32, Shaped
 
 from jaxprune.data.held import Held
 from jaxprune.data.order import PAD, InOrder, Shuffled
@@ -19,7 +19,8 @@ from jaxprune.data.shard_files import waveform
 from jaxprune.features import WINDOW
 
 Crop = Callable[[int, np.random.Generator], int]
-Vary = Callable[[Float[np.ndarray, "samples"], Sequence[int]], Float[np.ndarray, "samples"]]
+# Of a clip as it is held, int16 or float32 (`shard_files.waveform` makes float32 of either), by a seed.
+Vary = Callable[[Shaped[np.ndarray, "samples"], Sequence[int]], Shaped[np.ndarray, "samples"]]
 
 TRIES = 16  # clips tried in place of an unusable one
 VARIED = 1  # sets the draws of `vary` apart from the crop's
@@ -37,9 +38,9 @@ def anywhere(spare: int, rng: np.random.Generator) -> int:
     return int(rng.integers(spare + 1))
 
 
-def as_it_is(waveform: Float[np.ndarray, "samples"], seed: Sequence[int]) -> Float[np.ndarray, "samples"]:
+def as_it_is(sound: Shaped[np.ndarray, "samples"], seed: Sequence[int]) -> Shaped[np.ndarray, "samples"]:
     """Changes nothing."""
-    return waveform
+    return sound
 
 
 class Rows(NamedTuple):
@@ -79,14 +80,17 @@ class Load:
 
     def __call__(self, rows: Sequence[tuple[int, int]]) -> Rows:
         """The rows in order. Raises `ValueError` where neither a clip nor a substitute can be used."""
-        found = [self._usable(index) for index, _ in rows]
+        found = [self._usable(index, place) for index, place in rows]
         with ONE_AT_A_TIME:
             filled = self.blank(len(rows))
-            for row, ((asked, place), (index, sound)) in enumerate(zip(rows, found, strict=True)):
+            for row, ((asked, _), (index, sound)) in enumerate(zip(rows, found, strict=True)):
                 filled.indices[row] = index
                 filled.refused[row] = PAD if sound is not None and index == asked else asked
                 if sound is not None:
-                    self._fill(filled, row, sound=sound, index=index, place=place)
+                    filled.waveforms[row, : len(sound)] = waveform(sound)
+                    filled.lengths[row] = len(sound)
+                    filled.targets[row, list(self.clips[index].labels)] = 1
+                    filled.weights[row] = 1
         return filled
 
     def blank(self, rows: int) -> Rows:
@@ -95,35 +99,29 @@ class Load:
         none = np.full(rows, PAD, np.int32)
         return Rows(silence, np.full(rows, WINDOW, np.int32), nothing, np.zeros(rows, np.float32), none, none.copy())
 
-    def _usable(self, index: int) -> tuple[int, Shaped[np.ndarray, "..."] | None]:
-        """The first clip from `index` on that can be used, and its sound, or `index` and None for a blank row."""
+    def _usable(self, index: int, place: int) -> tuple[int, Shaped[np.ndarray, "..."] | None]:
+        """The first clip from `index` on that can be used, cut and varied, or `index` and None for a blank row."""
         if index == PAD:
             return index, None
         for step in range(1 + self._substitutes):
             candidate = (index + step) % len(self.clips)
             try:
-                return candidate, self._held.load(candidate)
+                sound = self._held.load(candidate)
             except ValueError:
                 continue
+            return candidate, self._vary(self._cut(sound, place), (self._seed, place, VARIED))
         if self._substitutes:
             raise ValueError(
                 f"{self.clips[index].path}: neither this clip nor the {self._substitutes} after it can be used"
             )
         return index, None
 
-    def _fill(self, filled: Rows, row: int, *, sound: Shaped[np.ndarray, "..."], index: int, place: int) -> None:
-        sound = self._vary(waveform(self._cut(sound, place)), (self._seed, place, VARIED))
-        filled.waveforms[row, : len(sound)] = sound
-        filled.lengths[row] = len(sound)
-        filled.targets[row, list(self.clips[index].labels)] = 1
-        filled.weights[row] = 1
-
     def _cut(self, sound: Shaped[np.ndarray, "..."], place: int) -> Shaped[np.ndarray, "..."]:
         spare = len(sound) - self._samples
         if spare <= 0:
             return sound
         start = self._crop(spare, np.random.default_rng([self._seed, place]))
-        return sound[start : start + self._samples]
+        return sound[start : start + self._samples].copy()  # a long recording need not wait for the rest of its batch
 
 
 @dataclasses.dataclass(frozen=True)
