@@ -13,31 +13,16 @@ the place of a bad one, in evaluation a row of weight 0.
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from jaxprune.data.order import ALONE, PAD, InOrder, ProcessRows, Shuffled, by_chance, each_once, local_rows
 from jaxprune.data.records import Dataset, Record, Split, rarity
-from jaxprune.data.rows import TRIES, Crop, Load, Numbered, Vary, anywhere, as_it_is, from_start
+from jaxprune.data.rows import TRIES, Batch, Crop, Load, Numbered, Vary, anywhere, as_it_is, from_start
 from jaxprune.features import sample_count
-
-
-class Batch(NamedTuple):
-    """Clips of one padded length. Rows of weight 0 hold silence and no targets: count and train only the others.
-
-    `waveforms` is 16 kHz mono with full scale at 1. Beyond the first `lengths` samples (at least 400) it is zero.
-    `targets` has a one at each class of a clip. `indices` are places in the split's records. A row that only fills the
-    batch has index -1.
-    """
-
-    waveforms: Float32[np.ndarray, "b samples"]
-    lengths: Int32[np.ndarray, "b"]
-    targets: Float32[np.ndarray, "b y"]
-    weights: Float32[np.ndarray, "b"]
-    indices: Int32[np.ndarray, "b"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,7 +136,7 @@ class Batches:
         self.unusable: dict[str, str] = {}
         self.waited = 0.0
         self._clips, self._limit, self._name, self._total = load.clips, limit, name, len(order) // rows
-        self._blank = Batch(*(np.broadcast_to(part, (rows, *part.shape[1:])) for part in load.blank(1)[:-1]))
+        self._blank = Batch(*(np.broadcast_to(part, (rows, *part.shape[1:])) for part in load.blank(1)))
         self._alone = process.count == 1
         options = grain.ReadOptions(
             num_threads=workers.threads, prefetch_buffer_size=max(workers.ahead, workers.threads)
@@ -173,10 +158,10 @@ class Batches:
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
-        rows = next(self._iterator)
+        batch, refused = next(self._iterator)
         self.waited += time.perf_counter() - began
-        self._note(rows.refused)
-        return Batch(*rows[:-1])
+        self._note(refused)
+        return batch
 
     @property
     def blank(self) -> Batch:

@@ -43,14 +43,25 @@ def as_it_is(sound: Shaped[np.ndarray, "samples"], seed: Sequence[int]) -> Shape
     return sound
 
 
-class Rows(NamedTuple):
-    """The arrays of a `Batch`, and `refused`: in each row the index of the clip that could not be used here, or -1."""
+class Batch(NamedTuple):
+    """Clips of one padded length. Rows of weight 0 hold silence and no targets: count and train only the others.
+
+    `waveforms` is 16 kHz mono with full scale at 1. Beyond the first `lengths` samples (at least 400) it is zero.
+    `targets` has a one at each class of a clip. `indices` are places in the split's records. A row that only fills the
+    batch has index -1.
+    """
 
     waveforms: Float32[np.ndarray, "b samples"]
     lengths: Int32[np.ndarray, "b"]
     targets: Float32[np.ndarray, "b y"]
     weights: Float32[np.ndarray, "b"]
     indices: Int32[np.ndarray, "b"]
+
+
+class Rows(NamedTuple):
+    """A batch, and `refused`: in each row the index of the clip that could not be used here, or -1."""
+
+    batch: Batch
     refused: Int32[np.ndarray, "b"]
 
 
@@ -82,22 +93,23 @@ class Load:
         """The rows in order. Raises `ValueError` where neither a clip nor a substitute can be used."""
         found = [self._usable(index, place) for index, place in rows]
         with ONE_AT_A_TIME:
-            filled = self.blank(len(rows))
+            batch, refused = self.blank(len(rows)), np.full(len(rows), PAD, np.int32)
             for row, ((asked, _), (index, sound)) in enumerate(zip(rows, found, strict=True)):
-                filled.indices[row] = index
-                filled.refused[row] = PAD if sound is not None and index == asked else asked
+                batch.indices[row] = index
+                if sound is None or index != asked:
+                    refused[row] = asked
                 if sound is not None:
-                    filled.waveforms[row, : len(sound)] = waveform(sound)
-                    filled.lengths[row] = len(sound)
-                    filled.targets[row, list(self.clips[index].labels)] = 1
-                    filled.weights[row] = 1
-        return filled
+                    batch.waveforms[row, : len(sound)] = waveform(sound)
+                    batch.lengths[row] = len(sound)
+                    batch.targets[row, list(self.clips[index].labels)] = 1
+                    batch.weights[row] = 1
+        return Rows(batch, refused)
 
-    def blank(self, rows: int) -> Rows:
+    def blank(self, rows: int) -> Batch:
         """Rows of weight 0."""
         silence, nothing = np.zeros((rows, self._samples), np.float32), np.zeros((rows, self._classes), np.float32)
-        none = np.full(rows, PAD, np.int32)
-        return Rows(silence, np.full(rows, WINDOW, np.int32), nothing, np.zeros(rows, np.float32), none, none.copy())
+        lengths, none = np.full(rows, WINDOW, np.int32), np.full(rows, PAD, np.int32)
+        return Batch(silence, lengths, nothing, np.zeros(rows, np.float32), none)
 
     def _usable(self, index: int, place: int) -> tuple[int, Shaped[np.ndarray, "..."] | None]:
         """The first clip from `index` on that can be used, cut and varied, or `index` and None for a blank row."""
