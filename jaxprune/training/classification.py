@@ -48,8 +48,7 @@ class Plan:
 def augmentation(settings: Augment) -> dict[str, Any]:
     """The part of a plan that augmentation decides, by field.
 
-    Make it once a run: arrays that are made anew for each update cost the host of a GPU 4 ms of an update's 13
-    (docs/performance.md).
+    Make it once a run: new arrays for each update took a fifth of a GPU host's time (docs/performance.md).
     """
     return {
         "amounts": augment.amounts(settings),
